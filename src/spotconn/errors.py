@@ -1,0 +1,150 @@
+"""Every error of spotconn, in three branches: ask the user, try later, call an engineer.
+
+    SpotconnError                      .retryable: bool
+    ├── AskUser                        only the user can mend it
+    │   ├── NotConnected               no connection is stored
+    │   ├── ReauthorizationRequired    .reason, .since
+    │   ├── MissingScope               .missing
+    │   └── ConnectFailed              .reason
+    ├── TryLater                       .retry_after: float | None, seconds
+    │   ├── SpotifyUnavailable         429, 5xx, an unreadable answer, a timeout, the network
+    │   ├── RefreshInProgress          another process is refreshing and the deadline came first
+    │   └── DatabaseUnavailable        no connection to Postgres in time
+    └── CallEngineer                   settings, schema or grants are wrong
+        ├── ConfigurationError
+        ├── SchemaMismatch
+        ├── RowSecurityError
+        └── DecryptionError
+
+No text of these errors holds a token, a secret or a code.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import ClassVar, Literal
+
+ReauthorizationReason = Literal["expired", "revoked", "invalid"]
+ConnectFailure = Literal["denied", "state_mismatch", "state_expired", "code_rejected", "not_allowed"]
+
+
+class SpotconnError(Exception):
+    """The base of all errors of this library.
+
+    Attributes:
+        retryable: whether the same call may succeed later with nobody doing anything.
+    """
+
+    retryable: ClassVar[bool] = False
+
+
+class AskUser(SpotconnError):
+    """Only the user can mend this, usually by connecting Spotify again."""
+
+
+class NotConnected(AskUser):
+    """No connection is stored for this user: send them through the connect flow."""
+
+
+class ReauthorizationRequired(AskUser):
+    """Spotify no longer accepts the refresh token: the user must authorize again.
+
+    Attributes:
+        reason: "expired" (six months passed), "revoked" (by the user) or "invalid".
+        since: when this was found out.
+    """
+
+    def __init__(self, reason: ReauthorizationReason, since: datetime) -> None:
+        super().__init__(f"refresh token {reason} (found {since:%Y-%m-%d %H:%M} UTC); the user must connect again")
+        self.reason = reason
+        self.since = since
+
+    def __reduce__(self) -> tuple[type, tuple[ReauthorizationReason, datetime]]:
+        """Pickle by the arguments, which the message does not hold."""
+        return type(self), (self.reason, self.since)
+
+
+class MissingScope(AskUser):
+    """The user has not granted a scope that the call asked for: connect again with it.
+
+    Attributes:
+        missing: the scopes that are not granted.
+    """
+
+    def __init__(self, missing: Iterable[str]) -> None:
+        self.missing = frozenset(missing)
+        super().__init__(f"not granted: {' '.join(sorted(self.missing))}; connect again with these scopes")
+
+    def __reduce__(self) -> tuple[type, tuple[frozenset[str]]]:
+        """Pickle by the argument, which the message does not hold."""
+        return type(self), (self.missing,)
+
+
+class ConnectFailed(AskUser):
+    """A connect attempt ended without a connection; what was stored before is untouched.
+
+    Attributes:
+        reason: "denied" (the user said no), "state_mismatch", "state_expired",
+            "code_rejected" (start again) or "not_allowed" (Spotify refuses this account to this app).
+    """
+
+    def __init__(self, reason: ConnectFailure, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[ConnectFailure, str]]:
+        """Pickle by the arguments."""
+        return type(self), (self.reason, str(self))
+
+
+class TryLater(SpotconnError):
+    """The same call may succeed later.
+
+    Attributes:
+        retry_after: seconds to wait, where known.
+    """
+
+    retryable: ClassVar[bool] = True
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class SpotifyUnavailable(TryLater):
+    """Spotify gave no usable answer: 429, 5xx, an unreadable body, a timeout, the network.
+
+    Attributes:
+        answered: whether Spotify itself answered; False for a fault on the way there.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None, answered: bool = True) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.answered = answered
+
+
+class RefreshInProgress(TryLater):
+    """Another process is refreshing this connection and this call's deadline came first."""
+
+
+class DatabaseUnavailable(TryLater):
+    """Postgres could not be reached, or had no free connection, in time."""
+
+
+class CallEngineer(SpotconnError):
+    """Settings, schema or grants are wrong; neither waiting nor the user helps."""
+
+
+class ConfigurationError(CallEngineer):
+    """A setting is missing or malformed, or Spotify refuses this app's credentials."""
+
+
+class SchemaMismatch(CallEngineer):
+    """The database does not have the schema that this version of the library needs."""
+
+
+class RowSecurityError(CallEngineer):
+    """Row level security would not bind, or the login role lacks a grant."""
+
+
+class DecryptionError(CallEngineer):
+    """A stored value does not decrypt: unknown key, altered or moved ciphertext."""
