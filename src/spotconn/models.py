@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Literal, Protocol, Self
+from typing import Annotated, Literal, Protocol, Self
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
@@ -14,6 +14,13 @@ REFRESH_TOKEN_MONTHS = 6
 
 Source: developer.spotify.com/blog/2026-06-18-refresh-token-expiration.
 """
+
+
+Token = Annotated[str, Field(repr=False, pattern=r"^[\x20-\x7e]+$")]
+"""An access or refresh token: visible ASCII characters (RFC 6749, appendix A)."""
+
+Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
+"""Text that a Postgres column can hold."""
 
 
 class _Value(BaseModel):
@@ -32,8 +39,8 @@ class TokenGrant(_Value):
         scope: the granted scopes; None where Spotify did not say.
     """
 
-    access_token: str = Field(repr=False, min_length=1)
-    refresh_token: str | None = Field(default=None, repr=False, min_length=1)
+    access_token: Token
+    refresh_token: Token | None = Field(default=None, repr=False)
     expires_at: AwareDatetime
     scope: frozenset[str] | None = None
 
@@ -47,9 +54,9 @@ class Profile(_Value):
         email: None without the scope user-read-email, and for apps in development mode.
     """
 
-    spotify_user_id: str = Field(min_length=1)
-    display_name: str | None = None
-    email: str | None = None
+    spotify_user_id: Text
+    display_name: Text | None = None
+    email: Text | None = None
 
 
 class RecordedFailure(_Value):
@@ -59,12 +66,12 @@ class RecordedFailure(_Value):
         reason: "expired", "revoked" or "invalid" end the connection until the user connects again;
             "unavailable" is Spotify's own trouble and passes.
         since: when it was recorded, by the database's clock.
-        retry_after: seconds until the next attempt is due; None where none will be.
+        retry_at: when the next attempt is due, by the database's clock; None where none will be.
     """
 
     reason: ReauthorizationReason | Literal["unavailable"]
     since: AwareDatetime
-    retry_after: float | None = None
+    retry_at: AwareDatetime | None = None
 
 
 class Connection(_Value):
@@ -87,8 +94,8 @@ class Connection(_Value):
     id: UUID
     user_id: UUID
     spotify_user_id: str
-    access_token: str = Field(repr=False)
-    refresh_token: str = Field(repr=False)
+    access_token: Token
+    refresh_token: Token
     expires_at: AwareDatetime
     connected_at: AwareDatetime | None
     display_name: str | None
@@ -100,6 +107,13 @@ class Connection(_Value):
     def reauthorize_by(self) -> datetime | None:
         """When Spotify ends the refresh token: six months after `connected_at`."""
         return None if self.connected_at is None else add_months(self.connected_at, REFRESH_TOKEN_MONTHS)
+
+    @property
+    def reauthorization(self) -> ReauthorizationReason | None:
+        """Why the user must connect again; None while Spotify is not known to refuse the refresh token."""
+        if self.failure is None or self.failure.reason == "unavailable":
+            return None
+        return self.failure.reason
 
 
 class ConnectionStatus(_Value):
@@ -126,6 +140,21 @@ class ConnectionStatus(_Value):
     connected_at: AwareDatetime | None = None
     reauthorize_by: AwareDatetime | None = None
     expires_at: AwareDatetime | None = None
+
+    @classmethod
+    def of(cls, connection: Connection) -> Self:
+        """The status of a stored connection."""
+        return cls(
+            connected=True,
+            reauthorization=connection.reauthorization,
+            spotify_user_id=connection.spotify_user_id,
+            display_name=connection.display_name,
+            email=connection.email,
+            scope=connection.scope,
+            connected_at=connection.connected_at,
+            reauthorize_by=connection.reauthorize_by,
+            expires_at=connection.expires_at,
+        )
 
 
 class Outcome(Enum):
@@ -182,6 +211,21 @@ class RefreshFailure(_Value):
 
     reason: ReauthorizationReason | Literal["unavailable"] | None = None
     retry_after: float | None = Field(default=None, ge=0)
+
+
+def parse_user_id(user_id: UUID | str) -> UUID:
+    """The user id as a UUID.
+
+    Raises:
+        ValueError: it is none; the text does not repeat it.
+    """
+    if isinstance(user_id, UUID):
+        return user_id
+    try:
+        return UUID(user_id)
+    except (ValueError, TypeError, AttributeError):
+        pass
+    raise ValueError("user_id: expected a UUID")
 
 
 class Freshness(Enum):

@@ -1,0 +1,355 @@
+-- Stored Spotify connections: the documented table under row level security, then the library's own schema spotconn.
+-- Needs Postgres 15 or later and what Supabase has (elsewhere: plain_postgres.sql first).
+-- May be applied again, also over a database that has only the documented table: every row is kept.
+
+begin;
+
+do $$
+begin
+    perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('spotconn'));
+    if pg_catalog.to_regclass('auth.users') is null then
+        raise exception 'schema auth is missing'
+            using hint = 'This is no Supabase database: apply plain_postgres.sql first.';
+    end if;
+    if not exists (select from pg_catalog.pg_roles where rolname = 'spotconn') then
+        create role spotconn nologin;
+    end if;
+    -- A login that may create roles is not yet a member of those it creates; a superuser needs no membership.
+    if not (select rolsuper from pg_catalog.pg_roles where rolname = current_user) then
+        execute pg_catalog.format('grant spotconn to %I', current_user);
+    end if;
+end
+$$;
+
+--------------------------------------------------------------------------------------------------------------------
+-- The documented table
+--------------------------------------------------------------------------------------------------------------------
+
+create table if not exists public.spotify_connections (
+    id uuid primary key default gen_random_uuid(),
+    user_id uuid not null references auth.users (id) on delete cascade,
+    spotify_user_id text not null,
+    access_token text not null,
+    refresh_token text not null,
+    expires_at timestamptz not null,
+    connected_at timestamptz default now(),
+    display_name text,
+    email text,
+    unique (user_id)
+);
+
+alter table public.spotify_connections add column if not exists scope text;
+
+comment on column public.spotify_connections.expires_at is
+    'End of the access token and version of the row: every write changes it.';
+comment on column public.spotify_connections.connected_at is
+    'When the user last authorized; Spotify ends the refresh token six months later.';
+comment on column public.spotify_connections.scope is
+    'The granted scopes, separated by spaces; null where they were never recorded.';
+
+create index if not exists idx_spotify_connections_user on public.spotify_connections (user_id);
+create index if not exists idx_spotify_connections_spotify_user on public.spotify_connections (spotify_user_id);
+
+alter table public.spotify_connections enable row level security;
+
+-- (select auth.uid()) means the same as auth.uid() and is evaluated once per statement instead of once per row.
+
+drop policy if exists "Users can view own connections" on public.spotify_connections;
+create policy "Users can view own connections" on public.spotify_connections
+    for select using ((select auth.uid()) = user_id);
+
+drop policy if exists "Users can create own connections" on public.spotify_connections;
+create policy "Users can create own connections" on public.spotify_connections
+    for insert with check ((select auth.uid()) = user_id);
+
+drop policy if exists "Users can update own connections" on public.spotify_connections;
+create policy "Users can update own connections" on public.spotify_connections
+    for update using ((select auth.uid()) = user_id) with check ((select auth.uid()) = user_id);
+
+drop policy if exists "Users can delete own connections" on public.spotify_connections;
+create policy "Users can delete own connections" on public.spotify_connections
+    for delete using ((select auth.uid()) = user_id);
+
+-- Older projects granted everything by default, TRUNCATE among it, which no policy stops.
+revoke all on public.spotify_connections from public, anon, authenticated, service_role;
+grant select, insert, update, delete on public.spotify_connections to authenticated, service_role, spotconn;
+grant usage on schema public to spotconn;
+
+--------------------------------------------------------------------------------------------------------------------
+-- The schema spotconn: what the library keeps beside the table. PostgREST does not expose it.
+--------------------------------------------------------------------------------------------------------------------
+
+create schema if not exists spotconn;
+revoke all on schema spotconn from public;
+grant usage on schema spotconn to spotconn, service_role;
+
+-- Per connection, the lease of the refresh under way and the last failure. A row speaks of one version of the
+-- connection, its expires_at; once that has moved, the row is void.
+create table if not exists spotconn.refresh_state (
+    user_id uuid primary key references public.spotify_connections (user_id) on update cascade on delete cascade,
+    version timestamptz not null,
+    lease_id uuid,
+    lease_until timestamptz,
+    failure text check (failure in ('expired', 'revoked', 'invalid', 'unavailable')),
+    failures integer not null default 0,
+    failed_at timestamptz,
+    retry_at timestamptz,
+    check ((lease_id is null) = (lease_until is null)),
+    check ((failure is null) = (failed_at is null)),
+    check ((failure = 'unavailable') = (retry_at is not null))
+);
+
+comment on column spotconn.refresh_state.version is 'The expires_at of the connection that this row speaks of.';
+comment on column spotconn.refresh_state.failures is 'Passing failures in a row; they make the pauses grow.';
+
+alter table spotconn.refresh_state enable row level security;
+
+drop policy if exists "Own refresh state" on spotconn.refresh_state;
+create policy "Own refresh state" on spotconn.refresh_state to spotconn
+    using ((select auth.uid()) = user_id) with check ((select auth.uid()) = user_id);
+
+revoke all on spotconn.refresh_state from public, anon, authenticated;
+grant select, insert, update, delete on spotconn.refresh_state to spotconn, service_role;
+
+-- A connection with the failure recorded for its present version.
+create or replace view spotconn.connection with (security_invoker = true) as
+select
+    connection.id,
+    connection.user_id,
+    connection.spotify_user_id,
+    connection.access_token,
+    connection.refresh_token,
+    connection.expires_at,
+    connection.connected_at,
+    connection.display_name,
+    connection.email,
+    connection.scope,
+    state.failure,
+    state.failed_at,
+    state.retry_at
+from public.spotify_connections as connection
+left join spotconn.refresh_state as state
+    on state.user_id = connection.user_id
+    and state.version = connection.expires_at;
+
+revoke all on spotconn.connection from public, anon, authenticated;
+grant select on spotconn.connection to spotconn, service_role;
+
+-- One function per operation of the store. Each first becomes the user, then runs its statement, so a call is one
+-- statement, one round trip and one implicit transaction, and cannot forget the claims.
+
+create or replace function spotconn.schema_version() returns integer
+language sql immutable set search_path = ''
+return 1;
+
+-- Role and claims hold until the transaction ends. The legacy claim would win over request.jwt.claims: empty it.
+create or replace function spotconn.act_as(p_user_id uuid) returns void
+language plpgsql set search_path = '' as $$
+begin
+    perform
+        pg_catalog.set_config('role', 'spotconn', true),
+        pg_catalog.set_config('request.jwt.claim.sub', '', true),
+        pg_catalog.set_config(
+            'request.jwt.claims',
+            pg_catalog.jsonb_build_object('sub', p_user_id, 'role', 'spotconn')::text,
+            true
+        );
+end
+$$;
+
+-- Whether the policies bind this login once it acts for a user: nobody's claims, so nothing can be seen.
+create or replace function spotconn.row_security_binds() returns boolean
+language plpgsql set search_path = '' as $$
+begin
+    perform spotconn.act_as(null);
+    return pg_catalog.row_security_active('public.spotify_connections')
+        and pg_catalog.row_security_active('spotconn.refresh_state');
+end
+$$;
+
+create or replace function spotconn.get_connection(p_user_id uuid) returns setof spotconn.connection
+language plpgsql set search_path = '' rows 1 as $$
+begin
+    perform spotconn.act_as(p_user_id);
+    return query
+        select connection.* from spotconn.connection where connection.user_id = p_user_id;
+end
+$$;
+
+-- Connect or reconnect. A new version voids what was recorded of the old one and makes a refresh under way lose.
+create or replace function spotconn.save_connection(
+    p_user_id uuid,
+    p_spotify_user_id text,
+    p_access_token text,
+    p_refresh_token text,
+    p_expires_at timestamptz,
+    p_scope text,
+    p_display_name text,
+    p_email text
+) returns setof spotconn.connection
+language plpgsql set search_path = '' rows 1 as $$
+begin
+    perform spotconn.act_as(p_user_id);
+    insert into public.spotify_connections as stored (
+        user_id, spotify_user_id, access_token, refresh_token, expires_at, connected_at, scope, display_name, email
+    )
+    values (
+        p_user_id, p_spotify_user_id, p_access_token, p_refresh_token, p_expires_at, pg_catalog.clock_timestamp(),
+        p_scope, p_display_name, p_email
+    )
+    on conflict (user_id) do update set
+        spotify_user_id = excluded.spotify_user_id,
+        access_token = excluded.access_token,
+        refresh_token = excluded.refresh_token,
+        expires_at = excluded.expires_at
+            - case when excluded.expires_at = stored.expires_at then interval '1 microsecond' else interval '0' end,
+        connected_at = excluded.connected_at,
+        scope = excluded.scope,
+        display_name = excluded.display_name,
+        email = excluded.email;
+    delete from spotconn.refresh_state as state where state.user_id = p_user_id;
+    return query
+        select connection.* from spotconn.connection where connection.user_id = p_user_id;
+end
+$$;
+
+create or replace function spotconn.delete_connection(p_user_id uuid) returns boolean
+language plpgsql set search_path = '' as $$
+begin
+    perform spotconn.act_as(p_user_id);
+    delete from public.spotify_connections as stored where stored.user_id = p_user_id;
+    return found;
+end
+$$;
+
+-- A turn at the refresh of a connection whose versions up to p_seen the caller cannot use.
+-- granted: the caller holds the lease; busy: another does; superseded: the row is newer than p_seen;
+-- blocked: a recorded failure still counts; gone: no row. All times are this database's.
+create or replace function spotconn.begin_refresh(p_user_id uuid, p_seen timestamptz, p_lease interval)
+returns table (
+    outcome text,
+    lease_id uuid,
+    lapsed boolean,
+    retry_after double precision,
+    connection spotconn.connection
+)
+language plpgsql set search_path = '' rows 1 as $$
+declare
+    state spotconn.refresh_state;
+begin
+    perform spotconn.act_as(p_user_id);
+    lapsed := false;
+    -- The first look takes no lock: most callers end there. Claimants then go on one at a time and look again.
+    for look in 1..2 loop
+        select stored.* into connection from spotconn.connection as stored where stored.user_id = p_user_id;
+        if not found then
+            outcome := 'gone';
+            return next;
+            return;
+        end if;
+        if connection.expires_at > p_seen then
+            outcome := 'superseded';
+            return next;
+            return;
+        end if;
+        if connection.failure <> 'unavailable' or connection.retry_at > pg_catalog.clock_timestamp() then
+            outcome := 'blocked';
+            retry_after := extract(epoch from connection.retry_at - pg_catalog.clock_timestamp());
+            return next;
+            return;
+        end if;
+        select held.* into state from spotconn.refresh_state as held
+            where held.user_id = p_user_id and held.version = connection.expires_at;
+        if state.lease_until > pg_catalog.clock_timestamp() then
+            outcome := 'busy';
+            retry_after := extract(epoch from state.lease_until - pg_catalog.clock_timestamp());
+            return next;
+            return;
+        end if;
+        if look = 1 then
+            perform from public.spotify_connections as stored where stored.user_id = p_user_id for no key update;
+        end if;
+    end loop;
+
+    outcome := 'granted';
+    lease_id := pg_catalog.gen_random_uuid();
+    lapsed := state.lease_id is not null;
+    insert into spotconn.refresh_state as held (user_id, version, lease_id, lease_until)
+    values (p_user_id, connection.expires_at, begin_refresh.lease_id, pg_catalog.clock_timestamp() + p_lease)
+    on conflict (user_id) do update set
+        version = excluded.version,
+        lease_id = excluded.lease_id,
+        lease_until = excluded.lease_until,
+        failure = case when held.version = excluded.version then held.failure end,
+        failures = case when held.version = excluded.version then held.failures else 0 end,
+        failed_at = case when held.version = excluded.version then held.failed_at end,
+        retry_at = case when held.version = excluded.version then held.retry_at end;
+    return next;
+end
+$$;
+
+-- Saves a refresh if the row is still the version that was refreshed: a disconnect or reconnect meanwhile wins.
+-- Null keeps the stored refresh token or scope.
+create or replace function spotconn.finish_refresh(
+    p_user_id uuid,
+    p_version timestamptz,
+    p_access_token text,
+    p_refresh_token text,
+    p_expires_at timestamptz,
+    p_scope text
+) returns setof spotconn.connection
+language plpgsql set search_path = '' rows 1 as $$
+begin
+    perform spotconn.act_as(p_user_id);
+    update public.spotify_connections as stored set
+        access_token = p_access_token,
+        refresh_token = coalesce(p_refresh_token, stored.refresh_token),
+        expires_at = p_expires_at
+            + case when p_expires_at = p_version then interval '1 microsecond' else interval '0' end,
+        scope = coalesce(p_scope, stored.scope)
+    where stored.user_id = p_user_id and stored.expires_at = p_version;
+    if not found then
+        return;
+    end if;
+    delete from spotconn.refresh_state as state where state.user_id = p_user_id;
+    return query
+        select connection.* from spotconn.connection where connection.user_id = p_user_id;
+end
+$$;
+
+-- Ends a lease without a grant; only its holder can. A passing failure pauses the connection for every process:
+-- 1 s, doubled with each failure in a row up to 5 min, of which a random half; at least what Spotify asked for, up to
+-- 1 h. A null reason records nothing.
+create or replace function spotconn.fail_refresh(
+    p_user_id uuid,
+    p_version timestamptz,
+    p_lease_id uuid,
+    p_reason text,
+    p_retry_after double precision
+) returns boolean
+language plpgsql set search_path = '' as $$
+begin
+    perform spotconn.act_as(p_user_id);
+    update spotconn.refresh_state as state set
+        lease_id = null,
+        lease_until = null,
+        failure = coalesce(p_reason, state.failure),
+        failures = state.failures + case when p_reason = 'unavailable' then 1 else 0 end,
+        failed_at = case when p_reason is null then state.failed_at else pg_catalog.clock_timestamp() end,
+        retry_at = case
+            when p_reason is null then state.retry_at
+            when p_reason = 'unavailable' then pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs =>
+                greatest(
+                    least(300, 2 ^ least(state.failures, 9)) * (0.5 + pg_catalog.random() / 2),
+                    least(3600, p_retry_after)
+                ))
+        end
+    where state.user_id = p_user_id and state.version = p_version and state.lease_id = p_lease_id;
+    return found;
+end
+$$;
+
+revoke all on all functions in schema spotconn from public;
+grant execute on all functions in schema spotconn to spotconn;
+
+commit;

@@ -1,0 +1,69 @@
+"""Stored Spotify connections: a valid access token for a user, or one clear reason why not."""
+
+from spotconn.accounts import SpotifyAccounts
+from spotconn.cipher import TokenCipher
+from spotconn.errors import (
+    AskUser,
+    CallEngineer,
+    ConfigurationError,
+    ConnectFailed,
+    DatabaseUnavailable,
+    DecryptionError,
+    MissingScope,
+    NotConnected,
+    ReauthorizationRequired,
+    RefreshInProgress,
+    RowSecurityError,
+    SchemaMismatch,
+    SpotconnError,
+    SpotifyUnavailable,
+    TryLater,
+)
+from spotconn.manager import TokenManager
+from spotconn.models import (
+    Connection,
+    ConnectionStatus,
+    Freshness,
+    Outcome,
+    Profile,
+    RecordedFailure,
+    RefreshFailure,
+    RefreshTurn,
+    TokenGrant,
+    TokenSource,
+    freshness,
+)
+from spotconn.store import ConnectionStore
+
+__all__ = [
+    "AskUser",
+    "CallEngineer",
+    "ConfigurationError",
+    "ConnectFailed",
+    "Connection",
+    "ConnectionStatus",
+    "ConnectionStore",
+    "DatabaseUnavailable",
+    "DecryptionError",
+    "Freshness",
+    "MissingScope",
+    "NotConnected",
+    "Outcome",
+    "Profile",
+    "ReauthorizationRequired",
+    "RecordedFailure",
+    "RefreshFailure",
+    "RefreshInProgress",
+    "RefreshTurn",
+    "RowSecurityError",
+    "SchemaMismatch",
+    "SpotconnError",
+    "SpotifyAccounts",
+    "SpotifyUnavailable",
+    "TokenCipher",
+    "TokenGrant",
+    "TokenManager",
+    "TokenSource",
+    "TryLater",
+    "freshness",
+]

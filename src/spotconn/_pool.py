@@ -1,0 +1,125 @@
+"""The pool under the store: opening, acquiring and closing it in bounded time, its errors made the library's own."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from spotconn.errors import (
+    ConfigurationError,
+    DatabaseUnavailable,
+    RowSecurityError,
+    SchemaMismatch,
+    SpotconnError,
+)
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+ACQUIRE_TIMEOUT = 5.0
+"""Seconds to wait for a pooled connection, and for a new one to be made."""
+QUERY_TIMEOUT = 5.0
+"""Seconds to wait for the answer to a statement."""
+
+APPLY_SCHEMA = 'apply the schema of this version of spotconn: psql "$DATABASE_URL" -f sql/schema.sql'
+
+# SQLSTATE, or its first two characters, to what it means for the caller (PostgreSQL, appendix A).
+_UNAVAILABLE = {"08", "25", "40", "53", "55", "57", "58"}
+_NO_SCHEMA = {"3F000", "42883", "42P01", "42703", "42704", "42846", "42804"}
+_NO_LOGIN = {"28", "3D"}
+
+
+async def open_pool(dsn: str, options: dict[str, Any]) -> asyncpg.Pool:
+    """A connected pool.
+
+    Args:
+        dsn: a postgresql:// URL.
+        options: of `asyncpg.create_pool`; they win over the defaults given here.
+
+    Raises:
+        ConfigurationError: the DSN or an option is malformed, or the login is refused.
+        DatabaseUnavailable: no connection in time.
+    """
+    # Nothing that the store runs outlives its transaction, so a released connection needs no reset: it would cost
+    # every call a second round trip.
+    defaults: dict[str, Any] = {"min_size": 1, "max_size": 10, "timeout": ACQUIRE_TIMEOUT, "reset": _no_reset}
+    pool: asyncpg.Pool | None = None
+    with suppress(ValueError, TypeError, asyncpg.InterfaceError):
+        pool = asyncpg.create_pool(dsn, **(defaults | options))
+    if pool is None:
+        raise ConfigurationError("the DSN or an option of the pool is malformed; expected postgresql://user@host/name")
+    with translated():
+        try:
+            async with asyncio.timeout(ACQUIRE_TIMEOUT):
+                await pool
+        except BaseException:
+            pool.terminate()
+            raise
+    return pool
+
+
+async def close_pool(pool: asyncpg.Pool) -> None:
+    """Close a pool; connections still in use after the time for one statement are cut."""
+    try:
+        async with asyncio.timeout(QUERY_TIMEOUT):
+            await pool.close()
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        pool.terminate()
+
+
+@asynccontextmanager
+async def acquired(pool: asyncpg.Pool) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+    """A connection of the pool.
+
+    Raises:
+        DatabaseUnavailable: none was free, or could be made, in time.
+    """
+    with translated():
+        connection = await pool.acquire(timeout=ACQUIRE_TIMEOUT)
+    try:
+        yield connection
+    finally:
+        with translated():
+            await pool.release(connection, timeout=ACQUIRE_TIMEOUT)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise the library's own errors for those of asyncpg.
+
+    The original is not chained: its text and its detail may repeat a row or an argument.
+    """
+    failure: SpotconnError | ValueError | None = None
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        failure = _meaning(error)
+    except (asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        failure = DatabaseUnavailable(f"the database cannot be reached ({type(error).__name__}); try again later")
+    if failure is not None:
+        raise failure
+
+
+def _meaning(error: asyncpg.PostgresError) -> SpotconnError | ValueError:
+    state = error.sqlstate or "?????"
+    name = type(error).__name__
+    if state == "42501":
+        return RowSecurityError(
+            "the login role may not act under row level security: GRANT spotconn TO it (with INHERIT), or "
+            + APPLY_SCHEMA
+        )
+    if state == "23503":
+        return ValueError("user_id: no such user in auth.users")
+    if state in _NO_SCHEMA:
+        return SchemaMismatch(f"the database lacks what this library needs ({name}): {APPLY_SCHEMA}")
+    if state[:2] in _NO_LOGIN:
+        return ConfigurationError(f"the database refused the login ({name}): check user, password and database name")
+    if state[:2] in _UNAVAILABLE:
+        return DatabaseUnavailable(f"the database cannot serve now ({name}, SQLSTATE {state}); try again later")
+    return SchemaMismatch(f"the database refused the statement ({name}, SQLSTATE {state}): {APPLY_SCHEMA}")
+
+
+async def _no_reset(_connection: asyncpg.Connection) -> None:
+    """Leave a released connection as it is."""

@@ -1,0 +1,294 @@
+"""The front of the library: a valid access token for a user, or one clear reason why not."""
+
+import asyncio
+import logging
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Self
+from uuid import UUID
+
+from spotconn._cache import ConnectionCache
+from spotconn._refresh import Refresher
+from spotconn._settings import Settings
+from spotconn.accounts import SpotifyAccounts
+from spotconn.errors import MissingScope, NotConnected, SpotconnError
+from spotconn.models import Connection, ConnectionStatus, Freshness, freshness, parse_user_id
+from spotconn.store import ConnectionStore
+
+_log = logging.getLogger("spotconn")
+
+MAX_MIN_TTL = 3000.0
+"""Seconds: the most that a caller may ask of a token's remaining life; Spotify's tokens live 3600."""
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A read or refresh under way for one user, shared by all who wait for it."""
+
+    seen: datetime
+    task: asyncio.Task[Connection]
+
+
+class TokenManager:
+    """Valid access tokens for stored connections.
+
+    One manager serves a whole process; make it inside the event loop that uses it and `aclose` it there.
+
+    Args:
+        store: where the connections are.
+        accounts: where they are refreshed.
+        refresh_window: seconds before its end from which a token is refreshed in the background.
+        expiry_margin: seconds before its end from which a token is no longer handed out.
+        refresh_timeout: seconds for a refresh, all retries included.
+        lease: seconds after which another process may take over a refresh; longer than `refresh_timeout`.
+        cache_ttl: seconds that a connection is remembered without asking the database.
+        cache_size: number of connections remembered.
+        clock: gives seconds since the epoch.
+
+    Raises:
+        ValueError: a number is out of range; the text names it.
+    """
+
+    def __init__(
+        self,
+        store: ConnectionStore,
+        accounts: SpotifyAccounts,
+        *,
+        refresh_window: float = 300,
+        expiry_margin: float = 30,
+        refresh_timeout: float = 10,
+        lease: float = 15,
+        cache_ttl: float = 30,
+        cache_size: int = 100_000,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        _check(expiry_margin >= 0, "expiry_margin: expected 0 or more seconds")
+        _check(refresh_window >= expiry_margin, "refresh_window: expected no less than expiry_margin")
+        _check(refresh_timeout > 0, "refresh_timeout: expected more than 0 seconds")
+        _check(lease > refresh_timeout, "lease: expected more than refresh_timeout")
+        _check(cache_ttl >= 0, "cache_ttl: expected 0 or more seconds")
+        _check(cache_size >= 0, "cache_size: expected 0 or more")
+        self._store = store
+        self._refresher = Refresher(store, accounts, timeout=refresh_timeout, lease=lease)
+        # Each process has a window of its own, so that a fleet does not refresh at the same moment.
+        spread = random.uniform(0.75, 1)  # noqa: S311  no secret hangs on it
+        self._window = max(refresh_window * spread, expiry_margin)
+        self._margin = expiry_margin
+        self._patience = lease
+        self._cache = ConnectionCache(ttl=cache_ttl, size=cache_size)
+        self._clock = clock
+        self._flights: dict[UUID, _Flight] = {}
+        self._background: dict[UUID, asyncio.Task[Connection]] = {}
+        self._closed = False
+
+    @classmethod
+    @asynccontextmanager
+    async def from_env(cls, **overrides: Any) -> AsyncIterator[Self]:
+        """A manager from DATABASE_URL (or SPOTCONN_DATABASE_URL), SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET.
+
+        Without a secret the client is a public one. Everything is closed at the end of the block.
+
+        Args:
+            overrides: keyword arguments of the constructor.
+
+        Raises:
+            ConfigurationError: a variable is missing or malformed; the text names it.
+            DatabaseUnavailable, SchemaMismatch, RowSecurityError: as `ConnectionStore.open`.
+        """
+        settings = Settings.read(os.environ)
+        async with (
+            SpotifyAccounts(settings.client_id, settings.client_secret) as accounts,
+            ConnectionStore.open(settings.database_url) as store,
+            cls(store, accounts, **overrides) as manager,
+        ):
+            yield manager
+
+    async def __aenter__(self) -> Self:
+        """Enter a block at whose end the manager is closed."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the manager."""
+        await self.aclose()
+
+    async def get_valid_token(
+        self, user_id: UUID | str, *, scopes: Iterable[str] = (), min_ttl: float | None = None
+    ) -> str:
+        """An access token that Spotify accepts now.
+
+        Args:
+            user_id: whose token.
+            scopes: scopes that the user must have granted.
+            min_ttl: seconds that the token must still be good for; at most 3000.
+
+        Raises:
+            ValueError: an argument is malformed; the text names it.
+            NotConnected, ReauthorizationRequired, MissingScope: the user must connect.
+            SpotifyUnavailable, RefreshInProgress, DatabaseUnavailable: try later.
+            ConfigurationError, SchemaMismatch, RowSecurityError, DecryptionError: call an engineer.
+        """
+        user_id = parse_user_id(user_id)
+        needed = _scopes(scopes)
+        least = self._least_ttl(min_ttl)
+        now = self._clock()
+        connection = self._cache.get(user_id, now)
+        if (
+            connection is None
+            or connection.expires_at.timestamp() - now <= least
+            or _missing(connection, needed)  # the user may have granted it since, through another process
+        ):
+            connection = await self._fly(user_id, datetime.fromtimestamp(now + least, UTC))
+        if missing := _missing(connection, needed):
+            raise MissingScope(missing)
+        self._refresh_if_stale(connection)
+        return connection.access_token
+
+    async def replace_rejected(self, user_id: UUID | str, rejected_token: str) -> str:
+        """Another access token than the one that the Web API refused with 401.
+
+        It is refreshed only if it is still the stored one, so many callers with one rejected token cost one refresh.
+
+        Args:
+            user_id: whose token.
+            rejected_token: the token that was refused.
+
+        Raises:
+            The same as `get_valid_token`.
+        """
+        user_id = parse_user_id(user_id)
+        self._check_open()
+        self._cache.discard(user_id)
+        connection = await self._store.get(user_id)
+        if connection.access_token == rejected_token:
+            connection = await self._fly(user_id, connection.expires_at)
+            return connection.access_token
+        return await self.get_valid_token(user_id)
+
+    async def status(self, user_id: UUID | str) -> ConnectionStatus:
+        """What a profile page shows; a user without a connection is no error.
+
+        Raises:
+            ValueError: the user id is no UUID.
+            DatabaseUnavailable, SchemaMismatch, RowSecurityError, DecryptionError: it could not be read.
+        """
+        self._check_open()
+        try:
+            connection = await self._store.get(user_id)
+        except NotConnected:
+            return ConnectionStatus(connected=False)
+        return ConnectionStatus.of(connection)
+
+    async def disconnect(self, user_id: UUID | str) -> bool:
+        """Delete the stored connection.
+
+        Spotify keeps the user's consent until they end it at www.spotify.com/account/apps; an access token already
+        handed out works until it expires.
+
+        Returns:
+            Whether there was a connection.
+        """
+        user_id = parse_user_id(user_id)
+        self._check_open()
+        try:
+            return await self._store.delete(user_id)
+        finally:
+            self._cache.discard(user_id)
+
+    async def aclose(self) -> None:
+        """Refuse new calls and wait, for no longer than the lease, until running refreshes are saved."""
+        self._closed = True
+        running = {flight.task for flight in self._flights.values()} | set(self._background.values())
+        if not running:
+            return
+        _, late = await asyncio.wait(running, timeout=self._patience)
+        for task in late:
+            task.cancel()
+        if late:
+            _log.error("%d refreshes were cut off at shutdown", len(late))
+            await asyncio.wait(late, timeout=1)
+
+    def _least_ttl(self, min_ttl: float | None) -> float:
+        if min_ttl is None:
+            return self._margin
+        if not 0 <= min_ttl <= MAX_MIN_TTL:
+            raise ValueError(f"min_ttl: expected 0 to {MAX_MIN_TTL:.0f} seconds")
+        return max(min_ttl, self._margin)
+
+    async def _fly(self, user_id: UUID, seen: datetime) -> Connection:
+        """Join the flight of this user or start one; a flight that served a weaker demand is followed by another.
+
+        The flight is shielded: a caller that goes away does not stop a refresh between Spotify and the database.
+        """
+        while True:
+            self._check_open()
+            flight = self._flights.get(user_id) or self._start(user_id, seen)
+            try:
+                connection = await asyncio.shield(flight.task)
+            except SpotconnError:
+                if flight.seen <= seen:
+                    raise
+            else:
+                if flight.seen >= seen or connection.expires_at > seen:
+                    return connection
+
+    def _start(self, user_id: UUID, seen: datetime) -> _Flight:
+        task = asyncio.create_task(self._obtain(user_id, seen), name="spotconn-flight")
+        flight = self._flights[user_id] = _Flight(seen, task)
+        task.add_done_callback(lambda done: self._landed(user_id, done))
+        return flight
+
+    async def _obtain(self, user_id: UUID, seen: datetime) -> Connection:
+        generation = self._cache.generation
+        try:
+            connection = await self._refresher.obtain(user_id, seen)
+        except NotConnected:
+            self._cache.discard(user_id)
+            raise
+        self._cache.put(connection, self._clock(), generation)
+        return connection
+
+    def _refresh_if_stale(self, connection: Connection) -> None:
+        """Start a refresh in the background if the token ends soon and Spotify has not refused the connection."""
+        user_id, ends = connection.user_id, connection.expires_at
+        state = freshness(ends, self._clock(), window=self._window, margin=self._margin)
+        if state is Freshness.FRESH or self._closed or user_id in self._background or connection.reauthorization:
+            return
+        task = asyncio.create_task(self._obtain(user_id, ends), name="spotconn-background-refresh")
+        self._background[user_id] = task
+        task.add_done_callback(lambda done: self._landed_in_background(user_id, done))
+
+    def _landed(self, user_id: UUID, task: asyncio.Task[Connection]) -> None:
+        del self._flights[user_id]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Its waiters have the error; they may all have gone.
+            _log.debug("a flight ended with %s: %s", type(error).__name__, error)
+
+    def _landed_in_background(self, user_id: UUID, task: asyncio.Task[Connection]) -> None:
+        del self._background[user_id]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.warning("a refresh in the background failed with %s: %s", type(error).__name__, error)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this TokenManager is closed")
+
+
+def _check(holds: bool, text: str) -> None:  # noqa: FBT001  the condition is the point
+    if not holds:
+        raise ValueError(text)
+
+
+def _scopes(scopes: Iterable[str]) -> frozenset[str]:
+    if isinstance(scopes, str):
+        raise ValueError("scopes: expected several strings, not one")  # noqa: TRY004  bad input is a ValueError here
+    return frozenset(scopes)
+
+
+def _missing(connection: Connection, needed: frozenset[str]) -> frozenset[str]:
+    """The needed scopes that are known not to be granted."""
+    return frozenset() if connection.scope is None else needed - connection.scope

@@ -1,0 +1,267 @@
+"""The repository of stored connections over asyncpg: one user at a time, always under row level security.
+
+Every operation but `as_user` is one statement, one round trip and one implicit transaction: it calls a function of
+the schema `spotconn`, which takes the role and the claims for that transaction only.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Self
+from uuid import UUID
+
+import asyncpg
+
+from spotconn._pool import APPLY_SCHEMA, QUERY_TIMEOUT, acquired, close_pool, open_pool, translated
+from spotconn._schema import SCHEMA_VERSION
+from spotconn.cipher import TokenCipher, TokenColumn
+from spotconn.errors import NotConnected, RowSecurityError, SchemaMismatch
+from spotconn.models import (
+    Connection,
+    Outcome,
+    Profile,
+    RecordedFailure,
+    RefreshFailure,
+    RefreshTurn,
+    TokenGrant,
+    parse_user_id,
+)
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+_GET = "select * from spotconn.get_connection($1)"
+_SAVE = "select * from spotconn.save_connection($1, $2, $3, $4, $5, $6, $7, $8)"
+_DELETE = "select spotconn.delete_connection($1)"
+_BEGIN = (
+    "select turn.outcome, turn.lease_id, turn.lapsed, turn.retry_after, (turn.connection).* "
+    "from spotconn.begin_refresh($1, $2, $3) as turn"
+)
+_FINISH = "select * from spotconn.finish_refresh($1, $2, $3, $4, $5, $6)"
+_FAIL = "select spotconn.fail_refresh($1, $2, $3, $4, $5)"
+
+
+class ConnectionStore:
+    """Stored connections, each readable and writable only as the user it belongs to.
+
+    Args:
+        pool: of a login role that is a member of the role `spotconn`. The store does not close it.
+        cipher: encrypts the tokens at rest; without one they are stored as they are.
+    """
+
+    def __init__(self, pool: asyncpg.Pool, *, cipher: TokenCipher | None = None) -> None:
+        self._pool = pool
+        self._cipher = cipher
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, dsn: str, *, cipher: TokenCipher | None = None, **pool_options: Any) -> AsyncIterator[Self]:
+        """A store over a pool of its own, verified, and closed at the end.
+
+        Args:
+            dsn: a postgresql:// URL.
+            cipher: encrypts the tokens at rest.
+            pool_options: of `asyncpg.create_pool`. By default 1 to 10 connections.
+
+        Raises:
+            ConfigurationError: the DSN is malformed, or the login is refused.
+            DatabaseUnavailable: the database does not answer in time.
+            SchemaMismatch, RowSecurityError: as `verify`.
+        """
+        pool = await open_pool(dsn, pool_options)
+        try:
+            store = cls(pool, cipher=cipher)
+            await store.verify()
+            yield store
+        finally:
+            await close_pool(pool)
+
+    async def verify(self) -> None:
+        """Check that the database has this library's schema and that row level security binds this login.
+
+        Raises:
+            SchemaMismatch: the schema is missing or of another version.
+            RowSecurityError: the policies would not bind, or the login lacks a grant.
+            DatabaseUnavailable: no answer in time.
+        """
+        version = await self._value("select spotconn.schema_version()")
+        if version != SCHEMA_VERSION:
+            raise SchemaMismatch(
+                f"the database has version {version} of the schema, this library needs {SCHEMA_VERSION}: "
+                + (APPLY_SCHEMA if version < SCHEMA_VERSION else "upgrade spotconn")
+            )
+        if not await self._value("select spotconn.row_security_binds()"):
+            raise RowSecurityError(
+                "row level security would not bind: it is disabled on the tables, or the role spotconn owns them or "
+                f"has BYPASSRLS or SUPERUSER; run ALTER ROLE spotconn NOBYPASSRLS NOSUPERUSER and {APPLY_SCHEMA}"
+            )
+
+    async def get(self, user_id: UUID | str) -> Connection:
+        """The stored connection of a user.
+
+        Raises:
+            NotConnected: there is none.
+            ValueError: the user id is no UUID.
+            DatabaseUnavailable, SchemaMismatch, RowSecurityError, DecryptionError: it could not be read.
+        """
+        user_id = parse_user_id(user_id)
+        row = await self._row(_GET, user_id)
+        if row is None:
+            raise NotConnected("no Spotify connection is stored for this user")
+        return self._connection(row)
+
+    async def save(self, user_id: UUID | str, grant: TokenGrant, profile: Profile) -> Connection:
+        """Connect a user, or replace what was stored: tokens, scope and account; `connected_at` starts again.
+
+        Args:
+            user_id: an id of auth.users.
+            grant: from the code exchange; it must hold a refresh token.
+            profile: of the account that was connected.
+
+        Raises:
+            ValueError: the user id is no UUID or no user of auth.users, or the grant has no refresh token.
+            DatabaseUnavailable, SchemaMismatch, RowSecurityError: nothing was saved, as far as is known.
+        """
+        user_id = parse_user_id(user_id)
+        if grant.refresh_token is None:
+            raise ValueError("grant: a connection needs a refresh token")
+        row = await self._row(
+            _SAVE,
+            user_id,
+            profile.spotify_user_id,
+            self._encrypt(grant.access_token, user_id, "access_token"),
+            self._encrypt(grant.refresh_token, user_id, "refresh_token"),
+            grant.expires_at,
+            _scope_text(grant.scope),
+            profile.display_name,
+            profile.email,
+        )
+        if row is None:
+            raise SchemaMismatch(f"the saved row does not show; {APPLY_SCHEMA}")
+        return self._connection(row)
+
+    async def delete(self, user_id: UUID | str) -> bool:
+        """Disconnect a user.
+
+        Returns:
+            Whether there was a connection.
+        """
+        return bool(await self._value(_DELETE, parse_user_id(user_id)))
+
+    async def begin_refresh(self, user_id: UUID | str, *, seen: datetime, lease: float = 15) -> RefreshTurn:
+        """Read the connection and, if no version newer than `seen` is stored, take a turn at its refresh.
+
+        A newer row comes back as SUPERSEDED, so this is also the read of a caller that has seen nothing yet and
+        passes the earliest end it can use.
+
+        Args:
+            user_id: whose connection.
+            seen: versions (`expires_at`) up to this one are of no use to the caller.
+            lease: seconds after which another process may take the turn over.
+
+        Raises:
+            ValueError: the user id is no UUID.
+            DatabaseUnavailable, SchemaMismatch, RowSecurityError, DecryptionError: it could not be read.
+        """
+        user_id = parse_user_id(user_id)
+        row = await self._row(_BEGIN, user_id, seen, timedelta(seconds=lease))
+        if row is None:
+            raise SchemaMismatch(f"spotconn.begin_refresh gave no answer; {APPLY_SCHEMA}")
+        outcome = Outcome(row["outcome"])
+        return RefreshTurn(
+            outcome=outcome,
+            user_id=user_id,
+            connection=None if outcome is Outcome.GONE else self._connection(row),
+            lease_id=row["lease_id"],
+            lapsed=row["lapsed"],
+            retry_after=row["retry_after"],
+        )
+
+    async def finish_refresh(self, turn: RefreshTurn, grant: TokenGrant) -> Connection | None:
+        """Save a refresh, if the row is still the version that was refreshed, and end the lease.
+
+        Returns:
+            The saved connection; None where a disconnect, a reconnect or another refresh came first.
+        """
+        stored, _ = _granted(turn)
+        row = await self._row(
+            _FINISH,
+            turn.user_id,
+            stored.expires_at,
+            self._encrypt(grant.access_token, turn.user_id, "access_token"),
+            grant.refresh_token and self._encrypt(grant.refresh_token, turn.user_id, "refresh_token"),
+            grant.expires_at,
+            _scope_text(grant.scope),
+        )
+        return None if row is None else self._connection(row)
+
+    async def fail_refresh(self, turn: RefreshTurn, failure: RefreshFailure) -> None:
+        """End the lease without a grant and record why; nothing happens if the lease has passed to another."""
+        stored, lease_id = _granted(turn)
+        await self._value(_FAIL, turn.user_id, stored.expires_at, lease_id, failure.reason, failure.retry_after)
+
+    @asynccontextmanager
+    async def as_user(self, user_id: UUID | str) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+        """A transaction for the caller's own SQL, under the same row level security as the store's.
+
+        The transaction commits at the end of the block and is rolled back by an exception, which passes through
+        as it is. The connection goes back without role, claims or any other setting.
+        """
+        user_id = parse_user_id(user_id)
+        async with acquired(self._pool) as connection:
+            try:
+                async with connection.transaction():
+                    with translated():
+                        await connection.execute("select spotconn.act_as($1)", user_id, timeout=QUERY_TIMEOUT)
+                    yield connection
+            finally:
+                if not connection.is_closed():
+                    await connection.execute("set session authorization default", timeout=QUERY_TIMEOUT)
+                    await connection.reset(timeout=QUERY_TIMEOUT)
+
+    async def _row(self, query: str, *args: object) -> asyncpg.Record | None:
+        async with acquired(self._pool) as connection:
+            with translated():
+                return await connection.fetchrow(query, *args, timeout=QUERY_TIMEOUT)
+
+    async def _value(self, query: str, *args: object) -> Any:
+        row = await self._row(query, *args)
+        return None if row is None else row[0]
+
+    def _encrypt(self, token: str, user_id: UUID, column: TokenColumn) -> str:
+        return token if self._cipher is None else self._cipher.encrypt(token, user_id=user_id, column=column)
+
+    def _decrypt(self, row: asyncpg.Record, column: TokenColumn) -> str:
+        stored: str = row[column]
+        return stored if self._cipher is None else self._cipher.decrypt(stored, user_id=row["user_id"], column=column)
+
+    def _connection(self, row: asyncpg.Record) -> Connection:
+        return Connection(
+            id=row["id"],
+            user_id=row["user_id"],
+            spotify_user_id=row["spotify_user_id"],
+            access_token=self._decrypt(row, "access_token"),
+            refresh_token=self._decrypt(row, "refresh_token"),
+            expires_at=row["expires_at"],
+            connected_at=row["connected_at"],
+            display_name=row["display_name"],
+            email=row["email"],
+            scope=None if row["scope"] is None else frozenset(row["scope"].split()),
+            failure=_recorded_failure(row),
+        )
+
+
+def _recorded_failure(row: asyncpg.Record) -> RecordedFailure | None:
+    if row["failure"] is None:
+        return None
+    return RecordedFailure(reason=row["failure"], since=row["failed_at"], retry_at=row["retry_at"])
+
+
+def _scope_text(scope: frozenset[str] | None) -> str | None:
+    return None if scope is None else " ".join(sorted(scope))
+
+
+def _granted(turn: RefreshTurn) -> tuple[Connection, UUID]:
+    if turn.connection is None or turn.lease_id is None:
+        raise ValueError(f"turn: expected a granted one, not {turn.outcome.value}")
+    return turn.connection, turn.lease_id
