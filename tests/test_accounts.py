@@ -7,7 +7,7 @@ import logging
 import socket
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from email.utils import formatdate
 from typing import Any
@@ -220,26 +220,35 @@ async def test_a_lost_answer_to_a_code(script: bytes) -> None:
     assert len(served.requests) == 1
 
 
+@pytest.fixture
+def deaf() -> Iterator[socket.socket]:
+    """A socket that holds a port and does not listen: connections are refused."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held
+
+
+def url_of(listener: socket.socket) -> str:
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
 @every_call
-async def test_nobody_listens(call: Call) -> None:
+async def test_nobody_listens(call: Call, deaf: socket.socket) -> None:
     """A refused connection is the network's fault, not Spotify's."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    url = url_of(deaf)
     async with SpotifyAccounts("app", accounts_url=url, api_url=url) as accounts:
-        with pytest.raises(SpotifyUnavailable, match="ConnectError") as raised:
+        with pytest.raises(SpotifyUnavailable, match="no answer from") as raised:
             await call(accounts, BRIEF)
     assert (raised.value.answered, raised.value.retry_after) == (False, None)
 
 
-async def test_a_code_waits_for_the_server() -> None:
+async def test_a_code_waits_for_the_server(deaf: socket.socket) -> None:
     """A code is sent as soon as somebody listens: nothing was used up before."""
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = reserved.getsockname()[1]
     served = Upstream(answer(200, GRANT))
-    async with SpotifyAccounts("app", accounts_url=f"http://127.0.0.1:{port}") as accounts:
+    async with SpotifyAccounts("app", accounts_url=url_of(deaf)) as accounts:
         exchanging = asyncio.create_task(exchange(accounts))
         await asyncio.sleep(0.1)
-        async with await asyncio.start_server(served._respond, "127.0.0.1", port):
+        async with await asyncio.start_server(served._respond, sock=deaf):
             await exchanging
     assert len(served.requests) == 1
 
@@ -248,7 +257,7 @@ async def test_a_code_waits_for_the_server() -> None:
 async def test_the_deadline(call: Call) -> None:
     """A server that never answers holds a call no longer than its deadline."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        url = url_of(silent)
         async with SpotifyAccounts("app", accounts_url=url, api_url=url) as accounts:
             started = time.monotonic()
             with pytest.raises(SpotifyUnavailable, match=r"within 0\.2 seconds") as raised:
@@ -258,10 +267,10 @@ async def test_the_deadline(call: Call) -> None:
 
 
 async def test_the_deadline_spans_all_attempts() -> None:
-    """Retries end with the deadline, and the last answer is what is raised."""
+    """Retries go on until the deadline and end with it."""
     async with spotify(answer(503)) as (accounts, served):
         started = time.monotonic()
-        with pytest.raises(SpotifyUnavailable, match="503"):
+        with pytest.raises(SpotifyUnavailable):
             await accounts.refresh("secret-rt", timeout=0.6)
     assert time.monotonic() - started < 2
     assert len(served.requests) > 1
@@ -295,7 +304,7 @@ async def test_a_retry_after_within_the_deadline(form: str) -> None:
 async def test_cancellation() -> None:
     """A cancelled call ends as cancelled, and the client still works."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        url = url_of(silent)
         async with SpotifyAccounts("app", accounts_url=url) as accounts:
             task = asyncio.create_task(accounts.refresh("secret-rt"))
             await asyncio.sleep(0.1)
