@@ -3,6 +3,7 @@
 -- May be applied again: nothing is lost.
 
 begin;
+set local client_min_messages = warning;
 
 do $$
 declare

@@ -3,6 +3,7 @@
 -- May be applied again, also over a database that has only the documented table: every row is kept.
 
 begin;
+set local client_min_messages = warning;
 
 do $$
 begin
@@ -341,7 +342,7 @@ begin
             when p_reason = 'unavailable' then pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs =>
                 greatest(
                     least(300, 2 ^ least(state.failures, 9)) * (0.5 + pg_catalog.random() / 2),
-                    least(3600, p_retry_after)
+                    least(3600, coalesce(p_retry_after, 0))
                 ))
         end
     where state.user_id = p_user_id and state.version = p_version and state.lease_id = p_lease_id;

@@ -16,7 +16,7 @@ Source: developer.spotify.com/blog/2026-06-18-refresh-token-expiration.
 """
 
 
-Token = Annotated[str, Field(repr=False, pattern=r"^[\x20-\x7e]+$")]
+Token = Annotated[str, Field(pattern=r"^[\x20-\x7e]+$")]
 """An access or refresh token: visible ASCII characters (RFC 6749, appendix A)."""
 
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
@@ -39,7 +39,7 @@ class TokenGrant(_Value):
         scope: the granted scopes; None where Spotify did not say.
     """
 
-    access_token: Token
+    access_token: Token = Field(repr=False)
     refresh_token: Token | None = Field(default=None, repr=False)
     expires_at: AwareDatetime
     scope: frozenset[str] | None = None
@@ -94,8 +94,8 @@ class Connection(_Value):
     id: UUID
     user_id: UUID
     spotify_user_id: str
-    access_token: Token
-    refresh_token: Token
+    access_token: Token = Field(repr=False)
+    refresh_token: Token = Field(repr=False)
     expires_at: AwareDatetime
     connected_at: AwareDatetime | None
     display_name: str | None

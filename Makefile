@@ -1,0 +1,33 @@
+# Everything runs in .venv, made on first use. Set PYTHON to use another interpreter than python3.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+# Where the system can do it, a command dies with the make that started it, also by SIGKILL.
+GUARD := $(shell command -v setpriv >/dev/null 2>&1 && echo setpriv --pdeathsig KILL)
+
+.PHONY: demo test check clean
+
+demo: .venv/demo-installed
+	@$(GUARD) $(BIN)/python examples/quickstart.py
+
+test: .venv/dev-installed
+	$(GUARD) $(BIN)/python -m pytest --cov --cov-report=term
+
+check: .venv/dev-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+clean:
+	rm -rf .venv .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+.venv/%-installed: pyproject.toml | .venv/bin/python
+	$(GUARD) $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	@touch $@
+
+.venv/bin/python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'spotconn needs Python 3.11 or later; set PYTHON=')"
+	$(GUARD) $(PYTHON) -m venv .venv

@@ -1,0 +1,46 @@
+"""A database as the library expects it, for tests and demos."""
+
+from uuid import UUID
+
+import asyncpg
+
+from spotconn._schema import read_sql
+
+TIMEOUT = 30.0
+"""Seconds to connect and for each statement."""
+
+
+async def apply_schema(dsn: str, *, plain_postgres: bool = True) -> None:
+    """Apply the library's schema; may be repeated.
+
+    Args:
+        dsn: of a login that may create roles and schemas.
+        plain_postgres: False on Supabase, which already has the schema auth and the client roles.
+    """
+    connection = await asyncpg.connect(dsn, timeout=TIMEOUT, command_timeout=TIMEOUT)
+    try:
+        if plain_postgres:
+            await connection.execute(read_sql("plain_postgres.sql"))
+        await connection.execute(read_sql("schema.sql"))
+    finally:
+        await connection.close(timeout=TIMEOUT)
+
+
+async def add_user(dsn: str, *, email: str | None = None) -> UUID:
+    """Add a user to auth.users, as a sign-up would.
+
+    Args:
+        dsn: of a login that may write auth.users.
+        email: of the user.
+
+    Returns:
+        The new user's id.
+    """
+    connection = await asyncpg.connect(dsn, timeout=TIMEOUT, command_timeout=TIMEOUT)
+    try:
+        user_id: UUID = await connection.fetchval(
+            "insert into auth.users (id, email) values (gen_random_uuid(), $1) returning id", email
+        )
+        return user_id
+    finally:
+        await connection.close(timeout=TIMEOUT)

