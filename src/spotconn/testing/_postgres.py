@@ -1,6 +1,8 @@
 """A private PostgreSQL server on loopback, for tests and demos."""
 
+import atexit
 import json
+import os
 import secrets
 import shutil
 import subprocess
@@ -60,6 +62,7 @@ class EmbeddedPostgres:
         self._options = {"max_connections": "200", **({} if durable else _FAST), **(settings or {})}
         self._password = secrets.token_urlsafe(24)
         self._keeper: subprocess.Popen[str] | None = None
+        self._owner = 0
         self.port = 0
         self.folder = Path()
 
@@ -81,6 +84,7 @@ class EmbeddedPostgres:
             "options": self._options,
             "password": self._password,
         }
+        self._owner = os.getpid()
         self._keeper = subprocess.Popen(  # noqa: S603  our own program
             [sys.executable, "-I", "-S", str(KEEPER)],
             stdin=subprocess.PIPE,
@@ -88,11 +92,19 @@ class EmbeddedPostgres:
             text=True,
             start_new_session=True,
         )
+        atexit.register(self.stop)
         self._order(json.dumps(settings))
         return self
 
     def stop(self) -> None:
-        """Stop the server and remove its folder; nothing happens if it is not running."""
+        """Stop the server and remove its folder; nothing happens if it is not running.
+
+        A server never stopped is stopped at the end of the interpreter.
+        """
+        # A forked child inherits this object but not the server, and would wait for a keeper that goes on.
+        if self._owner != os.getpid():
+            return
+        atexit.unregister(self.stop)
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             keeper.communicate()

@@ -1,0 +1,110 @@
+"""Answers that a test scripts, and the hold that keeps Spotify from answering."""
+
+import asyncio
+import json as json_module
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One answer of the token endpoint in place of its own.
+
+    Attributes:
+        status: of the HTTP answer.
+        headers: of the HTTP answer.
+        body: of the HTTP answer, unless `json` is given.
+        json: a value to send as JSON.
+        delay: seconds to wait first.
+        lost: the request is acted upon first, so a refresh token is rotated, and its own answer lost.
+        cut: the connection is closed in the middle of the answer.
+        hang: nothing is sent until the client leaves.
+    """
+
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    json: object = None
+    delay: float = 0.0
+    lost: bool = False
+    cut: bool = False
+    hang: bool = False
+
+    @property
+    def content(self) -> bytes:
+        """The body that is sent."""
+        return self.body if self.json is None else json_module.dumps(self.json).encode()
+
+    @classmethod
+    def too_many_requests(cls, retry_after: str | None = None) -> Self:
+        """429, with Retry-After in seconds or as an HTTP date, and a body that is no JSON, as Spotify sends it."""
+        headers = {} if retry_after is None else {"retry-after": retry_after}
+        return cls(status=429, headers=headers, body=b"Too many requests")
+
+    @classmethod
+    def unavailable(cls, status: int = 503) -> Self:
+        """A 5xx from the proxies before Spotify: text in place of JSON."""
+        body = b"<html><body>upstream connect error or disconnect/reset before headers</body></html>"
+        return cls(status=status, headers={"content-type": "text/html"}, body=body)
+
+    @classmethod
+    def truncated(cls) -> Self:
+        """A 200 whose JSON stops short."""
+        return cls(headers={"content-type": "application/json"}, body=b'{"access_token": "BQ')
+
+    @classmethod
+    def reset(cls) -> Self:
+        """A connection cut after Spotify has acted on the request: the worst moment."""
+        return cls(lost=True, cut=True, body=b'{"access')
+
+    @classmethod
+    def black_hole(cls) -> Self:
+        """No answer at all."""
+        return cls(hang=True)
+
+
+class Hold:
+    """Keeps token answers back while its `with` block lasts, or until `release`.
+
+    Args:
+        before: hold before the request is acted upon, rather than after.
+        calls: hold this many calls and let later ones pass; None holds all.
+        forget: called when the block ends.
+    """
+
+    def __init__(self, *, before: bool, calls: int | None, forget: Callable[[], None]) -> None:
+        self.before = before
+        self._calls = calls
+        self._forget = forget
+        self._reached = asyncio.Event()
+        self._released = asyncio.Event()
+
+    def takes(self) -> bool:
+        """Whether the call that has just come in is to be held."""
+        if self._calls is None:
+            return True
+        self._calls -= 1
+        return self._calls >= 0
+
+    async def reached(self) -> None:
+        """Wait until a call is being held."""
+        await self._reached.wait()
+
+    def release(self) -> None:
+        """Let the held calls, and all later ones, have their answers."""
+        self._released.set()
+
+    async def wait(self) -> None:
+        """Be held."""
+        self._reached.set()
+        await self._released.wait()
+
+    def __enter__(self) -> Self:
+        """Start to hold."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Release what is held."""
+        self.release()
+        self._forget()

@@ -1,0 +1,51 @@
+"""An ASGI app as a real HTTP server on loopback, inside the running event loop."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+CLOSE_TIMEOUT = 5
+"""Seconds that requests under way have at the end, once they are cancelled."""
+
+
+@asynccontextmanager
+async def serve(app: ASGIApp, port: int = 0) -> AsyncIterator[str]:
+    """Serve while the block lasts; requests still under way at its end are cancelled.
+
+    It takes over no signals and logs nothing.
+
+    Args:
+        app: to serve.
+        port: on 127.0.0.1; 0 for a free one.
+
+    Yields:
+        The base URL.
+    """
+    running: set[asyncio.Task[object]] = set()
+
+    async def tracked(scope: Scope, receive: Receive, send: Send) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            running.add(task)
+            task.add_done_callback(running.discard)
+        await app(scope, receive, send)
+
+    with socket.create_server(("127.0.0.1", port)) as listening:
+        config = uvicorn.Config(
+            tracked, lifespan="off", log_config=None, log_level="critical", timeout_graceful_shutdown=CLOSE_TIMEOUT
+        )
+        config.load()
+        server = uvicorn.Server(config)
+        server.lifespan = config.lifespan_class(config)
+        # Started and stopped by hand: Server.serve() would take over the signals of the whole program.
+        await server.startup(sockets=[listening])
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            for task in running:
+                task.cancel()
+            await server.shutdown(sockets=[listening])

@@ -1,0 +1,114 @@
+"""A real Postgres for every test that needs one: the wheel's and, where the system has it, version 15."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from spotconn import ConnectionStore, SpotifyAccounts
+from spotconn.testing import EmbeddedPostgres, FakeSpotify, apply_schema, postgres_binaries
+
+SYSTEM_15 = Path("/usr/lib/postgresql/15/bin")
+SERVERS = ["packaged", *(["system15"] if SYSTEM_15.is_dir() else [])]
+
+
+@dataclass(frozen=True)
+class Database:
+    """A database with the schema applied and the two kinds of login."""
+
+    server: EmbeddedPostgres
+
+    @property
+    def admin_dsn(self) -> str:
+        """Of the superuser."""
+        return self.server.dsn("spotconn")
+
+    @property
+    def dsn(self) -> str:
+        """Of a plain login that is a member of spotconn."""
+        return self.login_dsn("app")
+
+    @property
+    def bypass_dsn(self) -> str:
+        """Of a login with BYPASSRLS, as `postgres` on Supabase is."""
+        return self.login_dsn("app_bypass")
+
+    def login_dsn(self, name: str) -> str:
+        """Of another login."""
+        return self.server.dsn("spotconn", user=name, password=name)
+
+
+async def _prepare(database: Database) -> None:
+    admin = await asyncpg.connect(database.server.dsn())
+    await admin.execute("create database spotconn")
+    await admin.close()
+    await apply_schema(database.admin_dsn)
+    admin = await asyncpg.connect(database.admin_dsn)
+    await admin.execute("create role app login password 'app'; grant spotconn to app")
+    await admin.execute("create role app_bypass login bypassrls password 'app_bypass'; grant spotconn to app_bypass")
+    await admin.close()
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def prepared(request: pytest.FixtureRequest) -> Iterator[Database]:
+    """One server for the session, of each kind."""
+    binaries = SYSTEM_15 if request.param == "system15" else postgres_binaries()
+    with EmbeddedPostgres(binaries=binaries) as server:
+        database = Database(server)
+        asyncio.run(_prepare(database))
+        yield database
+
+
+@pytest.fixture
+async def admin(prepared: Database) -> AsyncIterator[asyncpg.Connection]:
+    """A superuser's connection; every user and connection of the test before is gone."""
+    connection = await asyncpg.connect(prepared.admin_dsn)
+    await connection.execute("delete from auth.users")
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def database(prepared: Database, admin: asyncpg.Connection) -> Database:
+    """The database, empty."""
+    return prepared
+
+
+@pytest.fixture
+async def store(database: Database) -> AsyncIterator[ConnectionStore]:
+    """A store of its own pool."""
+    async with ConnectionStore.open(database.dsn, min_size=1, max_size=4) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def users(admin: asyncpg.Connection) -> list[UUID]:
+    """Three users without a connection."""
+    rows = await admin.fetch("insert into auth.users (email) values ('a'), ('b'), ('c') returning id")
+    return [row["id"] for row in rows]
+
+
+@pytest.fixture
+async def user(users: list[UUID]) -> UUID:
+    """One user without a connection."""
+    return users[0]
+
+
+@pytest.fixture
+def spotify() -> FakeSpotify:
+    """A FakeSpotify with strictly single-use refresh tokens: what works there works with reusable ones."""
+    return FakeSpotify(rotation=True)
+
+
+@pytest.fixture
+async def accounts(spotify: FakeSpotify) -> AsyncIterator[SpotifyAccounts]:
+    """Accounts that speak to the fake over real HTTP."""
+    async with (
+        spotify.serve() as url,
+        SpotifyAccounts("demo-client", "demo-secret", accounts_url=url, api_url=url) as connected,
+    ):
+        yield connected

@@ -1,0 +1,41 @@
+"""The public surface: what is exported, and what importing costs."""
+
+import inspect
+import subprocess
+import sys
+
+import spotconn
+import spotconn.testing
+from spotconn import errors
+
+
+def test_all_is_the_public_surface() -> None:
+    """`__all__` names exactly what the package binds beside its modules."""
+    for package in (spotconn, spotconn.testing):
+        bound = {
+            name for name, value in vars(package).items() if not name.startswith("_") and not inspect.ismodule(value)
+        }
+        assert sorted(bound) == sorted(package.__all__)
+
+
+def test_every_error_is_exported() -> None:
+    """Every exception of the tree can be caught by a name of the package."""
+    tree = {name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)}
+    assert tree <= set(spotconn.__all__)
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    """Classes, functions and public methods say what they are for."""
+    for name in spotconn.__all__:
+        thing = getattr(spotconn, name)
+        assert thing.__doc__, name
+        for method, value in vars(thing).items() if inspect.isclass(thing) else ():
+            if inspect.isfunction(value) and not method.startswith("_"):
+                assert value.__doc__, f"{name}.{method}"
+
+
+def test_import_is_silent_and_brings_no_extra() -> None:
+    """Importing the package warns of nothing and imports none of the extras."""
+    code = "import sys, spotconn; print(sorted({'starlette', 'uvicorn', 'spotconn.testing'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
