@@ -16,7 +16,7 @@ from spotconn._cache import ConnectionCache
 from spotconn._refresh import Refresher
 from spotconn._settings import Settings
 from spotconn.accounts import SpotifyAccounts
-from spotconn.errors import MissingScope, NotConnected, SpotconnError
+from spotconn.errors import AskUser, MissingScope, NotConnected, SpotconnError
 from spotconn.models import Connection, ConnectionStatus, Freshness, freshness, parse_user_id
 from spotconn.store import ConnectionStore
 
@@ -132,6 +132,7 @@ class TokenManager:
             SpotifyUnavailable, RefreshInProgress, DatabaseUnavailable: try later.
             ConfigurationError, SchemaMismatch, RowSecurityError, DecryptionError: call an engineer.
         """
+        self._check_open()
         user_id = parse_user_id(user_id)
         needed = _scopes(scopes)
         least = self._least_ttl(min_ttl)
@@ -246,7 +247,8 @@ class TokenManager:
         generation = self._cache.generation
         try:
             connection = await self._refresher.obtain(user_id, seen)
-        except NotConnected:
+        except AskUser:
+            # What is remembered of this user is out of date.
             self._cache.discard(user_id)
             raise
         self._cache.put(connection, self._clock(), generation)
