@@ -8,7 +8,7 @@ import socket
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from email.utils import formatdate
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -48,6 +48,13 @@ class Upstream:
         self.script = list(script)
         self.requests: list[tuple[str, httpx.Headers, str]] = []
         self.url = ""
+        self._open: list[asyncio.StreamWriter] = []
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.append(writer)
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            await self._respond(reader, writer)
+        writer.close()
 
     async def _respond(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -56,7 +63,12 @@ class Upstream:
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         self.requests.append((line, headers, body.decode()))
         writer.write(self.script.pop(0) if len(self.script) > 1 else self.script[0])
-        writer.close()
+
+    async def close(self) -> None:
+        for writer in self._open:
+            writer.transport.abort()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
     @property
     def form(self) -> dict[str, list[str]]:
@@ -68,10 +80,13 @@ class Upstream:
 @asynccontextmanager
 async def upstream(*script: bytes) -> AsyncIterator[Upstream]:
     served = Upstream(*script)
-    server = await asyncio.start_server(served._respond, "127.0.0.1", 0)
+    server = await asyncio.start_server(served._serve, "127.0.0.1", 0)
     served.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with server:
+    try:
         yield served
+    finally:
+        server.close()
+        await served.close()
 
 
 @asynccontextmanager
@@ -248,8 +263,9 @@ async def test_a_code_waits_for_the_server(deaf: socket.socket) -> None:
     async with SpotifyAccounts("app", accounts_url=url_of(deaf)) as accounts:
         exchanging = asyncio.create_task(exchange(accounts))
         await asyncio.sleep(0.1)
-        async with await asyncio.start_server(served._respond, sock=deaf):
+        async with await asyncio.start_server(served._serve, sock=deaf):
             await exchanging
+        await served.close()
     assert len(served.requests) == 1
 
 
