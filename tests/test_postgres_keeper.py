@@ -1,0 +1,95 @@
+"""The program that keeps an embedded Postgres, run inside the test: its orders, and what it says when it fails."""
+
+import asyncio
+import io
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from spotconn.testing import _postgres_keeper as program
+from spotconn.testing import postgres_binaries
+from spotconn.testing._postgres_keeper import Keeper, main
+
+SETTINGS = {"binaries": str(postgres_binaries()), "options": {"fsync": "off"}, "password": "hush"}
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *lines: str) -> list[dict[str, Any]]:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    main()
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_it_obeys_until_its_input_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It tells port and folder at the start and after each restart, and removes the folder at the end."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    answers = _run(monkeypatch, capsys, json.dumps(SETTINGS), "restart", "restart-immediate")
+    assert len(answers) == 3
+    assert len({answer["port"] for answer in answers}) == 1
+    assert not Path(answers[0]["folder"]).exists()
+
+
+def test_it_says_why_the_server_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server that refuses its settings is an answer with the end of its log, and nothing is left."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    before = set(Path(tempfile.gettempdir()).glob("spotconn-postgres-*"))
+    [answer] = _run(monkeypatch, capsys, json.dumps(SETTINGS | {"options": {"max_connections": "many"}}))
+    assert "max_connections" in answer["error"]
+    assert set(Path(tempfile.gettempdir()).glob("spotconn-postgres-*")) == before
+
+
+def test_without_settings_it_does_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A parent that is gone before it has said anything leaves nothing to do."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert _run(monkeypatch, capsys) == []
+
+
+def test_a_taken_port_is_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port lost to another program between the probe and the start is given up for another."""
+    keeper = Keeper(SETTINGS)
+    try:
+        keeper.initialize()
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            ports = iter([taken.getsockname()[1], program._free_port()])
+            monkeypatch.setattr(program, "_free_port", lambda: next(ports))
+            keeper.start()
+            assert keeper.port != taken.getsockname()[1]
+        assert asyncio.run(_password_works(keeper.port)) == 1
+    finally:
+        keeper.stop()
+        keeper.remove()
+
+
+async def _password_works(port: int) -> int:
+    connection = await asyncpg.connect(f"postgresql://postgres:hush@127.0.0.1:{port}/postgres")
+    answer: int = await connection.fetchval("select 1")
+    await connection.close()
+    return answer
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only as root does the server run as another account")
+def test_unreachable_binaries_are_copied(tmp_path: Path) -> None:
+    """Below a folder that the server's account may not enter, the binaries are copied and no mode is changed."""
+    package = tmp_path / "package"
+    binaries = package / "pginstall" / "bin"
+    binaries.mkdir(parents=True)
+    (binaries / "postgres").touch()
+    (tmp_path / "package.libs").mkdir()
+    tmp_path.chmod(0o700)
+    keeper = Keeper(SETTINGS | {"binaries": str(binaries)})
+    try:
+        assert keeper._binaries.is_relative_to(keeper.folder)
+        assert (keeper._binaries / "postgres").exists()
+        assert (keeper.folder / "package.libs").is_dir()
+        assert tmp_path.stat().st_mode & 0o777 == 0o700
+    finally:
+        keeper.remove()
