@@ -255,19 +255,31 @@ async def _retried(
     timeout: float,  # noqa: ASYNC109 - as above
 ) -> T:
     """Repeat `attempt` on errors of the kind `on`, for `timeout` seconds in all."""
+    failures: list[SpotifyUnavailable | None] = []
     retrying = AsyncRetrying(
-        retry=retry_if_exception_type(on), wait=_pause, stop=stop_before_delay(timeout), reraise=True
+        retry=retry_if_exception_type(on),
+        wait=_pause,
+        stop=stop_before_delay(timeout),
+        after=lambda state: failures.append(_failure(state)),
+        reraise=True,
     )
     try:
         async with asyncio.timeout(timeout):
             return await retrying(attempt)
     except TimeoutError:
         pass
+    # What Spotify answered before the time ran out tells more than that it ran out.
+    if failures and (last := failures[-1]):
+        raise last
     raise SpotifyUnavailable(f"no answer from Spotify within {timeout:g} seconds", answered=False)
 
 
 def _pause(state: RetryCallState) -> float:
     """Seconds to wait before the next attempt: the jitter comes on top of what Spotify asked for."""
-    error = state.outcome and state.outcome.exception()
-    asked = error.retry_after if isinstance(error, SpotifyUnavailable) else None
-    return (asked or 0.0) + _backoff(state)
+    failure = _failure(state)
+    return ((failure and failure.retry_after) or 0.0) + _backoff(state)
+
+
+def _failure(state: RetryCallState) -> SpotifyUnavailable | None:
+    error = state.outcome.exception() if state.outcome else None
+    return error if isinstance(error, SpotifyUnavailable) else None
