@@ -20,7 +20,7 @@ No text of these errors holds a token, a secret or a code.
 """
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import ClassVar, Literal
 
 ReauthorizationReason = Literal["expired", "revoked", "invalid"]
@@ -54,7 +54,8 @@ class ReauthorizationRequired(AskUser):
     """
 
     def __init__(self, reason: ReauthorizationReason, since: datetime) -> None:
-        super().__init__(f"refresh token {reason} (found {since:%Y-%m-%d %H:%M} UTC); the user must connect again")
+        found = f"{since.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+        super().__init__(f"refresh token {reason} (found {found}); the user must connect again")
         self.reason = reason
         self.since = since
 

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Annotated, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
@@ -27,6 +27,12 @@ class _Value(BaseModel):
     """A frozen value whose validation errors never show the input."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    if not TYPE_CHECKING:  # a checker would take it as leave to assign any attribute
+
+        def __setattr__(self, name: str, value: object) -> None:
+            """Refuse in words of our own: pydantic's would repeat the value, which may be a token."""
+            raise AttributeError(f"{name}: a {type(self).__name__} is frozen")
 
 
 class TokenGrant(_Value):
