@@ -57,6 +57,7 @@ def test_a_taken_port_is_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port lost to another program between the probe and the start is given up for another."""
     keeper = Keeper(SETTINGS)
     try:
+        keeper.prepare()
         keeper.initialize()
         with socket.create_server(("127.0.0.1", 0)) as taken:
             ports = iter([taken.getsockname()[1], program._free_port()])
@@ -87,9 +88,23 @@ def test_unreachable_binaries_are_copied(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     keeper = Keeper(SETTINGS | {"binaries": str(binaries)})
     try:
+        keeper.prepare()
         assert keeper._binaries.is_relative_to(keeper.folder)
         assert (keeper._binaries / "postgres").exists()
         assert (keeper.folder / "package.libs").is_dir()
         assert tmp_path.stat().st_mode & 0o777 == 0o700
     finally:
         keeper.remove()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only as root does the server run as another account")
+def test_a_closed_temporary_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the server's account may not enter the temporary folder, the answer says what to set."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tmp_path.chmod(0o700)
+    [answer] = _run(monkeypatch, capsys, json.dumps(SETTINGS))
+    assert "TMPDIR" in answer["error"]
+    assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ import pwd
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -34,17 +35,22 @@ class Keeper:
         self.port = 0
         self._options: dict[str, str] = settings["options"]
         self._password: str = settings["password"]
-        self._account: dict[str, Any] = {}
+        # The parent's settings and secrets are none of the server's business.
+        self._account: dict[str, Any] = {"env": {"PATH": os.environ.get("PATH", os.defpath)}}
         self._server: subprocess.Popen[bytes] | None = None
+        self._binaries = Path(settings["binaries"])
+
+    def prepare(self) -> None:
+        """As root, choose the server's account, and give it binaries that it can reach."""
         if os.geteuid() == 0:
             self._become_nobody()
-        self._binaries = self._reachable(Path(settings["binaries"]))
+            self._binaries = self._reachable(self._binaries)
 
     def initialize(self) -> None:
         """Make the data folder, with a superuser that needs its password."""
         password_file = self.folder / "password"
         password_file.write_text(self._password, encoding="ascii")
-        if self._account:
+        if "user" in self._account:
             os.chown(password_file, self._account["user"], self._account["group"])
         password_file.chmod(0o600)
         method = ("--auth-local=scram-sha-256", "--auth-host=scram-sha-256", f"--pwfile={password_file}")
@@ -86,13 +92,15 @@ class Keeper:
 
     def _become_nobody(self) -> None:
         # The server refuses to run as root. Only the own folder changes hands.
+        if not _everybody_may_enter(self.folder.parent):
+            raise RuntimeError(f"the server runs as nobody, which may not enter {self.folder.parent}; set TMPDIR")
         nobody = pwd.getpwnam("nobody")
-        self._account = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        self._account |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
         os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
 
     def _reachable(self, binaries: Path) -> Path:
         """Binaries that the server's account can run: copied, where it may not enter the folders above them."""
-        if not self._account or all(parent.stat().st_mode & 0o001 for parent in (binaries, *binaries.parents)):
+        if _everybody_may_enter(binaries):
             return binaries
         installed = binaries.parent
         libraries = installed.parent.with_name(f"{installed.parent.name}.libs")
@@ -153,6 +161,10 @@ class Keeper:
         return "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-10:])
 
 
+def _everybody_may_enter(folder: Path) -> bool:
+    return all(each.stat().st_mode & stat.S_IXOTH for each in (folder, *folder.parents))
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -162,6 +174,7 @@ def _free_port() -> int:
 
 def _obey(keeper: Keeper) -> None:
     """Serve the parent's orders until its end of the pipe closes."""
+    keeper.prepare()
     keeper.initialize()
     keeper.start()
     _tell({"port": keeper.port, "folder": str(keeper.folder)})
