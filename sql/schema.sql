@@ -350,7 +350,8 @@ begin
 end
 $$;
 
-revoke all on all functions in schema spotconn from public;
+-- PUBLIC by Postgres's own default, the client roles where a project's default privileges say so.
+revoke all on all functions in schema spotconn from public, anon, authenticated, service_role;
 grant execute on all functions in schema spotconn to spotconn;
 
 commit;
