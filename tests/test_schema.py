@@ -70,7 +70,7 @@ async def describe(connection: asyncpg.Connection) -> dict[str, list[tuple[Any, 
 
 
 async def grants(connection: asyncpg.Connection) -> dict[str, str]:
-    return {grantee: privileges for grantee, privileges in await connection.fetch(GRANTS)}
+    return {row[0]: row[1] for row in await connection.fetch(GRANTS)}
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ async def test_an_older_database_is_upgraded(dsn: Dsn, scratch: asyncpg.Connecti
     """Applied over the documented table every row stays, the grants are tightened, and a refresh works at once."""
     await _older(scratch)
     rows = await scratch.fetch("select * from spotify_connections order by id")
-    assert "TRUNCATE" in await grants(scratch)["anon"]
+    assert "TRUNCATE" in (await grants(scratch))["anon"]
     await apply_schema(dsn(), plain_postgres=False)
     kept = await scratch.fetch("select * from spotify_connections order by id")
     assert [tuple(row) for row in kept] == [(*row, None) for row in rows]
