@@ -1,9 +1,5 @@
 """What the simulated Spotify knows and decides: accounts, codes and tokens, without any HTTP."""
 
-import base64
-import binascii
-import hashlib
-import ipaddress
 import random
 import secrets
 import time
@@ -13,20 +9,17 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.types import Receive, Scope, Send
 
 from spotconn.models import REFRESH_TOKEN_MONTHS, TokenGrant, add_months
 from spotconn.testing._answers import Answer, Hold
+from spotconn.testing._rules import Reply, basic, fault, matches, proves, web_fault
 from spotconn.testing._server import serve
 from spotconn.testing._spotify_app import build_app
 
 CODE_TTL = 600.0
 """Seconds that an authorization code is good for."""
-
-Reply = tuple[int, dict[str, Any]]
-"""HTTP status and JSON body."""
 
 
 @dataclass(frozen=True)
@@ -213,25 +206,25 @@ class FakeSpotify:
     def decide(self, form: Mapping[str, str], authorization: str | None) -> Reply:
         """What Spotify does with a token request."""
         if refused := self._client_fault(form, authorization):
-            return _fault("invalid_client", refused)
+            return fault("invalid_client", refused)
         match form.get("grant_type"):
             case "authorization_code":
                 return self._exchange(form)
             case "refresh_token":
                 return self._refresh(form)
             case _:
-                return _fault("unsupported_grant_type", "grant_type must be authorization_code or refresh_token")
+                return fault("unsupported_grant_type", "grant_type must be authorization_code or refresh_token")
 
     def profile(self, authorization: str | None) -> Reply | str:
         """What GET /v1/me answers: status and JSON, or the plain text of a 403."""
         scheme, _, access_token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":
-            return _web_fault("No token provided")
+            return web_fault("No token provided")
         if access_token not in self._tokens.access:
-            return _web_fault("Invalid access token")
+            return web_fault("Invalid access token")
         consent, ends = self._tokens.access[access_token]
         if self._clock() >= ends:
-            return _web_fault("The access token expired")
+            return web_fault("The access token expired")
         account = self.accounts[consent.account.spotify_user_id]
         if account.refusal is not None:
             return account.refusal
@@ -244,7 +237,7 @@ class FakeSpotify:
         """Why a request to /authorize is answered with an error page and never redirected."""
         if query.get("client_id") != self.client_id:
             return "INVALID_CLIENT: Invalid client"
-        if not any(_matches(query.get("redirect_uri", ""), registered) for registered in self._redirect_uris):
+        if not any(matches(query.get("redirect_uri", ""), registered) for registered in self._redirect_uris):
             return "INVALID_CLIENT: Invalid redirect URI"
         if query.get("response_type") != "code":
             return "response_type must be code"
@@ -263,7 +256,7 @@ class FakeSpotify:
     def _client_fault(self, form: Mapping[str, str], authorization: str | None) -> str | None:
         if authorization is None:
             return None if form.get("client_id") == self.client_id else "Invalid client"
-        client_id, client_secret = _basic(authorization)
+        client_id, client_secret = basic(authorization)
         if client_id != self.client_id:
             return "Invalid client"
         return (
@@ -275,22 +268,22 @@ class FakeSpotify:
     def _exchange(self, form: Mapping[str, str]) -> Reply:
         code = self._tokens.codes.pop(form.get("code", ""), None)
         if code is None:
-            return _fault("invalid_grant", "Invalid authorization code")
+            return fault("invalid_grant", "Invalid authorization code")
         if self._clock() - code.consent.authorized_at > CODE_TTL:
-            return _fault("invalid_grant", "Authorization code expired")
+            return fault("invalid_grant", "Authorization code expired")
         if form.get("redirect_uri") != code.redirect_uri:
-            return _fault("invalid_grant", "Invalid redirect URI")
-        if code.code_challenge is not None and _challenge(form.get("code_verifier", "")) != code.code_challenge:
-            return _fault("invalid_grant", "code_verifier was incorrect")
+            return fault("invalid_grant", "Invalid redirect URI")
+        if code.code_challenge is not None and not proves(form.get("code_verifier", ""), code.code_challenge):
+            return fault("invalid_grant", "code_verifier was incorrect")
         return 200, self._granted(code.consent, refresh_token=self._new_refresh_token(code.consent))
 
     def _refresh(self, form: Mapping[str, str]) -> Reply:
         refresh_token = form.get("refresh_token", "")
         consent = self._tokens.refresh.get(refresh_token)
         if consent is None:
-            return _fault("invalid_grant", "Refresh token revoked")
+            return fault("invalid_grant", "Refresh token revoked")
         if self._six_months_passed(consent):
-            return _fault("invalid_grant", "Refresh token expired")
+            return fault("invalid_grant", "Refresh token expired")
         self.refreshes[consent.account.spotify_user_id] += 1
         if not self._rotation:
             return 200, self._granted(consent)
@@ -316,44 +309,3 @@ class FakeSpotify:
             "scope": " ".join(sorted(consent.scope)),
         }
         return answer if refresh_token is None else answer | {"refresh_token": refresh_token}
-
-
-def _fault(error: str, description: str) -> Reply:
-    return 400, {"error": error, "error_description": description}
-
-
-def _web_fault(message: str) -> Reply:
-    return 401, {"error": {"status": 401, "message": message}}
-
-
-def _basic(authorization: str) -> tuple[str, str]:
-    scheme, _, credentials = authorization.partition(" ")
-    try:
-        decoded = base64.b64decode(credentials, validate=True).decode() if scheme.lower() == "basic" else ""
-    except (binascii.Error, UnicodeDecodeError):
-        decoded = ""
-    client_id, _, client_secret = decoded.partition(":")
-    return client_id, client_secret
-
-
-def _challenge(code_verifier: str) -> str:
-    digest = hashlib.sha256(code_verifier.encode("ascii", "replace")).digest()
-    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
-
-
-def _matches(redirect_uri: str, registered: str) -> bool:
-    """Exactly, or a loopback literal registered without a port and used with one."""
-    if redirect_uri == registered:
-        return True
-    try:
-        used, known = urlsplit(redirect_uri), urlsplit(registered)
-        return (
-            known.scheme == used.scheme == "http"
-            and known.hostname == used.hostname
-            and ipaddress.ip_address(used.hostname or "").is_loopback
-            and known.port is None
-            and used.port is not None
-            and (used.path, used.query, used.fragment) == (known.path, known.query, known.fragment)
-        )
-    except ValueError:
-        return False
