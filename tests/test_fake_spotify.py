@@ -279,3 +279,97 @@ async def test_two_servers_do_not_share_a_port(fake: FakeSpotify) -> None:
         assert one != two
     async with fake.serve(int(one.rpartition(":")[2])) as again:
         assert again == one
+
+
+async def test_a_refresh_token_is_named_revoked_only_if_it_was_good_once(
+    browser: httpx.AsyncClient, clock: Clock, fake: FakeSpotify
+) -> None:
+    """A token that was never given out is invalid, and a call without one is a bug in the client."""
+    with pytest.raises(ReauthorizationRequired) as raised:
+        await _accounts(browser, clock).refresh("never-given-out")
+    assert raised.value.reason == "invalid"
+    answer = await browser.post("/api/token", data={"client_id": "demo-client", "grant_type": "refresh_token"})
+    assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
+    assert not fake.refreshes
+
+
+async def _code(browser: httpx.AsyncClient, **query: str) -> str:
+    """A code for ann, without looking at the page."""
+    form = {"client_id": "demo-client", "redirect_uri": REDIRECT, "response_type": "code"} | query
+    answer = await browser.post("/authorize", data=form | {"account": "ann", "decision": "agree"})
+    return parse_qs(urlsplit(answer.headers["location"]).query)["code"][0]
+
+
+@pytest.mark.parametrize(
+    ("query", "verifier", "error"),
+    [
+        ({}, "v" * 43, "invalid_request"),
+        ({"code_challenge": ""}, "v" * 43, "invalid_request"),
+    ],
+    ids=["no-challenge", "empty-challenge"],
+)
+async def test_a_public_client_needs_a_challenge(
+    browser: httpx.AsyncClient, query: dict[str, str], verifier: str, error: str
+) -> None:
+    """A code that was asked for without a challenge gives no tokens to a client without a secret."""
+    query = query | ({"code_challenge_method": "S256"} if query else {})
+    code = await _code(browser, **query)
+    form = {"client_id": "demo-client", "grant_type": "authorization_code", "code": code, "redirect_uri": REDIRECT}
+    answer = await browser.post("/api/token", data=form | {"code_verifier": verifier})
+    assert (answer.status_code, answer.json()["error"]) == (400, error)
+
+
+@pytest.mark.parametrize(
+    ("registered", "used", "status"),
+    [
+        ("https://app.test/back", "https://app.test/back", 200),
+        ("https://app.test/back", "https://app.test:8443/back", 400),
+        ("http://127.0.0.1/back", "http://127.0.0.1:49152/back", 200),
+        ("http://[::1]/back", "http://[::1]:49152/back", 200),
+        ("http://127.0.0.1:8000/back", "http://127.0.0.1:8001/back", 400),
+        ("http://127.0.0.1/back", "http://127.0.0.1:8000/back?more", 400),
+    ],
+)
+async def test_redirect_uris_follow_spotifys_rules(registered: str, used: str, status: int) -> None:
+    """Exactly as registered; only a loopback address registered without a port may add one."""
+    fake = FakeSpotify(redirect_uris=[registered])
+    query = {"client_id": "demo-client", "redirect_uri": used, "response_type": "code"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=fake), base_url="https://spotify.test") as client:
+        assert (await client.get("/authorize", params=query)).status_code == status
+
+
+async def test_a_redirect_uri_keeps_its_query() -> None:
+    """The code is added to the query that a registered redirect URI has."""
+    uri = "https://app.test/back?tenant=1"
+    fake = FakeSpotify(redirect_uris=[uri])
+    fake.add_account("ann")
+    form = {"client_id": "demo-client", "redirect_uri": uri, "response_type": "code", "state": "s"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=fake), base_url="https://spotify.test") as client:
+        answer = await client.post("/authorize", data=form | {"account": "ann", "decision": "agree"})
+    query = parse_qs(urlsplit(answer.headers["location"]).query)
+    assert (query["tenant"], query["state"], sorted(query)) == (["1"], ["s"], ["code", "state", "tenant"])
+
+
+async def test_the_end_of_an_inner_hold_leaves_the_outer_one(
+    browser: httpx.AsyncClient, clock: Clock, fake: FakeSpotify
+) -> None:
+    """Holds nest: a call made after the inner block is held by the outer one."""
+    refresh_token = fake.authorize("ann").refresh_token or ""
+    with fake.hold() as outer:
+        with fake.hold():
+            pass
+        asking = asyncio.create_task(_accounts(browser, clock).refresh(refresh_token))
+        async with asyncio.timeout(5):
+            await outer.reached()
+        assert not asking.done()
+    assert fake.accepts((await asking).access_token)
+
+
+def test_no_repr_shows_a_token(fake: FakeSpotify) -> None:
+    """Neither the fake nor what it holds shows a token that it gave out."""
+    grant, revoked = fake.authorize("ann"), fake.authorize("ben")
+    fake.revoke("ben")
+    shown = repr(fake) + repr(vars(fake)["_tokens"]) + repr(grant)
+    assert not [
+        token for token in (grant.access_token, grant.refresh_token, revoked.refresh_token) if str(token) in shown
+    ]

@@ -57,9 +57,10 @@ class _Code:
 
 @dataclass
 class _Tokens:
-    codes: dict[str, _Code] = field(default_factory=dict)
-    access: dict[str, tuple[_Consent, float]] = field(default_factory=dict)
-    refresh: dict[str, _Consent] = field(default_factory=dict)
+    codes: dict[str, _Code] = field(default_factory=dict, repr=False)
+    access: dict[str, tuple[_Consent, float]] = field(default_factory=dict, repr=False)
+    refresh: dict[str, _Consent] = field(default_factory=dict, repr=False)
+    revoked: set[str] = field(default_factory=set, repr=False)
 
 
 class FakeSpotify:
@@ -152,8 +153,9 @@ class FakeSpotify:
 
     def revoke(self, spotify_user_id: str) -> None:
         """Let a user remove the app: refresh tokens end; access tokens handed out work until they expire."""
-        kept = {token: c for token, c in self._tokens.refresh.items() if c.account.spotify_user_id != spotify_user_id}
-        self._tokens.refresh = kept
+        for refresh_token, consent in list(self._tokens.refresh.items()):
+            if consent.account.spotify_user_id == spotify_user_id:
+                self._end(refresh_token)
 
     def reject_access_token(self, access_token: str) -> None:
         """Answer 401 to an access token from now on."""
@@ -180,11 +182,12 @@ class FakeSpotify:
             before: hold before a request is acted upon, rather than after.
             calls: hold this many calls and let later ones pass; None holds all.
         """
-        self._hold = Hold(before=before, calls=calls, forget=self._let_go)
+        outer = self._hold
+        self._hold = Hold(before=before, calls=calls, forget=lambda: self._hold_again(outer))
         return self._hold
 
-    def _let_go(self) -> None:
-        self._hold = None
+    def _hold_again(self, outer: Hold | None) -> None:
+        self._hold = outer
 
     async def token_answer(self, form: Mapping[str, str], authorization: str | None) -> Reply | Answer:
         """Answer a call of the token endpoint: by the script, or as Spotify would."""
@@ -209,7 +212,7 @@ class FakeSpotify:
             return fault("invalid_client", refused)
         match form.get("grant_type"):
             case "authorization_code":
-                return self._exchange(form)
+                return self._exchange(form, public=authorization is None)
             case "refresh_token":
                 return self._refresh(form)
             case _:
@@ -259,13 +262,9 @@ class FakeSpotify:
         client_id, client_secret = basic(authorization)
         if client_id != self.client_id:
             return "Invalid client"
-        return (
-            None
-            if self._client_secret is not None and client_secret == self._client_secret
-            else ("Invalid client secret")
-        )
+        return None if client_secret and client_secret == self._client_secret else "Invalid client secret"
 
-    def _exchange(self, form: Mapping[str, str]) -> Reply:
+    def _exchange(self, form: Mapping[str, str], *, public: bool) -> Reply:
         code = self._tokens.codes.pop(form.get("code", ""), None)
         if code is None:
             return fault("invalid_grant", "Invalid authorization code")
@@ -273,22 +272,31 @@ class FakeSpotify:
             return fault("invalid_grant", "Authorization code expired")
         if form.get("redirect_uri") != code.redirect_uri:
             return fault("invalid_grant", "Invalid redirect URI")
-        if code.code_challenge is not None and not proves(form.get("code_verifier", ""), code.code_challenge):
+        if public and not code.code_challenge:
+            return fault("invalid_request", "code_verifier required")
+        if code.code_challenge and not proves(form.get("code_verifier", ""), code.code_challenge):
             return fault("invalid_grant", "code_verifier was incorrect")
         return 200, self._granted(code.consent, refresh_token=self._new_refresh_token(code.consent))
 
     def _refresh(self, form: Mapping[str, str]) -> Reply:
-        refresh_token = form.get("refresh_token", "")
+        refresh_token = form.get("refresh_token")
+        if not refresh_token:
+            return fault("invalid_request", "refresh_token must be supplied")
         consent = self._tokens.refresh.get(refresh_token)
         if consent is None:
-            return fault("invalid_grant", "Refresh token revoked")
+            once_good = refresh_token in self._tokens.revoked
+            return fault("invalid_grant", "Refresh token revoked" if once_good else "Invalid refresh token")
         if self._six_months_passed(consent):
             return fault("invalid_grant", "Refresh token expired")
         self.refreshes[consent.account.spotify_user_id] += 1
         if not self._rotation:
             return 200, self._granted(consent)
-        del self._tokens.refresh[refresh_token]
+        self._end(refresh_token)
         return 200, self._granted(consent, refresh_token=self._new_refresh_token(consent))
+
+    def _end(self, refresh_token: str) -> None:
+        del self._tokens.refresh[refresh_token]
+        self._tokens.revoked.add(refresh_token)
 
     def _six_months_passed(self, consent: _Consent) -> bool:
         authorized = datetime.fromtimestamp(consent.authorized_at, UTC)

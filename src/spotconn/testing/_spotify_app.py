@@ -45,7 +45,8 @@ def build_app(fake: "FakeSpotify") -> Starlette:
         answer = {"code": fake.new_code(form, form["account"])} if agreed else {"error": "access_denied"}
         if "state" in form:
             answer["state"] = form["state"]
-        return RedirectResponse(f"{form['redirect_uri']}?{urlencode(answer)}", 302)
+        joint = "&" if "?" in form["redirect_uri"] else "?"
+        return RedirectResponse(f"{form['redirect_uri']}{joint}{urlencode(answer)}", 302)
 
     async def token(request: Request) -> Response:
         form = _strings(await request.form())
