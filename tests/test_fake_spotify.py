@@ -305,8 +305,11 @@ async def _code(browser: httpx.AsyncClient, **query: str) -> str:
     [
         ({}, "v" * 43, "invalid_request"),
         ({"code_challenge": ""}, "v" * 43, "invalid_request"),
+        ({"code_challenge": code_challenge("short")}, "short", "invalid_grant"),
+        ({"code_challenge": code_challenge("v" * 129)}, "v" * 129, "invalid_grant"),
+        ({"code_challenge": code_challenge("v" * 42 + "!")}, "v" * 42 + "!", "invalid_grant"),
     ],
-    ids=["no-challenge", "empty-challenge"],
+    ids=["no-challenge", "empty-challenge", "short", "long", "character"],
 )
 async def test_a_public_client_needs_a_challenge(
     browser: httpx.AsyncClient, query: dict[str, str], verifier: str, error: str
@@ -328,6 +331,9 @@ async def test_a_public_client_needs_a_challenge(
         ("http://[::1]/back", "http://[::1]:49152/back", 200),
         ("http://127.0.0.1:8000/back", "http://127.0.0.1:8001/back", 400),
         ("http://127.0.0.1/back", "http://127.0.0.1:8000/back?more", 400),
+        ("http://127.0.0.1/back", "http://user@127.0.0.1:8000/back", 400),
+        ("http://localhost/back", "http://localhost/back", 400),
+        ("http://app.test/back", "http://app.test/back", 400),
     ],
 )
 async def test_redirect_uris_follow_spotifys_rules(registered: str, used: str, status: int) -> None:

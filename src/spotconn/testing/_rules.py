@@ -3,18 +3,23 @@
 import base64
 import binascii
 import ipaddress
+import re
+from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from spotconn._oauth import code_challenge
 
 Reply = tuple[int, dict[str, Any]]
 """HTTP status and JSON body."""
 
+CODE_VERIFIER = re.compile(r"[A-Za-z0-9_.~-]{43,128}")
+"""What a code verifier may be (RFC 7636, section 4.1)."""
+
 
 def proves(code_verifier: str, challenge: str) -> bool:
-    """Whether a code verifier belongs to an S256 challenge (RFC 7636, section 4.6)."""
-    return code_verifier.isascii() and code_challenge(code_verifier) == challenge
+    """Whether a code verifier is well formed and belongs to an S256 challenge (RFC 7636, section 4.6)."""
+    return CODE_VERIFIER.fullmatch(code_verifier) is not None and code_challenge(code_verifier) == challenge
 
 
 def fault(error: str, description: str) -> Reply:
@@ -39,18 +44,17 @@ def basic(authorization: str) -> tuple[str, str]:
 
 
 def matches(redirect_uri: str, registered: str) -> bool:
-    """Exactly, or a loopback literal registered without a port and used with one."""
-    if redirect_uri == registered:
-        return True
-    try:
+    """Exactly an https or loopback URI, or a loopback one registered without a port and used with one."""
+    with suppress(ValueError):
         used, known = urlsplit(redirect_uri), urlsplit(registered)
-        return (
-            known.scheme == used.scheme == "http"
-            and known.hostname == used.hostname
-            and ipaddress.ip_address(used.hostname or "").is_loopback
-            and known.port is None
-            and used.port is not None
-            and (used.path, used.query, used.fragment) == (known.path, known.query, known.fragment)
-        )
-    except ValueError:
-        return False
+        loopback = known.scheme == "http" and _is_loopback(known)
+        if redirect_uri == registered:
+            return loopback or known.scheme == "https"
+        with_port = known._replace(netloc=f"{known.netloc}:{used.port}").geturl()
+        return loopback and known.port is None and redirect_uri == with_port
+    return False
+
+
+def _is_loopback(uri: SplitResult) -> bool:
+    # A name such as localhost is no address, which is a ValueError: Spotify refuses it since 2025.
+    return ipaddress.ip_address(uri.hostname or "").is_loopback
