@@ -145,7 +145,7 @@ def test_a_status_holds_no_token() -> None:
         lambda: TokenGrant(access_token="marked", refresh_token="", expires_at=END),
         lambda: TokenGrant(access_token="marked", expires_at=END.replace(tzinfo=None)),
         lambda: TokenGrant.model_validate({"access_token": "marked", "expires_at": END, "marked": "marked"}),
-        lambda: connection(refresh_token="marked\x00"),
+        lambda: connection(refresh_token=b"marked\xff"),
         lambda: connection(access_token=["marked"]),
         lambda: RefreshTurn(outcome=Outcome.GONE, user_id=USER, connection=connection()),
         lambda: RefreshTurn(outcome=Outcome.BUSY, user_id=USER),

@@ -1,9 +1,9 @@
 """The pool under the store: opening, acquiring and closing it in bounded time, its errors made the library's own."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
@@ -17,6 +17,8 @@ from spotconn.errors import (
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
+
+_T = TypeVar("_T")
 
 ACQUIRE_TIMEOUT = 5.0
 """Seconds to wait for a pooled connection, and for a new one to be made."""
@@ -45,19 +47,32 @@ async def open_pool(dsn: str, options: dict[str, Any]) -> asyncpg.Pool:
     # Nothing that the store runs outlives its transaction, so a released connection needs no reset: it would cost
     # every call a second round trip.
     defaults: dict[str, Any] = {"min_size": 1, "max_size": 10, "timeout": ACQUIRE_TIMEOUT, "reset": _no_reset}
+    malformed = ConfigurationError(
+        "the DSN or an option of the pool is malformed; expected postgresql://user@host/name"
+    )
     pool: asyncpg.Pool | None = None
     with suppress(ValueError, TypeError, asyncpg.InterfaceError):
         pool = asyncpg.create_pool(dsn, **(defaults | options))
     if pool is None:
-        raise ConfigurationError("the DSN or an option of the pool is malformed; expected postgresql://user@host/name")
-    with translated():
-        try:
-            async with asyncio.timeout(ACQUIRE_TIMEOUT):
-                await pool
-        except BaseException:
+        raise malformed
+    connected = False
+    try:
+        connected = await translated(_connected(pool))
+    finally:
+        if not connected:
             pool.terminate()
-            raise
+    if not connected:
+        raise malformed
     return pool
+
+
+async def _connected(pool: asyncpg.Pool) -> bool:
+    """Connect; False where asyncpg finds only now that it cannot read the DSN or an option."""
+    with suppress(asyncpg.ClientConfigurationError, ValueError, TypeError):
+        async with asyncio.timeout(ACQUIRE_TIMEOUT):
+            await pool
+        return True
+    return False
 
 
 async def close_pool(pool: asyncpg.Pool) -> None:
@@ -76,30 +91,45 @@ async def acquired(pool: asyncpg.Pool) -> "AsyncIterator[PoolConnectionProxy[asy
     Raises:
         DatabaseUnavailable: none was free, or could be made, in time.
     """
-    with translated():
-        connection = await pool.acquire(timeout=ACQUIRE_TIMEOUT)
+    connection = await translated(pool.acquire(timeout=ACQUIRE_TIMEOUT))
     try:
         yield connection
     finally:
-        with translated():
-            await pool.release(connection, timeout=ACQUIRE_TIMEOUT)
+        await translated(pool.release(connection, timeout=ACQUIRE_TIMEOUT))
 
 
-@contextmanager
-def translated() -> Iterator[None]:
-    """Raise the library's own errors for those of asyncpg.
+async def clean(connection: "PoolConnectionProxy[asyncpg.Record]") -> None:
+    """Take every role and setting off a connection that the caller's own SQL has used; else it is closed.
 
-    The original is not chained: its text and its detail may repeat a row or an argument.
+    Raises:
+        DatabaseUnavailable: the database did not answer in time.
     """
-    failure: SpotconnError | ValueError | None = None
     try:
-        yield
+        if connection.is_closed():
+            return
+    except asyncpg.InterfaceError:  # it died, and the pool has taken it back already
+        return
+    try:
+        await translated(connection.execute("set session authorization default", timeout=QUERY_TIMEOUT))
+        await translated(connection.reset(timeout=QUERY_TIMEOUT))
+    except BaseException:  # also a cancellation: what was not cleaned must not go back to the pool
+        connection.terminate()
+        raise
+
+
+async def translated(call: Awaitable[_T]) -> _T:
+    """Await a call of asyncpg, and raise the library's own errors for its.
+
+    The original is neither the cause nor the context: its text and its detail may repeat a row or an argument.
+    """
+    failure: SpotconnError | ValueError
+    try:
+        return await call
     except asyncpg.PostgresError as error:
         failure = _meaning(error)
     except (asyncpg.InterfaceError, OSError, TimeoutError) as error:
         failure = DatabaseUnavailable(f"the database cannot be reached ({type(error).__name__}); try again later")
-    if failure is not None:
-        raise failure
+    raise failure
 
 
 def _meaning(error: asyncpg.PostgresError) -> SpotconnError | ValueError:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn._pool import APPLY_SCHEMA, QUERY_TIMEOUT, acquired, close_pool, open_pool, translated
+from spotconn._pool import APPLY_SCHEMA, QUERY_TIMEOUT, acquired, clean, close_pool, open_pool, translated
 from spotconn._schema import SCHEMA_VERSION
 from spotconn.cipher import TokenCipher, TokenColumn
 from spotconn.errors import NotConnected, RowSecurityError, SchemaMismatch
@@ -211,18 +211,14 @@ class ConnectionStore:
         async with acquired(self._pool) as connection:
             try:
                 async with connection.transaction():
-                    with translated():
-                        await connection.execute("select spotconn.act_as($1)", user_id, timeout=QUERY_TIMEOUT)
+                    await translated(connection.execute("select spotconn.act_as($1)", user_id, timeout=QUERY_TIMEOUT))
                     yield connection
             finally:
-                if not connection.is_closed():
-                    await connection.execute("set session authorization default", timeout=QUERY_TIMEOUT)
-                    await connection.reset(timeout=QUERY_TIMEOUT)
+                await clean(connection)
 
     async def _row(self, query: str, *args: object) -> asyncpg.Record | None:
         async with acquired(self._pool) as connection:
-            with translated():
-                return await connection.fetchrow(query, *args, timeout=QUERY_TIMEOUT)
+            return await translated(connection.fetchrow(query, *args, timeout=QUERY_TIMEOUT))
 
     async def _value(self, query: str, *args: object) -> Any:
         row = await self._row(query, *args)
