@@ -158,11 +158,19 @@ begin
 end
 $$;
 
--- Whether the policies bind this login once it acts for a user: nobody's claims, so nothing can be seen.
+-- Whether the policies bind this login once it acts for a user (here nobody, so nothing can be seen); 42501 where a
+-- grant is missing.
 create or replace function spotconn.row_security_binds() returns boolean
 language plpgsql set search_path = '' as $$
 begin
     perform spotconn.act_as(null);
+    if exists (
+        select from pg_catalog.unnest(array['public.spotify_connections', 'spotconn.refresh_state']) as relation
+        cross join pg_catalog.unnest(array['select', 'insert', 'update', 'delete']) as privilege
+        where not pg_catalog.has_table_privilege(relation, privilege)
+    ) then
+        raise insufficient_privilege using message = 'the role spotconn lacks a grant';
+    end if;
     return pg_catalog.row_security_active('public.spotify_connections')
         and pg_catalog.row_security_active('spotconn.refresh_state');
 end

@@ -53,6 +53,12 @@ async def _prepare(database: Database) -> None:
     await admin.close()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _base_of_temporary_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Chosen before any test moves TMPDIR for itself."""
+    tmp_path_factory.getbasetemp()
+
+
 @pytest.fixture(scope="session", params=SERVERS)
 def prepared(request: pytest.FixtureRequest) -> Iterator[Database]:
     """One server for the session, of each kind."""

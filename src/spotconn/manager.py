@@ -233,6 +233,12 @@ class TokenManager:
             except SpotconnError:
                 if flight.seen <= seen:
                     raise
+            except asyncio.CancelledError:
+                if not flight.task.cancelled():
+                    raise
+                # It is not the caller that was cancelled: aclose() has cut the flight off.
+                self._check_open()
+                raise
             else:
                 if flight.seen >= seen or connection.expires_at > seen:
                     return connection

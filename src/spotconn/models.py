@@ -100,8 +100,8 @@ class Connection(_Value):
     id: UUID
     user_id: UUID
     spotify_user_id: str
-    access_token: Token = Field(repr=False)
-    refresh_token: Token = Field(repr=False)
+    access_token: str = Field(repr=False)
+    refresh_token: str = Field(repr=False)
     expires_at: AwareDatetime
     connected_at: AwareDatetime | None
     display_name: str | None
