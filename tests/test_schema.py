@@ -301,6 +301,8 @@ async def test_a_damaged_schema_is_named(dsn: Dsn, scratch: asyncpg.Connection, 
         ("app_bypass", "alter table public.spotify_connections disable row level security"),
         ("app", "alter table public.spotify_connections owner to spotconn"),
         ("app", "revoke usage on schema spotconn from spotconn"),
+        ("app", "revoke insert on public.spotify_connections from spotconn"),
+        ("app", "revoke delete on spotconn.refresh_state from spotconn"),
         ("app", "revoke execute on function spotconn.schema_version() from spotconn"),
     ],
 )
