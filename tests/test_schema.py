@@ -154,8 +154,11 @@ async def test_an_older_database_is_upgraded(dsn: Dsn, scratch: asyncpg.Connecti
 async def test_the_files_may_be_applied_again_and_at_once(
     dsn: Dsn, scratch: asyncpg.Connection, admin: asyncpg.Connection
 ) -> None:
-    """Three processes that apply the files together, and one more later, end with the same database and all rows."""
-    await asyncio.gather(*(apply_schema(dsn()) for _ in range(3)))
+    """Four processes that apply each file together, and one more later, end with the same database and all rows."""
+    for name in ("plain_postgres.sql", "schema.sql", "schema.sql"):
+        connections = [await asyncpg.connect(dsn()) for _ in range(4)]
+        await asyncio.gather(*(connection.execute(read_sql(name)) for connection in connections))
+        await asyncio.gather(*(connection.close() for connection in connections))
     user = await scratch.fetchval("insert into auth.users (email) values ('a') returning id")
     async with ConnectionStore.open(dsn("app"), max_size=1) as store:
         saved = await store.save(user, GRANT, ALICE)
