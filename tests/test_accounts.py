@@ -65,6 +65,12 @@ class Upstream:
         writer.write(self.script.pop(0) if len(self.script) > 1 else self.script[0])
 
     async def close(self) -> None:
+        # A connection may have been accepted and not yet be ours: its tasks are waited for, until none is left.
+        current = asyncio.current_task()
+        while tasks := [task for task in asyncio.all_tasks() if task is not current]:
+            for writer in self._open:
+                writer.transport.abort()
+            await asyncio.wait(tasks, timeout=0.05)
         for writer in self._open:
             writer.transport.abort()
             with suppress(ConnectionError):

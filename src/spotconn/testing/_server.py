@@ -46,6 +46,11 @@ async def serve(app: ASGIApp, port: int = 0) -> AsyncIterator[str]:
         try:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
+            for listener in server.servers:
+                listener.close()
+            # What was just accepted needs some steps of the loop to become a connection that shutdown() knows of.
+            for _ in range(5):
+                await asyncio.sleep(0)
             for task in running:
                 task.cancel()
             await server.shutdown(sockets=[listening])
