@@ -1,0 +1,163 @@
+"""What happens to connections, told to the `on_event` hook as frozen values without any secret.
+
+The hook is called in a thread of its own, one event after the other in their order, so one that is slow, hangs or
+raises disturbs nothing. A coroutine function is awaited on the event loop instead.
+"""
+
+import asyncio
+import inspect
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from spotconn.errors import ReauthorizationReason
+
+_log = logging.getLogger("spotconn")
+
+LARGEST_BACKLOG = 10_000
+"""Events that wait for a slow hook; later ones are dropped, and that is logged."""
+HOOK_TIMEOUT = 10.0
+"""Seconds that a coroutine of the hook may take."""
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    user_id: UUID
+
+
+class Refreshed(_Event):
+    """This process refreshed a connection.
+
+    Attributes:
+        user_id: whose connection.
+        expires_at: end of the new access token.
+        duration: seconds from the turn to Spotify's answer.
+    """
+
+    expires_at: AwareDatetime
+    duration: float
+
+
+class RefreshFailed(_Event):
+    """This process could not refresh a connection now; a later attempt may succeed.
+
+    Attributes:
+        user_id: whose connection.
+        error: the name of the error's class.
+        message: the error's text.
+        retry_after: seconds until the next attempt is due, where known.
+    """
+
+    error: str
+    message: str
+    retry_after: float | None = None
+
+
+class ReauthorizationRequired(_Event):
+    """Spotify has ended a connection; one event for the whole fleet each time that this is found out.
+
+    Attributes:
+        user_id: who must connect again.
+        reason: "expired", "revoked" or "invalid".
+    """
+
+    reason: ReauthorizationReason
+
+
+class Recovered(_Event):
+    """A connection with a recorded failure was refreshed after all.
+
+    Attributes:
+        user_id: whose connection.
+        failure: what had been recorded.
+    """
+
+    failure: ReauthorizationReason | Literal["unavailable"]
+
+
+class Connected(_Event):
+    """A user connected, or connected again.
+
+    Attributes:
+        user_id: who.
+        spotify_user_id: Spotify's id of the account.
+    """
+
+    spotify_user_id: str
+
+
+class Disconnected(_Event):
+    """A user's connection was deleted through this process.
+
+    Attributes:
+        user_id: whose.
+    """
+
+
+Event = Refreshed | RefreshFailed | ReauthorizationRequired | Recovered | Connected | Disconnected
+Hook = Callable[[Event], object]
+
+
+class Events:
+    """Hands events to a hook, in order, in a daemon thread that lives while there is something to hand over.
+
+    Make and use it inside the event loop.
+
+    Args:
+        hook: is told; None for nobody.
+    """
+
+    def __init__(self, hook: Hook | None) -> None:
+        self._hook = hook
+        self._waiting: deque[Event] = deque()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def emit(self, event: Event) -> None:
+        """Hand over an event; never blocks and never raises."""
+        if self._hook is None:
+            return
+        with self._lock:
+            if len(self._waiting) >= LARGEST_BACKLOG:
+                _log.error("on_event is too slow: %s was dropped", type(event).__name__)
+                return
+            self._waiting.append(event)
+            if self._thread is None:
+                loop = asyncio.get_running_loop()
+                self._thread = threading.Thread(target=self._drain, args=(self._hook, loop), daemon=True)
+                with suppress(RuntimeError):  # no thread to be had now: the next event tries again
+                    self._thread.start()
+                    return
+                self._thread = None
+
+    async def drained(self, *, seconds: float) -> None:
+        """Wait, for no longer than that, until every event has been handed over."""
+        thread = self._thread
+        if thread is not None:
+            await asyncio.to_thread(thread.join, seconds)
+
+    def _drain(self, hook: Hook, loop: asyncio.AbstractEventLoop) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._thread = None
+                    return
+                event = self._waiting.popleft()
+            _tell(hook, event, loop)
+
+
+def _tell(hook: Hook, event: Event, loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        outcome = hook(event)
+        if inspect.iscoroutine(outcome):
+            asyncio.run_coroutine_threadsafe(outcome, loop).result(HOOK_TIMEOUT)
+    except Exception as error:  # noqa: BLE001  a hook that fails disturbs nothing
+        # Its text may hold whatever the hook has put there.
+        _log.error("on_event raised %s for %s", type(error).__name__, type(event).__name__)
