@@ -328,7 +328,7 @@ $$;
 
 -- Ends a lease without a grant; only its holder can. A passing failure pauses the connection for every process:
 -- 1 s, doubled with each failure in a row up to 5 min, of which a random half; at least what Spotify asked for, up to
--- 1 h. A null reason records nothing.
+-- a day. A null reason records nothing.
 create or replace function spotconn.fail_refresh(
     p_user_id uuid,
     p_version timestamptz,
@@ -350,7 +350,7 @@ begin
             when p_reason = 'unavailable' then pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs =>
                 greatest(
                     least(300, 2 ^ least(state.failures, 9)) * (0.5 + pg_catalog.random() / 2),
-                    least(3600, coalesce(p_retry_after, 0))
+                    least(86400, coalesce(p_retry_after, 0))
                 ))
         end
     where state.user_id = p_user_id and state.version = p_version and state.lease_id = p_lease_id;

@@ -121,7 +121,7 @@ async def test_cancelled_caller_stops_nothing(
             for _ in range(step):
                 await asyncio.sleep(0)
             finished = caller.done()
-            started = bool(tokens._flights) or finished
+            started = bool(tokens._flights._flights) or finished
             caller.cancel()
             await asyncio.wait([caller])
         after = await store.get(user)

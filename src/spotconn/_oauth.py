@@ -56,6 +56,10 @@ class RequestNotProcessed(SpotifyUnavailable):
     """Spotify did not act on the request, so a single-use code in it is still unspent."""
 
 
+class AppRefused(ConfigurationError):
+    """Spotify refuses the app itself, so it refuses it for every user."""
+
+
 def new_code_verifier() -> str:
     """A fresh PKCE code verifier of 86 characters (RFC 7636, section 4.1)."""
     return secrets.token_urlsafe(64)
@@ -278,7 +282,7 @@ def _oauth_error(status: int, answer: dict[str, Any], now: float, grant_type: Gr
     match code:
         case "invalid_client" | "unauthorized_client":
             told = f"Spotify refuses this app's credentials ({_stated(code, description)})"
-            return ConfigurationError(f"{told}: check SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET")
+            return AppRefused(f"{told}: check SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET")
         case "invalid_grant" if status == BAD_REQUEST and grant_type == "refresh_token":
             return ReauthorizationRequired(_reason(description), _moment(now))
         case "invalid_grant" if status == BAD_REQUEST:

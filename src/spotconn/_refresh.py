@@ -1,17 +1,20 @@
 """The refresh protocol: how one process gets a connection that is good past a given moment.
 
 The database decides who refreshes; no connection to it is held while Spotify is asked. Every write is a
-compare-and-set on `expires_at`, the version of a connection, so a disconnect or a reconnect always wins.
+compare-and-set on `expires_at`, the version of a connection, so a disconnect or a reconnect always wins. A grant is
+kept from Spotify's answer until it is saved.
 """
 
 import asyncio
 import logging
 import random
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, assert_never
+from typing import assert_never
 from uuid import UUID
 
+from spotconn import events
+from spotconn._kept import KeptGrants
+from spotconn._pauses import HostPauses
 from spotconn.accounts import SpotifyAccounts
 from spotconn.errors import (
     ConfigurationError,
@@ -21,7 +24,7 @@ from spotconn.errors import (
     SpotconnError,
     SpotifyUnavailable,
 )
-from spotconn.models import Connection, Outcome, RefreshFailure, RefreshTurn
+from spotconn.models import Connection, Outcome, RefreshFailure, RefreshTurn, TokenGrant
 from spotconn.store import ConnectionStore
 
 _log = logging.getLogger("spotconn")
@@ -34,47 +37,85 @@ LAPSED_PAUSE = 1.0
 """Seconds that an earlier holder of a lapsed lease is given to save what it got."""
 
 
-@dataclass(frozen=True)
 class Refresher:
     """Reads connections and refreshes those that end too early.
 
-    Attributes:
+    Args:
         store: where the connections are.
         accounts: where they are refreshed.
-        timeout: seconds for one call of `obtain`, up to Spotify's answer.
+        told: is told what happens to them.
+        timeout: seconds to wait for another process, and seconds for Spotify's answer.
         lease: seconds after which another process may take a refresh over.
     """
 
-    store: ConnectionStore
-    accounts: SpotifyAccounts
-    timeout: float
-    lease: float
+    def __init__(
+        self,
+        store: ConnectionStore,
+        accounts: SpotifyAccounts,
+        told: events.Events,
+        *,
+        timeout: float,
+        lease: float,
+    ) -> None:
+        self._store = store
+        self._accounts = accounts
+        self._told = told
+        self._timeout = timeout
+        self._lease = lease
+        self._pauses = HostPauses()
+        self.kept = KeptGrants(store)
 
-    async def obtain(self, user_id: UUID, seen: datetime) -> Connection:
+    async def obtain(self, user_id: UUID, seen: datetime, *, wait: bool = True) -> Connection:
         """A connection newer than `seen`: as stored, or refreshed by this process or another.
+
+        Args:
+            user_id: whose connection.
+            seen: versions (`expires_at`) up to this one are of no use.
+            wait: whether to wait for another process that is refreshing it.
 
         Raises:
             NotConnected, ReauthorizationRequired: the user must connect.
             SpotifyUnavailable, RefreshInProgress, DatabaseUnavailable: not now.
             ConfigurationError, SchemaMismatch, RowSecurityError, DecryptionError: something is wrong here.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.timeout
+        kept = self.kept.get(user_id)
+        try:
+            await self.kept.save(user_id)
+        except SpotconnError:
+            if kept is None or kept.expires_at <= seen:
+                raise
+            return kept
+        if error := self._pauses.error(user_id, _now()):
+            return await self._read(user_id, seen, error)
+        return await self._take_turns(user_id, seen, self._timeout if wait else 0.0)
+
+    def paused(self, user_id: UUID) -> bool:
+        """Whether this host has reason not to ask Spotify for a user now."""
+        return self._pauses.error(user_id, _now()) is not None
+
+    async def _read(self, user_id: UUID, seen: datetime, error: SpotconnError) -> Connection:
+        """The stored connection if it is newer than `seen`, while this host has reason not to ask Spotify."""
+        connection = await self._store.get(user_id)
+        if connection.expires_at > seen:
+            return connection
+        raise _reauthorization(connection) or error
+
+    async def _take_turns(self, user_id: UUID, seen: datetime, patience: float) -> Connection:
+        deadline = _now() + patience
         pause = FIRST_PAUSE
         while True:
-            turn = await self.store.begin_refresh(user_id, seen=seen, lease=self.lease)
-            left = deadline - loop.time()
-            connection = await self._act(turn, left)
+            turn = await self._store.begin_refresh(user_id, seen=seen, lease=self._lease)
+            connection = await self._act(turn)
             if connection is not None:
                 return connection
             # Jittered, so that the processes that wait do not all look at the same moment.
             wait = pause * random.uniform(0.5, 1)  # noqa: S311  no secret hangs on it
-            if left <= wait:
+            if deadline - _now() <= wait:
                 raise RefreshInProgress("another process is refreshing this connection", retry_after=turn.retry_after)
             await asyncio.sleep(wait)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _act(self, turn: RefreshTurn, left: float) -> Connection | None:
+    async def _act(self, turn: RefreshTurn) -> Connection | None:
         """Do what the database decided; None means look again."""
         match turn.outcome:
             case Outcome.GONE:
@@ -82,61 +123,102 @@ class Refresher:
             case Outcome.SUPERSEDED:
                 return turn.connection
             case Outcome.BLOCKED:
-                raise blocked(turn)
+                raise self._blocked(turn)
             case Outcome.BUSY:
                 return None
             case Outcome.GRANTED:
-                return await self._refresh(turn, left)
+                return await self._refresh(turn)
             case _:
                 assert_never(turn.outcome)
 
-    async def _refresh(self, turn: RefreshTurn, left: float) -> Connection | None:
-        """Ask Spotify, as the holder of the lease; None where another's write came first."""
-        stored = stored_connection(turn)
+    def _blocked(self, turn: RefreshTurn) -> SpotconnError:
+        """The error for a connection whose recorded failure still counts."""
+        if refusal := _reauthorization(_stored(turn)):
+            return refusal
+        error = SpotifyUnavailable("Spotify did not refresh this connection lately", retry_after=turn.retry_after)
+        self._pauses.begin(turn.user_id, error, _now())
+        return error
+
+    async def _refresh(self, turn: RefreshTurn) -> Connection | None:
+        """Ask Spotify, as the holder of the lease; None where another's write came first.
+
+        Whoever has a turn has the whole time for it, however long it waited: an answer that nobody waits for may
+        hold the only refresh token that is still good.
+        """
+        stored, begun = _stored(turn), _now()
         try:
-            grant = await self.accounts.refresh(stored.refresh_token, timeout=max(left, 0.0))
+            grant = await self._accounts.refresh(stored.refresh_token, timeout=self._timeout)
         except ReauthorizationRequired as refusal:
             return await self._second_look(turn, refusal)
-        except SpotifyUnavailable as failure:
-            # What Spotify answered counts for every process; a fault of this host's network does not.
-            reason: Literal["unavailable"] | None = "unavailable" if failure.answered else None
-            await self._release(turn, RefreshFailure(reason=reason, retry_after=failure.retry_after))
+        except (SpotifyUnavailable, ConfigurationError) as error:
+            await self._failed(turn, error)
             raise
-        except ConfigurationError:
-            await self._release(turn, RefreshFailure())
-            raise
-        return await self.store.finish_refresh(turn, grant)
+        self._pauses.end(turn.user_id)
+        return await self._save(turn, grant, _now() - begun)
+
+    async def _save(self, turn: RefreshTurn, grant: TokenGrant, duration: float) -> Connection | None:
+        stored = _stored(turn)
+        self.kept.keep(turn, stored, grant)
+        try:
+            saved = await self.kept.save(turn.user_id)
+        except SpotconnError:
+            saved = self.kept.get(turn.user_id)
+        if saved is None:
+            return None
+        self._told.emit(events.Refreshed(user_id=turn.user_id, expires_at=saved.expires_at, duration=duration))
+        if stored.failure is not None:
+            self._told.emit(events.Recovered(user_id=turn.user_id, failure=stored.failure.reason))
+        return saved
 
     async def _second_look(self, turn: RefreshTurn, refusal: ReauthorizationRequired) -> Connection | None:
         """Record that the user must authorize again, unless the refused token is no longer the stored one."""
-        stored = stored_connection(turn)
+        stored = _stored(turn)
         if turn.lapsed:
             # An earlier holder let its lease run out; it may be saving the token that replaced the refused one.
             await asyncio.sleep(LAPSED_PAUSE)
-        current = await self.store.get(turn.user_id)
+        current = await self._store.get(turn.user_id)
         if current.expires_at != stored.expires_at:
             return None
-        await self._release(turn, RefreshFailure(reason=refusal.reason))
+        if not await self._store.fail_refresh(turn, RefreshFailure(reason=refusal.reason)):
+            return None  # the lease has passed to another, who decides
+        self._told.emit(events.ReauthorizationRequired(user_id=turn.user_id, reason=refusal.reason))
         raise refusal
 
-    async def _release(self, turn: RefreshTurn, failure: RefreshFailure) -> None:
-        """End the lease. If the database is away it ends by itself; the caller's error is the one that counts."""
+    async def _failed(self, turn: RefreshTurn, error: SpotifyUnavailable | ConfigurationError) -> None:
+        """Free the lease, and pause: every process by Spotify's own answer, this one by a fault of its own."""
+        # What Spotify answered of this connection counts for every process; a fault of this host's network does not,
+        # nor do the app's credentials, which another process may have right.
+        if isinstance(error, SpotifyUnavailable) and error.answered:
+            failure = RefreshFailure(reason="unavailable", retry_after=error.retry_after)
+        else:
+            failure = RefreshFailure()
+            self._pauses.begin(turn.user_id, error, _now())
         try:
-            await self.store.fail_refresh(turn, failure)
-        except SpotconnError as error:
-            _log.warning("a failed refresh could not be recorded: %s", error)
+            await self._store.fail_refresh(turn, failure)
+        except SpotconnError as unrecorded:
+            # The lease ends by itself; the caller's error is the one that counts.
+            _log.warning("a failed refresh could not be recorded: %s", unrecorded)
+        self._told.emit(
+            events.RefreshFailed(
+                user_id=turn.user_id,
+                error=type(error).__name__,
+                message=str(error),
+                retry_after=error.retry_after if isinstance(error, SpotifyUnavailable) else None,
+            )
+        )
 
 
-def stored_connection(turn: RefreshTurn) -> Connection:
-    """The connection of a turn that has one."""
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _stored(turn: RefreshTurn) -> Connection:
     if turn.connection is None:
         raise ValueError(f"turn: no connection in one that is {turn.outcome.value}")
     return turn.connection
 
 
-def blocked(turn: RefreshTurn) -> SpotconnError:
-    """The error for a connection whose recorded failure still counts."""
-    connection = stored_connection(turn)
+def _reauthorization(connection: Connection) -> ReauthorizationRequired | None:
     if connection.failure is None or connection.reauthorization is None:
-        return SpotifyUnavailable("Spotify did not refresh this connection lately", retry_after=turn.retry_after)
+        return None
     return ReauthorizationRequired(connection.reauthorization, connection.failure.since)

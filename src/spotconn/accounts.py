@@ -2,7 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import NamedTuple, Self, TypeVar
@@ -16,6 +18,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from spotconn._gate import Gate
 from spotconn._oauth import (
     GrantType,
     RequestNotProcessed,
@@ -24,11 +27,13 @@ from spotconn._oauth import (
     read_grant,
     read_profile,
 )
-from spotconn.errors import ConfigurationError, SpotifyUnavailable
+from spotconn.errors import ConfigurationError, ReauthorizationRequired, SpotconnError, SpotifyUnavailable
 from spotconn.models import Profile, TokenGrant
 
 LARGEST_BODY = 64 * 1024
 """Bytes of an answer that are read; a grant or a profile has about one thousand."""
+MOST_CALLS = 100
+"""Calls under way at once; the others wait, and are not made at all once Spotify has asked to wait."""
 
 T = TypeVar("T")
 
@@ -45,7 +50,8 @@ class SpotifyAccounts:
 
     Every call has one deadline in seconds, retries included. It retries only `SpotifyUnavailable`, with growing,
     jittered pauses, never sooner than Spotify's Retry-After, and not at all when the next attempt would come
-    after the deadline.
+    after the deadline. A Retry-After holds for all calls of this object to the same service, whoever they are for;
+    after invalid_client only one call in a growing pause is made to see whether it still holds.
 
     Args:
         client_id: of the app.
@@ -79,6 +85,8 @@ class SpotifyAccounts:
         self._clock = clock
         self._owns_http = http is None
         self._http = http or _new_client()
+        self._places = asyncio.Semaphore(MOST_CALLS)
+        self._token_gate, self._profile_gate = Gate(), Gate()
 
     def __repr__(self) -> str:
         """The app and the kind of client, without the secret."""
@@ -152,6 +160,8 @@ class SpotifyAccounts:
             ConfigurationError: Spotify refuses this app or its request.
             SpotifyUnavailable: no usable answer in time.
         """
+        if not refresh_token:  # another client of the table has stored none; Spotify would blame the request
+            raise ReauthorizationRequired("invalid", datetime.fromtimestamp(self._clock(), UTC))
         form = {"refresh_token": refresh_token}
         return await _retried(partial(self._token, "refresh_token", form), on=SpotifyUnavailable, timeout=timeout)
 
@@ -186,17 +196,31 @@ class SpotifyAccounts:
         data = {"grant_type": grant_type, **form}
         if self._basic is None:
             data["client_id"] = self._client_id
-        sent = self._clock()
         request = self._http.build_request("POST", f"{self._accounts_url}/api/token", data=data, headers=_HEADERS)
-        answer = await self._ask(request, auth=self._basic)
-        return read_grant(answer.status, answer.headers, answer.body, now=sent, grant_type=grant_type)
+        async with self._passing(self._token_gate):
+            sent = self._clock()
+            answer = await self._ask(request, auth=self._basic)
+            return read_grant(answer.status, answer.headers, answer.body, now=sent, grant_type=grant_type)
 
     async def _me(self, access_token: str) -> Profile:
-        sent = self._clock()
         headers = {**_HEADERS, "Authorization": f"Bearer {access_token}"}
         request = self._http.build_request("GET", f"{self._api_url}/v1/me", headers=headers)
-        answer = await self._ask(request, auth=None)
-        return read_profile(answer.status, answer.headers, answer.body, now=sent)
+        async with self._passing(self._profile_gate):
+            answer = await self._ask(request, auth=None)
+            return read_profile(answer.status, answer.headers, answer.body, now=self._clock())
+
+    @asynccontextmanager
+    async def _passing(self, gate: Gate) -> AsyncIterator[None]:
+        """One call under way: it waits for its place, passes the gate, and tells the gate what came of it."""
+        loop = asyncio.get_running_loop()
+        async with self._places:
+            gate.enter(loop.time())
+            try:
+                yield
+            except SpotconnError as outcome:
+                gate.answered(outcome, loop.time())
+                raise
+            gate.answered(None, loop.time())
 
     async def _ask(self, request: httpx.Request, *, auth: httpx.Auth | None) -> "_Answer":
         try:

@@ -7,31 +7,30 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
 from uuid import UUID
 
+from spotconn import events
 from spotconn._cache import ConnectionCache
+from spotconn._flights import Flights
 from spotconn._refresh import Refresher
 from spotconn._settings import Settings
 from spotconn.accounts import SpotifyAccounts
-from spotconn.errors import AskUser, MissingScope, NotConnected, SpotconnError
+from spotconn.errors import AskUser, MissingScope, NotConnected, RefreshInProgress, SpotifyUnavailable
 from spotconn.models import Connection, ConnectionStatus, Freshness, freshness, parse_user_id
 from spotconn.store import ConnectionStore
 
 _log = logging.getLogger("spotconn")
 
+FLUSH_TIMEOUT = 10.0
+"""Seconds that `aclose` goes on trying to save what the database has not taken before."""
+SPREAD_BITS = 16
+"""Of a user id, which is random there: enough to spread refreshes."""
+EVENTS_TIMEOUT = 2.0
+"""Seconds that `aclose` gives the hook for the last events."""
 MAX_MIN_TTL = 3000.0
 """Seconds: the most that a caller may ask of a token's remaining life; Spotify's tokens live 3600."""
-
-
-@dataclass(frozen=True)
-class _Flight:
-    """A read or refresh under way for one user, shared by all who wait for it."""
-
-    seen: datetime
-    task: asyncio.Task[Connection]
 
 
 class TokenManager:
@@ -44,10 +43,12 @@ class TokenManager:
         accounts: where they are refreshed.
         refresh_window: seconds before its end from which a token is refreshed in the background.
         expiry_margin: seconds before its end from which a token is no longer handed out.
-        refresh_timeout: seconds for a refresh, all retries included.
+        refresh_timeout: seconds for Spotify's answer to a refresh, all retries included, and seconds to wait for
+            another process that is refreshing.
         lease: seconds after which another process may take over a refresh; longer than `refresh_timeout`.
         cache_ttl: seconds that a connection is remembered without asking the database.
         cache_size: number of connections remembered.
+        on_event: is told what happens to connections, see `spotconn.events`; it runs in a thread of its own.
         clock: gives seconds since the epoch.
 
     Raises:
@@ -65,6 +66,7 @@ class TokenManager:
         lease: float = 15,
         cache_ttl: float = 30,
         cache_size: int = 100_000,
+        on_event: events.Hook | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         _check(expiry_margin >= 0, "expiry_margin: expected 0 or more seconds")
@@ -74,17 +76,18 @@ class TokenManager:
         _check(cache_ttl >= 0, "cache_ttl: expected 0 or more seconds")
         _check(cache_size >= 0, "cache_size: expected 0 or more")
         self._store = store
-        self._refresher = Refresher(store, accounts, timeout=refresh_timeout, lease=lease)
-        # Each process has a window of its own, so that a fleet does not refresh at the same moment.
-        spread = random.uniform(0.75, 1)  # noqa: S311  no secret hangs on it
-        self._window = max(refresh_window * spread, expiry_margin)
+        self._events = events.Events(on_event)
+        self._refresher = Refresher(store, accounts, self._events, timeout=refresh_timeout, lease=lease)
+        self._window = refresh_window
+        # Each process has another window for each user, so that a fleet does not refresh at the same moment and no
+        # process does the work of all.
+        self._salt = random.getrandbits(SPREAD_BITS)
         self._margin = expiry_margin
         self._patience = lease
         self._cache = ConnectionCache(ttl=cache_ttl, size=cache_size)
         self._clock = clock
-        self._flights: dict[UUID, _Flight] = {}
+        self._flights = Flights(self._obtain)
         self._background: dict[UUID, asyncio.Task[Connection]] = {}
-        self._closed = False
 
     @classmethod
     @asynccontextmanager
@@ -132,7 +135,7 @@ class TokenManager:
             SpotifyUnavailable, RefreshInProgress, DatabaseUnavailable: try later.
             ConfigurationError, SchemaMismatch, RowSecurityError, DecryptionError: call an engineer.
         """
-        self._check_open()
+        self._flights.check_open()
         user_id = parse_user_id(user_id)
         needed = _scopes(scopes)
         least = self._least_ttl(min_ttl)
@@ -143,7 +146,7 @@ class TokenManager:
             or connection.expires_at.timestamp() - now <= least
             or _missing(connection, needed)  # the user may have granted it since, through another process
         ):
-            connection = await self._fly(user_id, datetime.fromtimestamp(now + least, UTC))
+            connection = await self._newer(user_id, least)
         if missing := _missing(connection, needed):
             raise MissingScope(missing)
         self._refresh_if_stale(connection)
@@ -162,11 +165,11 @@ class TokenManager:
             The same as `get_valid_token`.
         """
         user_id = parse_user_id(user_id)
-        self._check_open()
+        self._flights.check_open()
         self._cache.discard(user_id)
         connection = await self._store.get(user_id)
         if connection.access_token == rejected_token:
-            connection = await self._fly(user_id, connection.expires_at)
+            connection = await self._flights.join(user_id, connection.expires_at)
             return connection.access_token
         return await self.get_valid_token(user_id)
 
@@ -177,7 +180,7 @@ class TokenManager:
             ValueError: the user id is no UUID.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError, DecryptionError: it could not be read.
         """
-        self._check_open()
+        self._flights.check_open()
         try:
             connection = await self._store.get(user_id)
         except NotConnected:
@@ -194,24 +197,25 @@ class TokenManager:
             Whether there was a connection.
         """
         user_id = parse_user_id(user_id)
-        self._check_open()
+        self._flights.check_open()
         try:
-            return await self._store.delete(user_id)
+            deleted = await self._store.delete(user_id)
         finally:
             self._cache.discard(user_id)
+        self._refresher.kept.drop(user_id)
+        if deleted:
+            self._events.emit(events.Disconnected(user_id=user_id))
+        return deleted
 
     async def aclose(self) -> None:
-        """Refuse new calls and wait, for no longer than the lease, until running refreshes are saved."""
-        self._closed = True
-        running = {flight.task for flight in self._flights.values()} | set(self._background.values())
-        if not running:
-            return
-        _, late = await asyncio.wait(running, timeout=self._patience)
-        for task in late:
-            task.cancel()
-        if late:
-            _log.error("%d refreshes were cut off at shutdown", len(late))
-            await asyncio.wait(late, timeout=1)
+        """Refuse new calls, wait until running refreshes have ended, and save what is not saved yet; all bounded.
+
+        Running refreshes have the time of the lease. What Spotify has granted and the database does not take within
+        10 seconds more is lost; that is logged as critical.
+        """
+        await self._flights.close(seconds=self._patience, others=set(self._background.values()))
+        await self._refresher.kept.flush(seconds=FLUSH_TIMEOUT)
+        await self._events.drained(seconds=EVENTS_TIMEOUT)
 
     def _least_ttl(self, min_ttl: float | None) -> float:
         if min_ttl is None:
@@ -220,39 +224,19 @@ class TokenManager:
             raise ValueError(f"min_ttl: expected 0 to {MAX_MIN_TTL:.0f} seconds")
         return max(min_ttl, self._margin)
 
-    async def _fly(self, user_id: UUID, seen: datetime) -> Connection:
-        """Join the flight of this user or start one; a flight that served a weaker demand is followed by another.
+    async def _newer(self, user_id: UUID, least: float) -> Connection:
+        """A connection whose token is good for more than `least` seconds, or as good as Spotify gives them."""
+        connection = await self._flights.join(user_id, datetime.fromtimestamp(self._clock() + least, UTC))
+        if connection.expires_at.timestamp() <= self._clock():  # this process stood still, or Spotify's token was old
+            connection = await self._flights.join(user_id, datetime.fromtimestamp(self._clock() + least, UTC))
+        if connection.expires_at.timestamp() <= self._clock():
+            raise SpotifyUnavailable("Spotify's new access token has run out already; is this host's clock right?")
+        return connection
 
-        The flight is shielded: a caller that goes away does not stop a refresh between Spotify and the database.
-        """
-        while True:
-            self._check_open()
-            flight = self._flights.get(user_id) or self._start(user_id, seen)
-            try:
-                connection = await asyncio.shield(flight.task)
-            except SpotconnError:
-                if flight.seen <= seen:
-                    raise
-            except asyncio.CancelledError:
-                if not flight.task.cancelled():
-                    raise
-                # It is not the caller that was cancelled: aclose() has cut the flight off.
-                self._check_open()
-                raise
-            else:
-                if flight.seen >= seen or connection.expires_at > seen:
-                    return connection
-
-    def _start(self, user_id: UUID, seen: datetime) -> _Flight:
-        task = asyncio.create_task(self._obtain(user_id, seen), name="spotconn-flight")
-        flight = self._flights[user_id] = _Flight(seen, task)
-        task.add_done_callback(lambda done: self._landed(user_id, done))
-        return flight
-
-    async def _obtain(self, user_id: UUID, seen: datetime) -> Connection:
+    async def _obtain(self, user_id: UUID, seen: datetime, *, wait: bool = True) -> Connection:
         generation = self._cache.generation
         try:
-            connection = await self._refresher.obtain(user_id, seen)
+            connection = await self._refresher.obtain(user_id, seen, wait=wait)
         except AskUser:
             # What is remembered of this user is out of date.
             self._cache.discard(user_id)
@@ -261,29 +245,30 @@ class TokenManager:
         return connection
 
     def _refresh_if_stale(self, connection: Connection) -> None:
-        """Start a refresh in the background if the token ends soon and Spotify has not refused the connection."""
-        user_id, ends = connection.user_id, connection.expires_at
-        state = freshness(ends, self._clock(), window=self._window, margin=self._margin)
-        if state is Freshness.FRESH or self._closed or user_id in self._background or connection.reauthorization:
+        """Start a refresh in the background if the token ends soon and nothing speaks against it."""
+        now = self._clock()
+        if connection.expires_at.timestamp() - now > self._window:
             return
-        task = asyncio.create_task(self._obtain(user_id, ends), name="spotconn-background-refresh")
+        user_id, ends = connection.user_id, connection.expires_at
+        state = freshness(ends, now, window=self._window_of(user_id), margin=self._margin)
+        if state is Freshness.FRESH or connection.reauthorization or user_id in self._background:
+            return
+        if self._flights.closed or self._refresher.paused(user_id):
+            return
+        task = asyncio.create_task(self._obtain(user_id, ends, wait=False), name="spotconn-background-refresh")
         self._background[user_id] = task
         task.add_done_callback(lambda done: self._landed_in_background(user_id, done))
 
-    def _landed(self, user_id: UUID, task: asyncio.Task[Connection]) -> None:
-        del self._flights[user_id]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # Its waiters have the error; they may all have gone.
-            _log.debug("a flight ended with %s: %s", type(error).__name__, error)
+    def _window_of(self, user_id: UUID) -> float:
+        """Seconds before its end from which this process refreshes a user's token: the last quarter is spread."""
+        spread = (user_id.int & (1 << SPREAD_BITS) - 1 ^ self._salt) / (1 << SPREAD_BITS)
+        return max(self._window * (1 - spread / 4), self._margin)
 
     def _landed_in_background(self, user_id: UUID, task: asyncio.Task[Connection]) -> None:
         del self._background[user_id]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.warning("a refresh in the background failed with %s: %s", type(error).__name__, error)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("this TokenManager is closed")
+        if task.cancelled() or (error := task.exception()) is None or isinstance(error, RefreshInProgress):
+            return
+        _log.warning("a refresh in the background failed with %s: %s", type(error).__name__, error)
 
 
 def _check(holds: bool, text: str) -> None:  # noqa: FBT001  the condition is the point

@@ -195,10 +195,17 @@ class ConnectionStore:
         )
         return None if row is None else self._connection(row)
 
-    async def fail_refresh(self, turn: RefreshTurn, failure: RefreshFailure) -> None:
-        """End the lease without a grant and record why; nothing happens if the lease has passed to another."""
+    async def fail_refresh(self, turn: RefreshTurn, failure: RefreshFailure) -> bool:
+        """End the lease without a grant and record why.
+
+        Returns:
+            Whether it was recorded; False, and nothing happens, where the lease has passed to another.
+        """
         stored, lease_id = _granted(turn)
-        await self._value(_FAIL, turn.user_id, stored.expires_at, lease_id, failure.reason, failure.retry_after)
+        recorded: bool = await self._value(
+            _FAIL, turn.user_id, stored.expires_at, lease_id, failure.reason, failure.retry_after
+        )
+        return recorded
 
     @asynccontextmanager
     async def as_user(self, user_id: UUID | str) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
