@@ -6,13 +6,17 @@ BIN := .venv/bin
 # Where the system can do it, a command dies with the make that started it, also by SIGKILL.
 GUARD := $(shell command -v setpriv >/dev/null 2>&1 && echo setpriv --pdeathsig KILL)
 
-.PHONY: demo test check clean
+.PHONY: demo test soak check clean
 
 demo: .venv/demo-installed
 	@$(GUARD) $(BIN)/python examples/quickstart.py
 
 test: .venv/dev-installed
 	$(GUARD) $(BIN)/python -m pytest --cov --cov-report=term
+
+# The long form of the tests of the refresh protocol: more processes, more rounds, more steps, random faults.
+soak: .venv/dev-installed
+	SPOTCONN_SOAK=1 $(GUARD) $(BIN)/python -m pytest -v -s -m soak
 
 check: .venv/dev-installed
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """A real Postgres for every test that needs one: the wheel's and, where the system has it, version 15."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,11 @@ from spotconn.testing import EmbeddedPostgres, FakeSpotify, apply_schema, postgr
 
 SYSTEM_15 = Path("/usr/lib/postgresql/15/bin")
 SERVERS = ["packaged", *(["system15"] if SYSTEM_15.is_dir() else [])]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("SPOTCONN_SOAK"):
+        items[:] = [item for item in items if item.get_closest_marker("soak") is None]
 
 
 @dataclass(frozen=True)

@@ -291,7 +291,9 @@ async def test_pauses_grow_and_end(store: ConnectionStore, user: UUID, admin: as
     assert (await store.get(user)).failure is None
 
 
-@pytest.mark.parametrize(("asked", "least", "most"), [(0.0, 0.5, 1), (20.0, 20, 20), (13749.0, 13749, 13749), (1e6, 86400, 86400)])
+@pytest.mark.parametrize(
+    ("asked", "least", "most"), [(0.0, 0.5, 1), (20.0, 20, 20), (13749.0, 13749, 13749), (1e6, 86400, 86400)]
+)
 async def test_what_spotify_asked_is_the_least(
     store: ConnectionStore, user: UUID, admin: asyncpg.Connection, asked: float, least: float, most: float
 ) -> None:

@@ -94,6 +94,11 @@ async def acquired(pool: asyncpg.Pool) -> "AsyncIterator[PoolConnectionProxy[asy
     connection = await translated(pool.acquire(timeout=ACQUIRE_TIMEOUT))
     try:
         yield connection
+    except DatabaseUnavailable:
+        # It may be cut, half-open or in the middle of an answer: the pool makes another in its place.
+        with suppress(asyncpg.InterfaceError):
+            connection.terminate()
+        raise
     finally:
         await translated(pool.release(connection, timeout=ACQUIRE_TIMEOUT))
 
@@ -127,7 +132,8 @@ async def translated(call: Awaitable[_T]) -> _T:
         return await call
     except asyncpg.PostgresError as error:
         failure = _meaning(error)
-    except (asyncpg.InterfaceError, OSError, TimeoutError) as error:
+    # InternalClientError: a backend that was terminated had its last word while the call began.
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
         failure = DatabaseUnavailable(f"the database cannot be reached ({type(error).__name__}); try again later")
     raise failure
 
