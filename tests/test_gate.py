@@ -116,7 +116,7 @@ async def test_retry_after_holds_for_every_user_of_the_process(
 async def test_a_refused_app_is_not_asked_about_every_user(
     store: ConnectionStore, spotify: FakeSpotify, users: list[UUID], accounts: SpotifyAccounts
 ) -> None:
-    """With a wrong secret, three users asked for a hundred times cost one call and a probe per pause; none is marked."""
+    """With a wrong secret, three users asked for a hundred times cost a call, and one per pause; none is marked."""
     begun = asyncio.get_running_loop().time()
     for user in users:
         await connect(store, spotify, user, account=str(user), ttl=-1)
