@@ -189,3 +189,31 @@ async def test_an_empty_refresh_token_is_the_users_to_mend(accounts: SpotifyAcco
     with pytest.raises(ReauthorizationRequired, match="invalid"):
         await accounts.refresh("")
     assert spotify.token_calls == 0
+
+
+async def test_no_attempt_begins_in_the_second_half_of_the_time(
+    accounts: SpotifyAccounts, spotify: FakeSpotify
+) -> None:
+    """What Spotify asks to repeat after half of the time is left, so that no answer is cut off early."""
+    spotify.add_account("alice")
+    refresh_token = spotify.authorize("alice").refresh_token or ""
+    spotify.script(Answer.too_many_requests("0.6"))
+    with pytest.raises(SpotifyUnavailable, match="429"):
+        await accounts.refresh(refresh_token, timeout=1)
+    assert spotify.token_calls == 1
+
+
+async def test_a_call_that_finds_no_place_is_not_made(spotify: FakeSpotify, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While as many calls as allowed are under way, another waits for half of its time and then gives up unsent."""
+    monkeypatch.setattr("spotconn.accounts.MOST_CALLS", 1)
+    spotify.add_account("alice")
+    refresh_token = spotify.authorize("alice").refresh_token or ""
+    async with spotify.serve() as url, SpotifyAccounts("demo-client", "demo-secret", accounts_url=url) as narrow:
+        with spotify.hold() as held:
+            first = asyncio.create_task(narrow.refresh(refresh_token))
+            await held.reached()
+            with pytest.raises(SpotifyUnavailable, match="too many calls"):
+                await narrow.refresh(refresh_token, timeout=0.2)
+            held.release()
+            await first
+    assert spotify.token_calls == 1

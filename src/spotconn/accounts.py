@@ -49,9 +49,10 @@ class SpotifyAccounts:
     """Spotify's accounts service, for one registered app.
 
     Every call has one deadline in seconds, retries included. It retries only `SpotifyUnavailable`, with growing,
-    jittered pauses, never sooner than Spotify's Retry-After, and not at all when the next attempt would come
-    after the deadline. A Retry-After holds for all calls of this object to the same service, whoever they are for;
-    after invalid_client only one call in a growing pause is made to see whether it still holds.
+    jittered pauses, never sooner than Spotify's Retry-After. No attempt begins in the second half of the time: one
+    that is cut off too early could lose an answer with the only refresh token still good. A Retry-After holds for all
+    calls of this object to the same service, whoever they are for; after invalid_client only one call in a growing
+    pause is made to see whether it still holds.
 
     Args:
         client_id: of the app.
@@ -192,28 +193,28 @@ class SpotifyAccounts:
         """Close as `aclose()` does."""
         await self.aclose()
 
-    async def _token(self, grant_type: GrantType, form: dict[str, str]) -> TokenGrant:
+    async def _token(self, grant_type: GrantType, form: dict[str, str], begin_by: float) -> TokenGrant:
         data = {"grant_type": grant_type, **form}
         if self._basic is None:
             data["client_id"] = self._client_id
         request = self._http.build_request("POST", f"{self._accounts_url}/api/token", data=data, headers=_HEADERS)
-        async with self._passing(self._token_gate):
+        async with self._passing(self._token_gate, begin_by):
             sent = self._clock()
             answer = await self._ask(request, auth=self._basic)
             return read_grant(answer.status, answer.headers, answer.body, now=sent, grant_type=grant_type)
 
-    async def _me(self, access_token: str) -> Profile:
+    async def _me(self, access_token: str, begin_by: float) -> Profile:
         headers = {**_HEADERS, "Authorization": f"Bearer {access_token}"}
         request = self._http.build_request("GET", f"{self._api_url}/v1/me", headers=headers)
-        async with self._passing(self._profile_gate):
+        async with self._passing(self._profile_gate, begin_by):
             answer = await self._ask(request, auth=None)
             return read_profile(answer.status, answer.headers, answer.body, now=self._clock())
 
     @asynccontextmanager
-    async def _passing(self, gate: Gate) -> AsyncIterator[None]:
+    async def _passing(self, gate: Gate, begin_by: float) -> AsyncIterator[None]:
         """One call under way: it waits for its place, passes the gate, and tells the gate what came of it."""
         loop = asyncio.get_running_loop()
-        async with self._places:
+        async with _place(self._places, begin_by):
             gate.enter(loop.time())
             try:
                 yield
@@ -234,6 +235,19 @@ class SpotifyAccounts:
         # Raised out here, because an httpx error that stayed on as __context__ would hold the request and with it
         # the tokens.
         raise failure
+
+
+@asynccontextmanager
+async def _place(places: asyncio.Semaphore, begin_by: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout_at(begin_by):
+            await places.acquire()
+    except TimeoutError:
+        raise SpotifyUnavailable("too many calls to Spotify are under way here", answered=False) from None
+    try:
+        yield
+    finally:
+        places.release()
 
 
 class _Answer(NamedTuple):
@@ -273,23 +287,24 @@ def _network_failure(error: httpx.RequestError) -> SpotifyUnavailable:
 
 
 async def _retried(
-    attempt: Callable[[], Awaitable[T]],
+    attempt: Callable[[float], Awaitable[T]],
     *,
     on: type[SpotifyUnavailable],
     timeout: float,  # noqa: ASYNC109 - as above
 ) -> T:
-    """Repeat `attempt` on errors of the kind `on`, for `timeout` seconds in all."""
+    """Repeat `attempt` on errors of the kind `on`, for `timeout` seconds in all; it is told until when it may begin."""
     failures: list[SpotifyUnavailable | None] = []
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(on),
         wait=_pause,
-        stop=stop_before_delay(timeout),
+        stop=stop_before_delay(timeout / 2),
         after=lambda state: failures.append(_failure(state)),
         reraise=True,
     )
+    begin_by = asyncio.get_running_loop().time() + timeout / 2
     try:
         async with asyncio.timeout(timeout):
-            return await retrying(attempt)
+            return await retrying(attempt, begin_by)
     except TimeoutError:
         pass
     # What Spotify answered before the time ran out tells more than that it ran out.
