@@ -191,7 +191,7 @@ async def test_an_empty_refresh_token_is_the_users_to_mend(accounts: SpotifyAcco
     assert spotify.token_calls == 0
 
 
-async def test_no_attempt_begins_in_the_second_half_of_the_time(
+async def test_no_attempt_begins_in_the_second_half_of_its_time(
     accounts: SpotifyAccounts, spotify: FakeSpotify
 ) -> None:
     """What Spotify asks to repeat after half of the time is left, so that no answer is cut off early."""
