@@ -112,6 +112,33 @@ create policy "Own refresh state" on spotconn.refresh_state to spotconn
 revoke all on spotconn.refresh_state from public, anon, authenticated;
 grant select, insert, update, delete on spotconn.refresh_state to spotconn, service_role;
 
+-- Authorizations that were started and not yet finished: ten minutes, single use. Of the state only its SHA-256 is
+-- here; the PKCE verifier has to be kept as it is.
+create table if not exists spotconn.pending_connect (
+    state_hash bytea primary key,
+    user_id uuid not null references auth.users (id) on delete cascade,
+    code_verifier text not null,
+    expires_at timestamptz not null
+);
+
+create index if not exists idx_pending_connect_user on spotconn.pending_connect (user_id);
+create index if not exists idx_pending_connect_expires on spotconn.pending_connect (expires_at);
+
+alter table spotconn.pending_connect enable row level security;
+
+drop policy if exists "Own pending connects" on spotconn.pending_connect;
+create policy "Own pending connects" on spotconn.pending_connect to spotconn
+    using ((select auth.uid()) = user_id) with check ((select auth.uid()) = user_id);
+
+-- Whoever starts an authorization also clears away what has expired of anybody's; a DELETE without WHERE and RETURNING
+-- reads nothing, so no other policy has to show these rows.
+drop policy if exists "Expired pending connects may go" on spotconn.pending_connect;
+create policy "Expired pending connects may go" on spotconn.pending_connect
+    for delete to spotconn using (expires_at <= now());
+
+revoke all on spotconn.pending_connect from public, anon, authenticated, service_role;
+grant select, insert, update, delete on spotconn.pending_connect to spotconn;
+
 -- A connection with the failure recorded for its present version.
 create or replace view spotconn.connection with (security_invoker = true) as
 select
@@ -165,14 +192,17 @@ language plpgsql set search_path = '' as $$
 begin
     perform spotconn.act_as(null);
     if exists (
-        select from pg_catalog.unnest(array['public.spotify_connections', 'spotconn.refresh_state']) as relation
+        select from pg_catalog.unnest(array[
+            'public.spotify_connections', 'spotconn.refresh_state', 'spotconn.pending_connect'
+        ]) as relation
         cross join pg_catalog.unnest(array['select', 'insert', 'update', 'delete']) as privilege
         where not pg_catalog.has_table_privilege(relation, privilege)
     ) then
         raise insufficient_privilege using message = 'the role spotconn lacks a grant';
     end if;
     return pg_catalog.row_security_active('public.spotify_connections')
-        and pg_catalog.row_security_active('spotconn.refresh_state');
+        and pg_catalog.row_security_active('spotconn.refresh_state')
+        and pg_catalog.row_security_active('spotconn.pending_connect');
 end
 $$;
 
@@ -355,6 +385,45 @@ begin
         end
     where state.user_id = p_user_id and state.version = p_version and state.lease_id = p_lease_id;
     return found;
+end
+$$;
+
+-- Keeps a started authorization for p_life, at most ten of one user. What has expired goes: acting for nobody, the
+-- policies leave nothing else to a DELETE without WHERE. One caller at a time does that, and nobody waits for it.
+create or replace function spotconn.start_connect(
+    p_user_id uuid,
+    p_state_hash bytea,
+    p_code_verifier text,
+    p_life interval
+) returns void
+language plpgsql set search_path = '' as $$
+begin
+    perform spotconn.act_as(null);
+    if pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtext('spotconn.pending_connect')) then
+        delete from spotconn.pending_connect;
+    end if;
+    perform spotconn.act_as(p_user_id);
+    delete from spotconn.pending_connect as pending where pending.state_hash in (
+        select older.state_hash from spotconn.pending_connect as older
+        where older.user_id = p_user_id
+        order by older.expires_at desc
+        offset 9
+    );
+    insert into spotconn.pending_connect (state_hash, user_id, code_verifier, expires_at)
+    values (p_state_hash, p_user_id, p_code_verifier, pg_catalog.clock_timestamp() + p_life);
+end
+$$;
+
+-- Spends a state: of two callers at the same moment one gets the row.
+create or replace function spotconn.take_connect(p_user_id uuid, p_state_hash bytea)
+returns table (code_verifier text, expired boolean)
+language plpgsql set search_path = '' rows 1 as $$
+begin
+    perform spotconn.act_as(p_user_id);
+    return query
+        delete from spotconn.pending_connect as pending
+        where pending.state_hash = p_state_hash and pending.user_id = p_user_id
+        returning pending.code_verifier, pending.expires_at <= pg_catalog.clock_timestamp();
 end
 $$;
 

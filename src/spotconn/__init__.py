@@ -2,6 +2,7 @@
 
 from spotconn.accounts import SpotifyAccounts
 from spotconn.cipher import TokenCipher
+from spotconn.connect import ConnectFlow
 from spotconn.errors import (
     AskUser,
     CallEngineer,
@@ -25,6 +26,7 @@ from spotconn.models import (
     ConnectionStatus,
     Freshness,
     Outcome,
+    PendingConnect,
     Profile,
     RecordedFailure,
     RefreshFailure,
@@ -40,6 +42,7 @@ __all__ = [
     "CallEngineer",
     "ConfigurationError",
     "ConnectFailed",
+    "ConnectFlow",
     "Connection",
     "ConnectionStatus",
     "ConnectionStore",
@@ -49,6 +52,7 @@ __all__ = [
     "MissingScope",
     "NotConnected",
     "Outcome",
+    "PendingConnect",
     "Profile",
     "ReauthorizationRequired",
     "RecordedFailure",

@@ -6,7 +6,6 @@ seconds since the epoch. No error raised here quotes an answer, except for texts
 
 import base64
 import hashlib
-import ipaddress
 import json
 import math
 import secrets
@@ -14,8 +13,9 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
-from urllib.parse import SplitResult, quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
+from spotconn._redirect import is_loopback
 from spotconn.errors import (
     ConfigurationError,
     ConnectFailed,
@@ -195,13 +195,9 @@ def _is_base_url(value: str) -> bool:
         blank = " " in value or not value.isprintable()
         bare = not (blank or parts.query or parts.fragment or "@" in parts.netloc or parts.port == 0)
         # The name localhost does not count: it need not resolve to this host.
-        return bare and bool(parts.hostname) and (parts.scheme == "https" or _is_loopback(parts))
+        return bare and bool(parts.hostname) and (parts.scheme == "https" or is_loopback(parts))
     except ValueError:
         return False
-
-
-def _is_loopback(parts: SplitResult) -> bool:
-    return parts.scheme == "http" and ipaddress.ip_address(parts.hostname or "").is_loopback
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from spotconn._redirect import checked_redirect_uri
 from spotconn.errors import ConfigurationError
 
 
@@ -43,6 +44,16 @@ class Settings(BaseModel):
             client_id=_identifier("SPOTIFY_CLIENT_ID", _required(environ, "SPOTIFY_CLIENT_ID")),
             client_secret=_identifier("SPOTIFY_CLIENT_SECRET", secret) if secret else None,
         )
+
+
+def read_redirect_uri(environ: Mapping[str, str]) -> str:
+    """SPOTIFY_REDIRECT_URI.
+
+    Raises:
+        ConfigurationError: it is missing, or Spotify would refuse it; the text names it and never its value.
+    """
+    name = "SPOTIFY_REDIRECT_URI"
+    return checked_redirect_uri(_required(environ, name), name=name)
 
 
 def _required(environ: Mapping[str, str], name: str) -> str:

@@ -128,6 +128,7 @@ class ConnectionStatus(_Value):
     Attributes:
         connected: whether a connection is stored.
         reauthorization: why the user must connect again; None while the connection works.
+        reauthorization_since: when that was found out.
         spotify_user_id: Spotify's id of the connected account.
         display_name: of the Spotify account.
         email: of the Spotify account.
@@ -139,6 +140,7 @@ class ConnectionStatus(_Value):
 
     connected: bool
     reauthorization: ReauthorizationReason | None = None
+    reauthorization_since: AwareDatetime | None = None
     spotify_user_id: str | None = None
     display_name: str | None = None
     email: str | None = None
@@ -150,9 +152,11 @@ class ConnectionStatus(_Value):
     @classmethod
     def of(cls, connection: Connection) -> Self:
         """The status of a stored connection."""
+        ended = connection.failure if connection.reauthorization else None
         return cls(
             connected=True,
             reauthorization=connection.reauthorization,
+            reauthorization_since=None if ended is None else ended.since,
             spotify_user_id=connection.spotify_user_id,
             display_name=connection.display_name,
             email=connection.email,
@@ -161,6 +165,18 @@ class ConnectionStatus(_Value):
             reauthorize_by=connection.reauthorize_by,
             expires_at=connection.expires_at,
         )
+
+
+class PendingConnect(_Value):
+    """A started authorization, taken out of the store; it cannot be taken again.
+
+    Attributes:
+        code_verifier: the PKCE secret it was started with.
+        expired: whether it was taken too late.
+    """
+
+    code_verifier: str = Field(repr=False)
+    expired: bool
 
 
 class Outcome(Enum):

@@ -4,6 +4,7 @@ Every operation but `as_user` is one statement, one round trip and one implicit 
 the schema `spotconn`, which takes the role and the claims for that transaction only.
 """
 
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -19,6 +20,7 @@ from spotconn.errors import NotConnected, RowSecurityError, SchemaMismatch
 from spotconn.models import (
     Connection,
     Outcome,
+    PendingConnect,
     Profile,
     RecordedFailure,
     RefreshFailure,
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 _GET = "select * from spotconn.get_connection($1)"
 _SAVE = "select * from spotconn.save_connection($1, $2, $3, $4, $5, $6, $7, $8)"
 _DELETE = "select spotconn.delete_connection($1)"
+_START_CONNECT = "select spotconn.start_connect($1, $2, $3, $4)"
+_TAKE_CONNECT = "select * from spotconn.take_connect($1, $2)"
 _BEGIN = (
     "select turn.outcome, turn.lease_id, turn.lapsed, turn.retry_after, (turn.connection).* "
     "from spotconn.begin_refresh($1, $2, $3) as turn"
@@ -148,6 +152,31 @@ class ConnectionStore:
         """
         return bool(await self._value(_DELETE, parse_user_id(user_id)))
 
+    async def start_connect(self, user_id: UUID | str, state: str, code_verifier: str, *, life: float) -> None:
+        """Keep what a started authorization needs at its end; of the state only its hash is stored.
+
+        Args:
+            user_id: an id of auth.users: nobody else can take it.
+            state: unguessable, single use.
+            code_verifier: the PKCE secret.
+            life: seconds.
+
+        Raises:
+            ValueError: the user id is no UUID or no user of auth.users.
+            DatabaseUnavailable, SchemaMismatch, RowSecurityError: it was not kept, as far as is known.
+        """
+        user_id = parse_user_id(user_id)
+        await self._value(_START_CONNECT, user_id, _hashed(state), code_verifier, timedelta(seconds=life))
+
+    async def take_connect(self, user_id: UUID | str, state: str) -> PendingConnect | None:
+        """Take a started authorization out, in one statement.
+
+        Returns:
+            None where this user has started none with this state, or it was taken before.
+        """
+        row = await self._row(_TAKE_CONNECT, parse_user_id(user_id), _hashed(state))
+        return None if row is None else PendingConnect(code_verifier=row["code_verifier"], expired=row["expired"])
+
     async def begin_refresh(self, user_id: UUID | str, *, seen: datetime, lease: float = 15) -> RefreshTurn:
         """Read the connection and, if no version newer than `seen` is stored, take a turn at its refresh.
 
@@ -262,6 +291,10 @@ def _recorded_failure(row: asyncpg.Record) -> RecordedFailure | None:
 
 def _scope_text(scope: frozenset[str] | None) -> str | None:
     return None if scope is None else " ".join(sorted(scope))
+
+
+def _hashed(state: str) -> bytes:
+    return hashlib.sha256(state.encode("utf-8", "backslashreplace")).digest()
 
 
 def _granted(turn: RefreshTurn) -> tuple[Connection, UUID]:

@@ -1,0 +1,104 @@
+"""Redirect URIs by Spotify's rules, and the callbacks that arrive at them; no I/O and no clock."""
+
+import ipaddress
+from contextlib import suppress
+from typing import NamedTuple
+from urllib.parse import SplitResult, parse_qs, urlsplit
+
+from spotconn.errors import ConfigurationError, ConnectFailed, SpotconnError, SpotifyUnavailable
+
+PARAMETERS = ("state", "code", "error")
+"""What a callback may hold (RFC 6749, sections 4.1.2 and 4.1.2.1); each at most once (section 3.1)."""
+
+
+class Callback(NamedTuple):
+    """What a callback says; "" for what it does not."""
+
+    state: str
+    code: str
+    error: str
+
+    def __repr__(self) -> str:
+        """Nothing of it: state and code are secrets."""
+        return "<Callback>"
+
+
+def checked_redirect_uri(value: str, *, name: str = "redirect_uri") -> str:
+    """The redirect URI, if Spotify would accept it.
+
+    Spotify's rules: https, or http with a loopback literal; the name localhost is refused since 2025. RFC 6749,
+    section 3.1.2: no fragment.
+
+    Raises:
+        ConfigurationError: it would not; the text says why, with `name` for it.
+    """
+    if fault := _fault(value):
+        raise ConfigurationError(f"{name} {fault}")
+    return value
+
+
+def read_callback(url: str) -> Callback:
+    """Read the URL that Spotify redirected the browser to; path and query are enough.
+
+    Raises:
+        ConnectFailed: it holds no state, or a parameter twice ("state_mismatch").
+    """
+    values = _query(url)
+    given = Callback(*("".join(values.get(name, [])) for name in PARAMETERS))
+    if not given.state or any(len(values.get(name, [])) > 1 for name in PARAMETERS):
+        raise ConnectFailed("state_mismatch", "the callback does not hold one state; start again")
+    return given
+
+
+def refusal(error: str) -> SpotconnError:
+    """What the `error` of a callback means; its own words are not repeated, as anybody can have written them."""
+    match error:
+        case "access_denied":
+            return ConnectFailed("denied", "the user did not agree at Spotify")
+        case "server_error" | "temporarily_unavailable":
+            return SpotifyUnavailable(f"Spotify ended the authorization ({error}); start again later")
+        case "invalid_request" | "unauthorized_client" | "unsupported_response_type" | "invalid_scope":
+            return ConfigurationError(f"Spotify refuses the authorization request of this app ({error})")
+        case _:
+            return ConnectFailed("denied", "Spotify ended the authorization without a grant")
+
+
+def is_loopback(parts: SplitResult) -> bool:
+    """Whether this is http to a loopback literal.
+
+    Raises:
+        ValueError: its host is a name.
+    """
+    return parts.scheme == "http" and ipaddress.ip_address(parts.hostname or "").is_loopback
+
+
+def _fault(value: str) -> str | None:
+    parts = _split(value)
+    if parts is None or not parts.hostname or " " in value or not (value.isascii() and value.isprintable()):
+        return "is not a URL: expected one such as https://example.com/callback"
+    if "#" in value or "@" in parts.netloc:
+        return "must have no fragment and no user name"
+    if parts.hostname == "localhost" or parts.hostname.endswith(".localhost"):
+        return "must not be localhost, which Spotify refuses: use http://127.0.0.1 or http://[::1]"
+    if parts.scheme == "https" or _is_loopback_literal(parts):
+        return None
+    return "must be https, or http with a loopback literal such as 127.0.0.1"
+
+
+def _split(value: str) -> SplitResult | None:
+    with suppress(ValueError):
+        parts = urlsplit(value)
+        return None if parts.port == 0 else parts
+    return None
+
+
+def _is_loopback_literal(parts: SplitResult) -> bool:
+    with suppress(ValueError):
+        return is_loopback(parts)
+    return False
+
+
+def _query(url: str) -> dict[str, list[str]]:
+    with suppress(ValueError):
+        return parse_qs(urlsplit(url).query, keep_blank_values=True, max_num_fields=20)
+    return {}

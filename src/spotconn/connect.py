@@ -1,0 +1,183 @@
+"""The way of a user to a stored connection: to Spotify's consent page and back (authorization code with PKCE)."""
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from typing import Self
+from uuid import UUID
+
+from spotconn._oauth import code_challenge, new_code_verifier
+from spotconn._redirect import Callback, checked_redirect_uri, read_callback, refusal
+from spotconn._settings import read_redirect_uri
+from spotconn.accounts import SpotifyAccounts
+from spotconn.errors import ConnectFailed, SpotifyUnavailable
+from spotconn.events import Connected, Events, Hook
+from spotconn.models import Connection, TokenGrant, parse_user_id
+from spotconn.store import ConnectionStore
+
+STATE_LIFE = 600.0
+"""Seconds that a user has between `start` and `finish`."""
+TIMEOUT = 20.0
+"""Seconds that `finish` has for its calls to Spotify, all retries included."""
+
+
+class ConnectFlow:
+    """Connects a user's Spotify account, for the first time or again.
+
+    `start` gives the URL to send the browser to; `finish` takes the URL at which it comes back. Both must be called
+    for the user who is signed in then: a callback that another user started is refused. Works with and without a
+    client secret.
+
+    Args:
+        store: where the connection is saved, and what was started until then.
+        accounts: the app at Spotify.
+        redirect_uri: where Spotify sends the browser back to, exactly as registered for the app.
+        scopes: what to ask the user for; may be empty.
+        on_event: is told `events.Connected`, in a thread of its own.
+        clock: gives seconds since the epoch.
+
+    Raises:
+        ConfigurationError: Spotify would refuse the redirect URI; the text says why.
+        ValueError: the scopes are malformed.
+    """
+
+    def __init__(
+        self,
+        store: ConnectionStore,
+        accounts: SpotifyAccounts,
+        *,
+        redirect_uri: str,
+        scopes: Iterable[str],
+        on_event: Hook | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._accounts = accounts
+        self._redirect_uri = checked_redirect_uri(redirect_uri)
+        self._scopes = _checked_scopes(scopes)
+        self._events = Events(on_event)
+        self._clock = clock
+
+    @classmethod
+    def from_env(
+        cls,
+        store: ConnectionStore,
+        accounts: SpotifyAccounts,
+        *,
+        scopes: Iterable[str],
+        on_event: Hook | None = None,
+    ) -> Self:
+        """A flow with the redirect URI of SPOTIFY_REDIRECT_URI.
+
+        Raises:
+            ConfigurationError: the variable is missing, or Spotify would refuse it; the text names it.
+            ValueError: the scopes are malformed.
+        """
+        redirect_uri = read_redirect_uri(os.environ)
+        return cls(store, accounts, redirect_uri=redirect_uri, scopes=scopes, on_event=on_event)
+
+    async def start(self, user_id: UUID | str, *, show_dialog: bool = False) -> str:
+        """Start an authorization; it has to be finished within ten minutes.
+
+        Several can be under way for one user, as with two tabs: the last one to be finished counts.
+
+        Args:
+            user_id: an id of auth.users.
+            show_dialog: let Spotify ask again although the user has agreed before, so that they can choose
+                another account.
+
+        Returns:
+            The URL to redirect the browser to.
+
+        Raises:
+            ValueError: the user id is no UUID or no user of auth.users.
+            DatabaseUnavailable, SchemaMismatch, RowSecurityError: nothing was started.
+        """
+        state, code_verifier = _new_state(self._clock()), new_code_verifier()
+        await self._store.start_connect(user_id, state, code_verifier, life=STATE_LIFE)
+        return self._accounts.authorize_url(
+            redirect_uri=self._redirect_uri,
+            scopes=self._scopes,
+            state=state,
+            code_challenge=code_challenge(code_verifier),
+            show_dialog=show_dialog,
+        )
+
+    async def finish(self, user_id: UUID | str, callback_url: str) -> Connection:
+        """Finish an authorization and save the connection, in place of an earlier one.
+
+        A callback can be finished once; after an error, of whatever kind, the user has to start again. What was
+        stored before stays as it is on every error.
+
+        Args:
+            user_id: who is signed in now.
+            callback_url: the URL that the browser was redirected to, or its path and query. It holds secrets: keep
+                it out of logs.
+
+        Raises:
+            ConnectFailed: the user did not agree ("denied"); the callback is none of this user's, was used before or
+                altered ("state_mismatch"); it came too late ("state_expired"); Spotify rejected it
+                ("code_rejected"); Spotify refuses this account to this app ("not_allowed").
+            SpotifyUnavailable: no usable answer in time.
+            ConfigurationError: Spotify refuses this app or its request.
+            ValueError: the user id is no UUID or no longer a user of auth.users.
+            DatabaseUnavailable, SchemaMismatch, RowSecurityError: nothing was saved, as far as is known.
+        """
+        user_id = parse_user_id(user_id)
+        callback = read_callback(callback_url)
+        code_verifier = await self._spend(user_id, callback.state)
+        if callback.error:
+            raise refusal(callback.error)
+        connection = await self._connected(user_id, callback, code_verifier)
+        self._events.emit(Connected(user_id=user_id, spotify_user_id=connection.spotify_user_id))
+        return connection
+
+    async def _spend(self, user_id: UUID, state: str) -> str:
+        """The code verifier that belongs to a state; nobody gets it a second time."""
+        pending = await self._store.take_connect(user_id, state)
+        if pending is None and not _says_it_is_old(state, self._clock()):
+            raise ConnectFailed("state_mismatch", "this user has no such authorization under way; start again")
+        if pending is None or pending.expired:
+            raise ConnectFailed("state_expired", "the authorization took longer than ten minutes; start again")
+        return pending.code_verifier
+
+    async def _connected(self, user_id: UUID, callback: Callback, code_verifier: str) -> Connection:
+        if not callback.code:
+            raise ConnectFailed("code_rejected", "the callback holds no authorization code; start again")
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + TIMEOUT
+        grant = await self._accounts.exchange_code(
+            callback.code, redirect_uri=self._redirect_uri, code_verifier=code_verifier, timeout=TIMEOUT
+        )
+        grant = self._completed(grant)
+        profile = await self._accounts.profile(grant.access_token, timeout=max(deadline - loop.time(), 0.0))
+        return await self._store.save(user_id, grant, profile)
+
+    def _completed(self, grant: TokenGrant) -> TokenGrant:
+        if grant.refresh_token is None:
+            raise SpotifyUnavailable("Spotify granted no refresh token; start again later")
+        # A scope left out is the one that was asked for (RFC 6749, section 5.1).
+        return grant if grant.scope is not None else grant.model_copy(update={"scope": frozenset(self._scopes)})
+
+
+def _checked_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(scopes, str):
+        raise ValueError("scopes: expected several strings, not one")  # noqa: TRY004  bad input is a ValueError here
+    names = tuple(scopes)
+    if not all(name and name.isascii() and name.isprintable() and " " not in name for name in names):
+        raise ValueError("scopes: expected words such as user-read-email")
+    return names
+
+
+def _new_state(now: float) -> str:
+    """An unguessable state. The moment in it grants nothing: it only tells, once the row is gone, why it is gone."""
+    return f"{int(now):x}.{secrets.token_urlsafe(32)}"
+
+
+def _says_it_is_old(state: str, now: float) -> bool:
+    try:
+        return now - int(state.partition(".")[0], 16) > STATE_LIFE
+    except (ValueError, OverflowError):
+        return False
