@@ -96,7 +96,7 @@ class ConnectFlow:
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: nothing was started.
         """
         state, code_verifier = _new_state(self._clock()), new_code_verifier()
-        await self._store.start_connect(user_id, state, code_verifier, life=STATE_LIFE)
+        await self._store.pending.put(parse_user_id(user_id), state, code_verifier, life=STATE_LIFE)
         return self._accounts.authorize_url(
             redirect_uri=self._redirect_uri,
             scopes=self._scopes,
@@ -136,7 +136,7 @@ class ConnectFlow:
 
     async def _spend(self, user_id: UUID, state: str) -> str:
         """The code verifier that belongs to a state; nobody gets it a second time."""
-        pending = await self._store.take_connect(user_id, state)
+        pending = await self._store.pending.take(user_id, state)
         if pending is None and not _says_it_is_old(state, self._clock()):
             raise ConnectFailed("state_mismatch", "this user has no such authorization under way; start again")
         if pending is None or pending.expired:

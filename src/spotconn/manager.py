@@ -85,6 +85,7 @@ class TokenManager:
         self._margin = expiry_margin
         self._patience = lease
         self._cache = ConnectionCache(ttl=cache_ttl, size=cache_size)
+        store.watch(self._cache.discard)
         self._clock = clock
         self._flights = Flights(self._obtain)
         self._background: dict[UUID, asyncio.Task[Connection]] = {}
@@ -216,6 +217,7 @@ class TokenManager:
         await self._flights.close(seconds=self._patience, others=set(self._background.values()))
         await self._refresher.kept.flush(seconds=FLUSH_TIMEOUT)
         await self._events.drained(seconds=EVENTS_TIMEOUT)
+        self._store.unwatch(self._cache.discard)
 
     def _least_ttl(self, min_ttl: float | None) -> float:
         if min_ttl is None:

@@ -167,18 +167,6 @@ class ConnectionStatus(_Value):
         )
 
 
-class PendingConnect(_Value):
-    """A started authorization, taken out of the store; it cannot be taken again.
-
-    Attributes:
-        code_verifier: the PKCE secret it was started with.
-        expired: whether it was taken too late.
-    """
-
-    code_verifier: str = Field(repr=False)
-    expired: bool
-
-
 class Outcome(Enum):
     """The database's answer to a process that wants to refresh a connection."""
 

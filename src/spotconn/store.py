@@ -4,8 +4,7 @@ Every operation but `as_user` is one statement, one round trip and one implicit 
 the schema `spotconn`, which takes the role and the claims for that transaction only.
 """
 
-import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
@@ -13,6 +12,7 @@ from uuid import UUID
 
 import asyncpg
 
+from spotconn._pending import PendingConnects
 from spotconn._pool import APPLY_SCHEMA, QUERY_TIMEOUT, acquired, clean, close_pool, open_pool, translated
 from spotconn._schema import SCHEMA_VERSION
 from spotconn.cipher import TokenCipher, TokenColumn
@@ -20,7 +20,6 @@ from spotconn.errors import NotConnected, RowSecurityError, SchemaMismatch
 from spotconn.models import (
     Connection,
     Outcome,
-    PendingConnect,
     Profile,
     RecordedFailure,
     RefreshFailure,
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 _GET = "select * from spotconn.get_connection($1)"
 _SAVE = "select * from spotconn.save_connection($1, $2, $3, $4, $5, $6, $7, $8)"
 _DELETE = "select spotconn.delete_connection($1)"
-_START_CONNECT = "select spotconn.start_connect($1, $2, $3, $4)"
-_TAKE_CONNECT = "select * from spotconn.take_connect($1, $2)"
 _BEGIN = (
     "select turn.outcome, turn.lease_id, turn.lapsed, turn.retry_after, (turn.connection).* "
     "from spotconn.begin_refresh($1, $2, $3) as turn"
@@ -51,11 +48,16 @@ class ConnectionStore:
     Args:
         pool: of a login role that is a member of the role `spotconn`. The store does not close it.
         cipher: encrypts the tokens at rest; without one they are stored as they are.
+
+    Attributes:
+        pending: the authorizations under way, for `ConnectFlow`.
     """
 
     def __init__(self, pool: asyncpg.Pool, *, cipher: TokenCipher | None = None) -> None:
         self._pool = pool
         self._cipher = cipher
+        self._watchers: list[Callable[[UUID], None]] = []
+        self.pending = PendingConnects(pool)
 
     @classmethod
     @asynccontextmanager
@@ -129,17 +131,20 @@ class ConnectionStore:
         user_id = parse_user_id(user_id)
         if grant.refresh_token is None:
             raise ValueError("grant: a connection needs a refresh token")
-        row = await self._row(
-            _SAVE,
-            user_id,
-            profile.spotify_user_id,
-            self._encrypt(grant.access_token, user_id, "access_token"),
-            self._encrypt(grant.refresh_token, user_id, "refresh_token"),
-            grant.expires_at,
-            _scope_text(grant.scope),
-            profile.display_name,
-            profile.email,
-        )
+        try:
+            row = await self._row(
+                _SAVE,
+                user_id,
+                profile.spotify_user_id,
+                self._encrypt(grant.access_token, user_id, "access_token"),
+                self._encrypt(grant.refresh_token, user_id, "refresh_token"),
+                grant.expires_at,
+                _scope_text(grant.scope),
+                profile.display_name,
+                profile.email,
+            )
+        finally:
+            self._tell(user_id)
         if row is None:
             raise SchemaMismatch(f"the saved row does not show; {APPLY_SCHEMA}")
         return self._connection(row)
@@ -150,32 +155,23 @@ class ConnectionStore:
         Returns:
             Whether there was a connection.
         """
-        return bool(await self._value(_DELETE, parse_user_id(user_id)))
-
-    async def start_connect(self, user_id: UUID | str, state: str, code_verifier: str, *, life: float) -> None:
-        """Keep what a started authorization needs at its end; of the state only its hash is stored.
-
-        Args:
-            user_id: an id of auth.users: nobody else can take it.
-            state: unguessable, single use.
-            code_verifier: the PKCE secret.
-            life: seconds.
-
-        Raises:
-            ValueError: the user id is no UUID or no user of auth.users.
-            DatabaseUnavailable, SchemaMismatch, RowSecurityError: it was not kept, as far as is known.
-        """
         user_id = parse_user_id(user_id)
-        await self._value(_START_CONNECT, user_id, _hashed(state), code_verifier, timedelta(seconds=life))
+        try:
+            return bool(await self._value(_DELETE, user_id))
+        finally:
+            self._tell(user_id)
 
-    async def take_connect(self, user_id: UUID | str, state: str) -> PendingConnect | None:
-        """Take a started authorization out, in one statement.
+    def watch(self, tell: Callable[[UUID], None]) -> None:
+        """Call `tell` with the user id after every `save` and `delete` through this store, also a failed one.
 
-        Returns:
-            None where this user has started none with this state, or it was taken before.
+        What a process remembers of a user is out of date then. `tell` must neither block nor raise.
         """
-        row = await self._row(_TAKE_CONNECT, parse_user_id(user_id), _hashed(state))
-        return None if row is None else PendingConnect(code_verifier=row["code_verifier"], expired=row["expired"])
+        self._watchers.append(tell)
+
+    def unwatch(self, tell: Callable[[UUID], None]) -> None:
+        """End what `watch` began; may be repeated."""
+        if tell in self._watchers:
+            self._watchers.remove(tell)
 
     async def begin_refresh(self, user_id: UUID | str, *, seen: datetime, lease: float = 15) -> RefreshTurn:
         """Read the connection and, if no version newer than `seen` is stored, take a turn at its refresh.
@@ -252,6 +248,10 @@ class ConnectionStore:
             finally:
                 await clean(connection)
 
+    def _tell(self, user_id: UUID) -> None:
+        for tell in self._watchers:
+            tell(user_id)
+
     async def _row(self, query: str, *args: object) -> asyncpg.Record | None:
         async with acquired(self._pool) as connection:
             return await translated(connection.fetchrow(query, *args, timeout=QUERY_TIMEOUT))
@@ -291,10 +291,6 @@ def _recorded_failure(row: asyncpg.Record) -> RecordedFailure | None:
 
 def _scope_text(scope: frozenset[str] | None) -> str | None:
     return None if scope is None else " ".join(sorted(scope))
-
-
-def _hashed(state: str) -> bytes:
-    return hashlib.sha256(state.encode("utf-8", "backslashreplace")).digest()
 
 
 def _granted(turn: RefreshTurn) -> tuple[Connection, UUID]:
