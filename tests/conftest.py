@@ -10,7 +10,8 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from spotconn import ConnectionStore, SpotifyAccounts
+from helpers import REDIRECT_URI, SCOPES, connect, rows
+from spotconn import ConnectFlow, ConnectionStore, SpotifyAccounts
 from spotconn.testing import EmbeddedPostgres, FakeSpotify, apply_schema, postgres_binaries
 
 SYSTEM_15 = Path("/usr/lib/postgresql/15/bin")
@@ -124,3 +125,21 @@ async def accounts(spotify: FakeSpotify) -> AsyncIterator[SpotifyAccounts]:
         SpotifyAccounts("demo-client", "demo-secret", accounts_url=url, api_url=url) as connected,
     ):
         yield connected
+
+
+@pytest.fixture
+def flow(store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify) -> ConnectFlow:
+    """A flow of a confidential client; the fake knows two accounts."""
+    spotify.add_account("alice", display_name="Alice", email="alice@example.com")
+    spotify.add_account("bob", display_name="Bob")
+    return ConnectFlow(store, accounts, redirect_uri=REDIRECT_URI, scopes=SCOPES)
+
+
+@pytest.fixture
+async def before(
+    store: ConnectionStore, spotify: FakeSpotify, users: list[UUID], admin: asyncpg.Connection
+) -> list[asyncpg.Record]:
+    """The rows of the first two users, both connected before."""
+    for user in users[:2]:
+        await connect(store, spotify, user, account="bob")
+    return await rows(admin)
