@@ -76,6 +76,7 @@ class TokenManager:
         _check(cache_ttl >= 0, "cache_ttl: expected 0 or more seconds")
         _check(cache_size >= 0, "cache_size: expected 0 or more")
         self._store = store
+        self._accounts = accounts
         self._events = events.Events(on_event)
         self._refresher = Refresher(store, accounts, self._events, timeout=refresh_timeout, lease=lease)
         self._window = refresh_window
@@ -119,6 +120,16 @@ class TokenManager:
     async def __aexit__(self, *_: object) -> None:
         """Close the manager."""
         await self.aclose()
+
+    @property
+    def store(self) -> ConnectionStore:
+        """Where the connections are; a `ConnectFlow` over the same one shares its pool and keeps the cache right."""
+        return self._store
+
+    @property
+    def accounts(self) -> SpotifyAccounts:
+        """Where the connections are refreshed."""
+        return self._accounts
 
     async def get_valid_token(
         self, user_id: UUID | str, *, scopes: Iterable[str] = (), min_ttl: float | None = None

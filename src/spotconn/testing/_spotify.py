@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -40,8 +40,14 @@ class FakeAccount:
 
 
 @dataclass(frozen=True)
-class _Consent:
-    """What one authorization allows."""
+class Consent:
+    """What one authorization allows.
+
+    Attributes:
+        account: whose.
+        scope: what was granted.
+        authorized_at: when, in seconds since the epoch.
+    """
 
     account: FakeAccount
     scope: frozenset[str]
@@ -50,7 +56,7 @@ class _Consent:
 
 @dataclass(frozen=True)
 class _Code:
-    consent: _Consent
+    consent: Consent
     redirect_uri: str
     code_challenge: str | None
 
@@ -58,13 +64,13 @@ class _Code:
 @dataclass
 class _Tokens:
     codes: dict[str, _Code] = field(default_factory=dict, repr=False)
-    access: dict[str, tuple[_Consent, float]] = field(default_factory=dict, repr=False)
-    refresh: dict[str, _Consent] = field(default_factory=dict, repr=False)
+    access: dict[str, tuple[Consent, float]] = field(default_factory=dict, repr=False)
+    refresh: dict[str, Consent] = field(default_factory=dict, repr=False)
     revoked: set[str] = field(default_factory=set, repr=False)
 
 
 class FakeSpotify:
-    """Spotify's accounts service and GET /v1/me as one ASGI app, for tests without Spotify.
+    """Spotify's accounts service and a small part of its Web API as one ASGI app, for tests without Spotify.
 
     Use it in-process through `httpx.ASGITransport(app=fake)`, or as a real server through `serve`.
 
@@ -142,7 +148,7 @@ class FakeSpotify:
             spotify_user_id: of an account added before.
             scope: to grant.
         """
-        consent = _Consent(self.accounts[spotify_user_id], frozenset(scope), self._clock())
+        consent = Consent(self.accounts[spotify_user_id], frozenset(scope), self._clock())
         answer = self._granted(consent, refresh_token=self._new_refresh_token(consent))
         return TokenGrant(
             access_token=answer["access_token"],
@@ -218,8 +224,8 @@ class FakeSpotify:
             case _:
                 return fault("unsupported_grant_type", "grant_type must be authorization_code or refresh_token")
 
-    def profile(self, authorization: str | None) -> Reply | str:
-        """What GET /v1/me answers: status and JSON, or the plain text of a 403."""
+    def bearer(self, authorization: str | None) -> Consent | Reply | str:
+        """Whose access token a call of the Web API bears; else its 401, or the plain text of its 403."""
         scheme, _, access_token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":
             return web_fault("No token provided")
@@ -229,12 +235,14 @@ class FakeSpotify:
         if self._clock() >= ends:
             return web_fault("The access token expired")
         account = self.accounts[consent.account.spotify_user_id]
-        if account.refusal is not None:
-            return account.refusal
-        body: dict[str, Any] = {"id": account.spotify_user_id, "display_name": account.display_name, "images": []}
-        if "user-read-email" in consent.scope and account.email:
-            body["email"] = account.email
-        return 200, body
+        return account.refusal if account.refusal is not None else replace(consent, account=account)
+
+    def consents(self, spotify_user_id: str) -> bool:
+        """Whether the app has an account's consent: some refresh token of it still works."""
+        return any(
+            consent.account.spotify_user_id == spotify_user_id and not self._six_months_passed(consent)
+            for consent in self._tokens.refresh.values()
+        )
 
     def authorization_fault(self, query: Mapping[str, str]) -> str | None:
         """Why a request to /authorize is answered with an error page and never redirected."""
@@ -252,7 +260,7 @@ class FakeSpotify:
         """The authorization code for a user who agreed."""
         code = secrets.token_urlsafe(24)
         scope = frozenset(query.get("scope", "").split())
-        consent = _Consent(self.accounts[spotify_user_id], scope, self._clock())
+        consent = Consent(self.accounts[spotify_user_id], scope, self._clock())
         self._tokens.codes[code] = _Code(consent, query["redirect_uri"], query.get("code_challenge"))
         return code
 
@@ -298,16 +306,16 @@ class FakeSpotify:
         del self._tokens.refresh[refresh_token]
         self._tokens.revoked.add(refresh_token)
 
-    def _six_months_passed(self, consent: _Consent) -> bool:
+    def _six_months_passed(self, consent: Consent) -> bool:
         authorized = datetime.fromtimestamp(consent.authorized_at, UTC)
         return self._clock() >= add_months(authorized, REFRESH_TOKEN_MONTHS).timestamp()
 
-    def _new_refresh_token(self, consent: _Consent) -> str:
+    def _new_refresh_token(self, consent: Consent) -> str:
         refresh_token = f"AQ{secrets.token_urlsafe(48)}"
         self._tokens.refresh[refresh_token] = consent
         return refresh_token
 
-    def _granted(self, consent: _Consent, *, refresh_token: str | None = None) -> dict[str, Any]:
+    def _granted(self, consent: Consent, *, refresh_token: str | None = None) -> dict[str, Any]:
         access_token = f"BQ{secrets.token_urlsafe(48)}"
         self._tokens.access[access_token] = (consent, self._clock() + self._token_ttl)
         answer = {

@@ -1,0 +1,113 @@
+"""The pages of the simulated Spotify that a person sees: consent, the list of connected apps, and errors."""
+
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spotconn.testing._spotify import FakeAccount
+
+WORDS = {
+    "user-read-email": "See your email address",
+    "user-top-read": "See what you listen to most",
+    "user-read-currently-playing": "See what you are playing now",
+    "user-read-private": "See your country and kind of subscription",
+    "playlist-read-private": "See your private playlists",
+}
+"""What some scopes mean."""
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="dark">
+<title>{title} - simulated Spotify</title>
+<style>
+:root {{ --ink: #f4f5f4; --soft: #b3b8b5; --line: #333a36; --card: #171b19; --back: #0d100f; --green: #2fd567 }}
+* {{ box-sizing: border-box }}
+body {{ margin: 0; min-height: 100vh; display: grid; place-items: center; padding: 1.25rem;
+  font: 1rem/1.5 system-ui, "DejaVu Sans", sans-serif; color: var(--ink); background: var(--back) }}
+main {{ width: 100%; max-width: 27rem; padding: 1.75rem; background: var(--card); border: 1px solid var(--line);
+  border-radius: 1rem }}
+.note {{ margin: 0 0 1.25rem; padding-bottom: 1rem; border-bottom: 1px solid var(--line); font-size: .875rem;
+  color: var(--soft) }}
+h1 {{ margin: 0 0 .5rem; font-size: 1.375rem; line-height: 1.25 }}
+p, ul {{ margin: 0 0 1rem }}
+ul {{ padding-left: 1.25rem; color: var(--soft) }}
+fieldset {{ margin: 0 0 1.5rem; padding: 0; border: 0; display: grid; gap: .5rem }}
+legend {{ padding: 0; margin-bottom: .5rem; font-weight: 600 }}
+label, .app {{ display: flex; align-items: center; gap: .75rem; padding: .75rem 1rem; border: 1px solid var(--line);
+  border-radius: .75rem }}
+label {{ cursor: pointer }}
+label:hover, label:has(:checked) {{ border-color: var(--green) }}
+label span, .app span {{ flex: 1 }}
+small {{ display: block; color: var(--soft) }}
+input {{ accent-color: var(--green); width: 1.125rem; height: 1.125rem; margin: 0 }}
+.choice {{ display: flex; gap: .75rem; flex-wrap: wrap }}
+button {{ flex: 1; min-height: 2.75rem; padding: .5rem 1.25rem; font: inherit; font-weight: 600; border-radius: 2rem;
+  cursor: pointer; color: var(--ink); background: none; border: 1px solid var(--soft) }}
+button.agree {{ color: #06130a; background: var(--green); border-color: var(--green) }}
+.app + .app {{ margin-top: .5rem }}
+.app button {{ flex: none }}
+:focus-visible {{ outline: 3px solid #fff; outline-offset: 2px }}
+</style>
+</head>
+<body>
+<main>
+<p class="note">This is a simulation on your own machine. Nothing is sent to Spotify.</p>
+{main}
+</main>
+</body>
+</html>
+"""
+
+
+def error_page(fault: str) -> str:
+    """An error of the authorization request, which Spotify shows and never redirects."""
+    return _page("Error", f"<h1>Error</h1><p>{escape(fault)}</p>")
+
+
+def consent_page(query: Mapping[str, str], accounts: Iterable["FakeAccount"]) -> str:
+    """Agree or cancel, as one of the accounts; the request goes along with the answer."""
+    hidden = "".join(
+        f'<input type="hidden" name="{escape(name)}" value="{escape(value)}">' for name, value in query.items()
+    )
+    choices = "".join(_choice(account, first=place == 0) for place, account in enumerate(accounts))
+    scopes = "".join(f"<li>{escape(WORDS.get(name, name))}</li>" for name in query.get("scope", "").split())
+    return _page(
+        "Agree",
+        "<h1>Connect the app to your account?</h1><p>It will be able to:</p>"
+        f"<ul><li>See your public profile</li>{scopes}</ul>"
+        f'<form method="post" action="/authorize">{hidden}'
+        f"<fieldset><legend>Your account</legend>{choices}</fieldset>"
+        '<div class="choice"><button class="agree" name="decision" value="agree">Agree</button>'
+        '<button name="decision" value="cancel" formnovalidate>Cancel</button></div></form>',
+    )
+
+
+def apps_page(accounts: Iterable["FakeAccount"]) -> str:
+    """The accounts that have agreed, each with a button that takes the consent back."""
+    granted = "".join(_granted(account) for account in accounts)
+    return _page("Apps", f"<h1>Accounts with access</h1>{granted or '<p>No account has agreed to the app.</p>'}")
+
+
+def _page(title: str, main: str) -> str:
+    return _PAGE.format(title=title, main=main)
+
+
+def _named(account: "FakeAccount") -> str:
+    spotify_user_id = escape(account.spotify_user_id)
+    return f"<span>{escape(account.display_name or '') or spotify_user_id}<small>{spotify_user_id}</small></span>"
+
+
+def _choice(account: "FakeAccount", *, first: bool) -> str:
+    value, checked = escape(account.spotify_user_id), " checked" if first else ""
+    return f'<label><input type="radio" name="account" value="{value}" required{checked}>{_named(account)}</label>'
+
+
+def _granted(account: "FakeAccount") -> str:
+    return (
+        f'<form class="app" method="post" action="/account/apps">{_named(account)}'
+        f'<button name="account" value="{escape(account.spotify_user_id)}">Remove access</button></form>'
+    )
