@@ -1,0 +1,160 @@
+"""The routes of the profile page: what a browser may ask for."""
+
+from datetime import UTC, datetime
+from http import HTTPStatus
+from pathlib import Path
+from uuid import UUID
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from pages import problem_page, profile_page, sign_in_page
+from service import Service, words
+from sessions import COOKIE, Session, Sessions
+from spotconn import SpotconnError
+
+STYLE = Path(__file__).with_name("style.css")
+
+
+def build_app(service: Service) -> Starlette:
+    """The app."""
+    site = Site(service)
+    return Starlette(
+        routes=[
+            Route("/", site.home, methods=["GET"]),
+            Route("/sign-in", site.sign_in, methods=["POST"]),
+            Route("/sign-out", site.sign_out, methods=["POST"]),
+            Route("/profile", site.profile, methods=["GET"]),
+            Route("/connect", site.connect, methods=["POST"]),
+            Route("/reconnect", site.reconnect, methods=["POST"]),
+            Route("/callback", site.callback, methods=["GET"]),
+            Route("/disconnect", site.disconnect, methods=["POST"]),
+            Route("/style.css", site.style, methods=["GET"]),
+        ],
+        # A name that another site has pointed at this address is no name of this one.
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", service.host])],
+    )
+
+
+class Site:
+    """One method for each route."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._sessions = Sessions()
+
+    async def home(self, request: Request) -> Response:
+        """The sign-in page."""
+        session = self._session(request) or self._sessions.start()
+        if session.user is not None:
+            return _to("/profile")
+        return self._page(session, sign_in_page(session, list(self._service.users)))
+
+    async def sign_in(self, request: Request) -> Response:
+        """A new session for one of the users."""
+        session = await self._sender(request)
+        user = (await request.form()).get("user")
+        if session is None or not isinstance(user, str) or user not in self._service.users:
+            return _refused()
+        self._sessions.end(session)
+        return self._named(self._sessions.start(user), _to("/profile"))
+
+    async def sign_out(self, request: Request) -> Response:
+        """The end of a session."""
+        session = await self._sender(request)
+        if session is None:
+            return _refused()
+        self._sessions.end(session)
+        return _to("/")
+
+    async def profile(self, request: Request) -> Response:
+        """The user's own page."""
+        session = self._session(request)
+        if session is None or session.user is None:
+            return _to("/")
+        try:
+            status, tracks = await self._service.view(self._user_id(session))
+        except SpotconnError as error:
+            return self._page(session, problem_page(session, words(error)), HTTPStatus.SERVICE_UNAVAILABLE)
+        apps_url = self._service.apps_url
+        return self._page(session, profile_page(session, status, tracks, apps_url=apps_url, now=datetime.now(UTC)))
+
+    async def connect(self, request: Request) -> Response:
+        """On to Spotify."""
+        return await self._start(request, again=False)
+
+    async def reconnect(self, request: Request) -> Response:
+        """On to Spotify, which asks again."""
+        return await self._start(request, again=True)
+
+    async def callback(self, request: Request) -> Response:
+        """Back from Spotify; then to another URL, so that the code does not stay in the address bar."""
+        session = self._session(request)
+        if session is None or session.user is None:
+            return _to("/")
+        await self._service.finish(self._user_id(session), session, str(request.url))
+        return _to("/profile")
+
+    async def disconnect(self, request: Request) -> Response:
+        """The end of a connection."""
+        session = await self._sender(request)
+        if session is None or session.user is None:
+            return _refused()
+        await self._service.disconnect(self._user_id(session), session)
+        return _to("/profile")
+
+    async def style(self, _request: Request) -> Response:
+        """The one style sheet."""
+        return _guarded(FileResponse(STYLE))
+
+    async def _start(self, request: Request, *, again: bool) -> Response:
+        session = await self._sender(request)
+        if session is None or session.user is None:
+            return _refused()
+        return _to(await self._service.start(self._user_id(session), session, again=again))
+
+    def _user_id(self, session: Session) -> UUID:
+        return self._service.users[session.user or ""]
+
+    def _session(self, request: Request) -> Session | None:
+        return self._sessions.get(request.cookies.get(COOKIE))
+
+    async def _sender(self, request: Request) -> Session | None:
+        """The session whose form this is; None where the form came from elsewhere."""
+        session = self._session(request)
+        csrf = (await request.form()).get("csrf")
+        return session if session is not None and session.sent_by(csrf) else None
+
+    def _page(self, session: Session, html: str, status: HTTPStatus = HTTPStatus.OK) -> Response:
+        return self._named(session, _guarded(HTMLResponse(html, status), form_action=self._service.spotify_url))
+
+    def _named(self, session: Session, response: Response) -> Response:
+        # Lax: the browser must send it along when Spotify redirects here; a form of another site gets none.
+        response.set_cookie(COOKIE, session.id, httponly=True, samesite="lax", secure=self._service.secure)
+        return response
+
+
+def _to(url: str) -> Response:
+    return _guarded(RedirectResponse(url, HTTPStatus.SEE_OTHER))
+
+
+def _refused() -> Response:
+    page = problem_page(Session(), "This form is out of date. Go back to the page, and try again.")
+    return _guarded(HTMLResponse(page, HTTPStatus.FORBIDDEN))
+
+
+def _guarded(response: Response, *, form_action: str = "") -> Response:
+    # A form may lead to Spotify: browsers hold the redirect that answers a form to form-action as well.
+    response.headers["Content-Security-Policy"] = (
+        "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; frame-ancestors 'none'; "
+        f"form-action 'self' {form_action}"
+    )
+    # The URL of a callback holds a code: neither a referrer nor a cache may keep it.
+    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
