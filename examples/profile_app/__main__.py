@@ -2,7 +2,8 @@
 
 It then starts a private Postgres and a simulated Spotify on loopback. With SPOTIFY_CLIENT_ID and the other settings of
 the README it works on the real ones, and with DATABASE_URL alone on that database and the simulated Spotify. The users
-of such a database are given as arguments: NAME=UUID, each an id of auth.users.
+of such a database are given as arguments: NAME=UUID, each an id of auth.users. PORT is where it listens; TOKEN_TTL, in
+seconds, lets the access tokens of the simulated Spotify end sooner than after an hour, to watch them being refreshed.
 
 Signing in is a stand-in: anybody who reaches the page may be any of the users, so it listens on 127.0.0.1 only.
 """
@@ -24,6 +25,7 @@ from spotconn.testing import EmbeddedPostgres, FakeSpotify, add_user, apply_sche
 from web import build_app
 
 PORT = 8765
+TOKEN_TTL = 3600
 SCOPES = ("user-read-email", "user-top-read")
 
 
@@ -51,7 +53,7 @@ async def private_database(stack: AsyncExitStack) -> tuple[str, dict[str, UUID]]
 
 async def simulated(stack: AsyncExitStack, port: int, arguments: list[str]) -> Service:
     say("No SPOTIFY_CLIENT_ID: Spotify is simulated.")
-    spotify = FakeSpotify()
+    spotify = FakeSpotify(token_ttl=int(os.environ.get("TOKEN_TTL") or TOKEN_TTL))
     spotify.add_account("alice", display_name="Alice", email="alice@example.com")
     spotify.add_account("bob", display_name="Bob", email="bob@example.com")
     refusal = "User not registered in the Developer Dashboard"

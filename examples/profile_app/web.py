@@ -130,7 +130,9 @@ class Site:
         return session if session is not None and session.sent_by(csrf) else None
 
     def _page(self, session: Session, html: str, status: HTTPStatus = HTTPStatus.OK) -> Response:
-        return self._named(session, _guarded(HTMLResponse(html, status), form_action=self._service.spotify_url))
+        return self._named(
+            session, _guarded(HTMLResponse(html, status), form_action=f"'self' {self._service.spotify_url}")
+        )
 
     def _named(self, session: Session, response: Response) -> Response:
         # Lax: the browser must send it along when Spotify redirects here; a form of another site gets none.
@@ -147,11 +149,11 @@ def _refused() -> Response:
     return _guarded(HTMLResponse(page, HTTPStatus.FORBIDDEN))
 
 
-def _guarded(response: Response, *, form_action: str = "") -> Response:
+def _guarded(response: Response, *, form_action: str = "'self'") -> Response:
     # A form may lead to Spotify: browsers hold the redirect that answers a form to form-action as well.
     response.headers["Content-Security-Policy"] = (
         "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; frame-ancestors 'none'; "
-        f"form-action 'self' {form_action}"
+        f"form-action {form_action}"
     )
     # The URL of a callback holds a code: neither a referrer nor a cache may keep it.
     response.headers["Referrer-Policy"] = "no-referrer"

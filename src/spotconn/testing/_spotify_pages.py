@@ -23,6 +23,7 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="dark">
 <title>{title} - simulated Spotify</title>
+<link rel="icon" href="data:,">
 <style>
 :root {{ --ink: #f4f5f4; --soft: #b3b8b5; --line: #333a36; --card: #171b19; --back: #0d100f; --green: #2fd567 }}
 * {{ box-sizing: border-box }}
