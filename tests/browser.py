@@ -129,9 +129,10 @@ async def profile_app(
 
 async def _url(process: asyncio.subprocess.Process) -> str:
     assert process.stdout is not None
+    said = ""
     async for line in process.stdout:
-        words = line.decode().split()
-        if words[:1] == ["Open"]:
-            return words[1]
-    assert process.stderr is not None
-    raise AssertionError((await process.stderr.read()).decode())
+        said += line.decode()
+        if said.splitlines()[-1].startswith("Open http"):
+            return said.splitlines()[-1].split()[1]
+    await process.wait()
+    raise AssertionError(said)

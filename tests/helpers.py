@@ -1,6 +1,8 @@
 """Small steps that several tests share."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit, urlunsplit
 from uuid import UUID
@@ -78,3 +80,15 @@ def state_of(url: str) -> str:
 async def waiting(connection: "asyncpg.Connection | PoolConnectionProxy[asyncpg.Record]") -> list[UUID]:
     """Whose connect attempts a connection to the database can see."""
     return [row["user_id"] for row in await connection.fetch("select user_id from spotconn.pending_connect")]
+
+
+async def descendants(pid: int) -> list[int]:
+    """The children and grandchildren of a process, once there are any."""
+    async with asyncio.timeout(20):
+        while not (found := _children(pid)):
+            await asyncio.sleep(0.02)
+    return found + [grandchild for child in found for grandchild in _children(child)]
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -2,14 +2,13 @@
 
 import asyncio
 import os
-import shutil
 import signal
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from helpers import descendants
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.py"
 
@@ -59,42 +58,21 @@ async def test_with_settings_it_uses_them() -> None:
     assert "hush" not in out + err
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A temporary folder that every account may enter: as root, the server runs as another."""
-    made = Path(tempfile.mkdtemp())
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made)
-
-
 @pytest.mark.parametrize("lines", [1, 4], ids=["while the server starts", "in the middle"])
-async def test_killed_it_leaves_nothing_running_or_lying_about(folder: Path, lines: int) -> None:
+async def test_killed_it_leaves_nothing_running_or_lying_about(open_folder: Path, lines: int) -> None:
     """After SIGKILL its server and the server's folder are gone."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(QUICKSTART),
-        env=_environment(TMPDIR=str(folder)),
+        env=_environment(TMPDIR=str(open_folder)),
         stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
     for _ in range(lines):
         await process.stdout.readline()
-    helpers = await _children(process.pid)
+    helpers = await descendants(process.pid)
     process.send_signal(signal.SIGKILL)
     await process.wait()
     async with asyncio.timeout(20):
-        while any(Path(f"/proc/{pid}").exists() for pid in helpers) or list(folder.iterdir()):
+        while any(Path(f"/proc/{pid}").exists() for pid in helpers) or list(open_folder.iterdir()):
             await asyncio.sleep(0.02)
-
-
-async def _children(pid: int) -> list[int]:
-    """The processes below one, once there are any."""
-    listing = Path(f"/proc/{pid}/task/{pid}/children")
-    async with asyncio.timeout(20):
-        while not (found := [int(child) for child in listing.read_text().split()]):
-            await asyncio.sleep(0.02)
-    grandchildren = [
-        int(c) for child in found for c in Path(f"/proc/{child}/task/{child}/children").read_text().split()
-    ]
-    return found + grandchildren
