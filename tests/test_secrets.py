@@ -5,14 +5,16 @@ import logging
 import pickle
 import traceback
 from collections.abc import Awaitable, Callable
+from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID
 
 import asyncpg
 import pytest
 
 from conftest import Database
-from helpers import connect
+from helpers import agree, connect
 from spotconn import (
+    ConnectFlow,
     ConnectionStore,
     Profile,
     RefreshFailure,
@@ -21,6 +23,7 @@ from spotconn import (
     TokenGrant,
     TokenManager,
 )
+from spotconn._redirect import read_callback
 from spotconn.testing import Answer, FakeSpotify
 
 CLIENT_SECRET = "demo-secret"
@@ -122,6 +125,41 @@ async def test_no_secret_is_emitted_by_failing_statements(
 async def _opening(dsn: str) -> None:
     async with ConnectionStore.open(dsn):
         pass
+
+
+async def test_no_secret_is_emitted_by_the_connect_flow(
+    flow: ConnectFlow,
+    spotify: FakeSpotify,
+    user: UUID,
+    admin: asyncpg.Connection,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Connects that succeed and fail in every way show no state, code, verifier or token."""
+    witness = Witness()
+    spotify.add_account("refused", refusal="User not registered in the Developer Dashboard")
+    callbacks = [await agree(await flow.start(user), account) for account in ("alice", "alice", "refused", "alice")]
+    callbacks.append(await agree(await flow.start(user), decision="cancel"))
+    for callback in callbacks:
+        witness.secrets |= {
+            callback,
+            *(value for name, value in parse_qsl(urlsplit(callback).query) if name != "error"),
+        }
+    witness.secrets |= {row["code_verifier"] for row in await admin.fetch("select * from spotconn.pending_connect")}
+    assert len(witness.secrets) == 1 + 5 + 5 + 4 + 5
+
+    caplog.set_level(logging.DEBUG)
+    connected, rejected, refused, cut, denied = callbacks
+    connection = await flow.finish(user, connected)
+    witness.knows(TokenGrant.model_validate(connection.model_dump(include=set(TokenGrant.model_fields))))
+    witness.said += [repr(thing) for thing in (connection, flow, flow._store.pending, read_callback(connected))]
+    for callback in (connected, denied, refused, f"{rejected}x", "http://[" + connected):
+        await witness.fails(flow.finish(user, callback))
+    spotify.script(Answer(status=400, json={"error": "invalid_grant", "error_description": rejected}))
+    await witness.fails(flow.finish(user, rejected))
+    spotify.script(Answer.reset())
+    await witness.fails(flow.finish(user, cut))
+    await witness.fails(flow.start(f"no-uuid-{connected}"))
+    witness.check(caplog.text)
 
 
 @pytest.mark.parametrize(
