@@ -6,13 +6,18 @@ BIN := .venv/bin
 # Where the system can do it, a command dies with the make that started it, also by SIGKILL.
 GUARD := $(shell command -v setpriv >/dev/null 2>&1 && echo setpriv --pdeathsig KILL)
 
-.PHONY: demo test soak check clean
+.PHONY: demo profile test soak check clean
 
 demo: .venv/demo-installed
 	@$(GUARD) $(BIN)/python examples/quickstart.py
 
+# A profile page in the browser; USERS="name=id ..." where DATABASE_URL is set.
+profile: .venv/demo-installed
+	@$(GUARD) $(BIN)/python examples/profile_app $(USERS)
+
+# -rs: what is skipped, such as the browser tests on a system without Chromium, is listed with the reason.
 test: .venv/dev-installed
-	$(GUARD) $(BIN)/python -m pytest --cov --cov-report=term
+	$(GUARD) $(BIN)/python -m pytest -rs --cov --cov-report=term
 
 # The long form of the tests of the refresh protocol: more processes, more rounds, more steps, random faults.
 soak: .venv/dev-installed

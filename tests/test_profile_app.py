@@ -36,8 +36,8 @@ async def person(database: Database, users: list[UUID], token_ttl: str) -> Async
     alice, bob, _ = users
     settings = {"DATABASE_URL": database.dsn, "TOKEN_TTL": token_ttl}
     async with (
-        profile_app(f"alice={alice}", f"bob={bob}", settings=settings) as (url, process),
         launched() as browser,
+        profile_app(f"alice={alice}", f"bob={bob}", settings=settings) as (url, process),
         await browser.new_context(viewport={"width": 1000, "height": 900}) as context,
     ):
         someone = Person(url, context)

@@ -127,9 +127,9 @@ async def test_a_page_of_another_site_can_send_no_form_but_spotify_can_send_the_
 
     settings = {"DATABASE_URL": database.dsn}
     async with (
+        launched() as browser,
         profile_app(f"alice={users[0]}", settings=settings) as (url, _),
         serve(Starlette(routes=[Route("/", evil)])) as other,
-        launched() as browser,
         await browser.new_context() as context,
     ):
         person = Person(url, context)

@@ -1,0 +1,73 @@
+"""The simulated Web API and the pages that a person sees."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from spotconn.testing import FakeSpotify
+
+
+@pytest.fixture
+async def client(spotify: FakeSpotify) -> AsyncIterator[httpx.AsyncClient]:
+    """In-process."""
+    spotify.add_account("alice", display_name="<Alice & Co>")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=spotify), base_url="http://spotify") as client:
+        yield client
+
+
+def bearing(spotify: FakeSpotify, *scope: str, account: str = "alice") -> dict[str, str]:
+    return {"Authorization": f"Bearer {spotify.authorize(account, scope).access_token}"}
+
+
+async def top_tracks(client: httpx.AsyncClient, headers: dict[str, str], **query: str) -> tuple[int, Any]:
+    answer = await client.get("/v1/me/top/tracks", params=query, headers=headers)
+    return answer.status_code, answer.json()
+
+
+async def test_top_tracks_are_those_of_the_account(spotify: FakeSpotify, client: httpx.AsyncClient) -> None:
+    """As many as asked for, always the same for one account and others for another."""
+    spotify.add_account("bob")
+    status, alice = await top_tracks(client, bearing(spotify, "user-top-read"), limit="3")
+    assert (status, len(alice["items"])) == (200, 3)
+    assert alice["items"][0].keys() >= {"name", "artists", "duration_ms"}
+    assert (await top_tracks(client, bearing(spotify, "user-top-read"), limit="3"))[1] == alice
+    assert (await top_tracks(client, bearing(spotify, "user-top-read", account="bob"), limit="3"))[1] != alice
+
+
+@pytest.mark.parametrize("limit", ["0", "51", "-1", "x", "\u00b2", ""])
+async def test_a_limit_out_of_range_is_refused(spotify: FakeSpotify, client: httpx.AsyncClient, limit: str) -> None:
+    """1 to 50."""
+    status, body = await top_tracks(client, bearing(spotify, "user-top-read"), limit=limit)
+    assert (status, body["error"]["message"]) == (400, "Invalid limit")
+
+
+async def test_the_web_api_refuses_in_spotifys_manner(spotify: FakeSpotify, client: httpx.AsyncClient) -> None:
+    """401 for the token, 403 for a scope that is missing, 403 in plain text for an account that may not."""
+    for headers, message in (({}, "No token provided"), ({"Authorization": "Bearer x"}, "Invalid access token")):
+        assert await top_tracks(client, headers) == (401, {"error": {"status": 401, "message": message}})
+    status, body = await top_tracks(client, bearing(spotify, "user-read-email"))
+    assert (status, body["error"]["message"]) == (403, "Insufficient client scope")
+    headers = bearing(spotify, "user-top-read")
+    spotify.add_account("alice", refusal="User not registered in the Developer Dashboard")
+    answer = await client.get("/v1/me/top/tracks", headers=headers)
+    assert (answer.status_code, answer.text) == (403, "User not registered in the Developer Dashboard")
+
+
+async def test_a_user_removes_the_app_on_the_page_of_apps(spotify: FakeSpotify, client: httpx.AsyncClient) -> None:
+    """It lists the accounts that have agreed, escaped, and ends the consent of one."""
+    spotify.add_account("bob", display_name="Bob")
+    assert "No account has agreed" in (await client.get("/account/apps")).text
+    grant, other = spotify.authorize("alice"), spotify.authorize("bob")
+    page = (await client.get("/account/apps")).text
+    assert "&lt;Alice &amp; Co&gt;" in page
+    assert "Bob" in page
+    answer = await client.post("/account/apps", data={"account": "alice"})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/account/apps")
+    assert spotify.accepts(grant.access_token)
+    assert not spotify.accepts_refresh(grant.refresh_token or "")
+    assert spotify.accepts_refresh(other.refresh_token or "")
+    page = (await client.get("/account/apps")).text
+    assert "Alice" not in page
+    assert "Bob" in page
