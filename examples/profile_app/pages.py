@@ -187,7 +187,7 @@ def _facts(status: ConnectionStatus) -> Html:
         ("Email", html("{email}", email=status.email) if status.email else None),
         ("It may see", html('<ul class="plain">{scopes}</ul>', scopes=scopes) if scopes else None),
         ("Connected since", _day(status.connected_at)),
-        ("Authorize again by", _day(status.reauthorize_by)),
+        ("Authorize again by", None if status.reauthorization else _day(status.reauthorize_by)),
     ]
     return html(
         "<dl>{facts}</dl>",
