@@ -1,6 +1,7 @@
 """Stored Spotify connections: a valid access token for a user, or one clear reason why not."""
 
 from spotconn.accounts import SpotifyAccounts
+from spotconn.admin import ConnectionAdmin
 from spotconn.cipher import TokenCipher
 from spotconn.errors import (
     AskUser,
@@ -41,6 +42,7 @@ __all__ = [
     "ConfigurationError",
     "ConnectFailed",
     "Connection",
+    "ConnectionAdmin",
     "ConnectionStatus",
     "ConnectionStore",
     "DatabaseUnavailable",
