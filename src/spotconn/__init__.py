@@ -2,7 +2,7 @@
 
 from spotconn.accounts import SpotifyAccounts
 from spotconn.admin import ConnectionAdmin
-from spotconn.cipher import TokenCipher
+from spotconn.cipher import AesGcmSivCipher, TokenCipher
 from spotconn.errors import (
     AskUser,
     CallEngineer,
@@ -37,6 +37,7 @@ from spotconn.models import (
 from spotconn.store import ConnectionStore
 
 __all__ = [
+    "AesGcmSivCipher",
     "AskUser",
     "CallEngineer",
     "ConfigurationError",

@@ -17,6 +17,7 @@ from spotconn._flights import Flights
 from spotconn._refresh import Refresher
 from spotconn._settings import Settings
 from spotconn.accounts import SpotifyAccounts
+from spotconn.cipher import cipher_for
 from spotconn.errors import AskUser, MissingScope, NotConnected, RefreshInProgress, SpotifyUnavailable
 from spotconn.models import Connection, ConnectionStatus, Freshness, freshness, parse_user_id
 from spotconn.store import ConnectionStore
@@ -94,7 +95,8 @@ class TokenManager:
     async def from_env(cls, **overrides: Any) -> AsyncIterator[Self]:
         """A manager from DATABASE_URL (or SPOTCONN_DATABASE_URL), SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET.
 
-        Without a secret the client is a public one. Everything is closed at the end of the block.
+        Without a secret the client is a public one. SPOTCONN_ENCRYPTION_KEYS encrypts the stored
+        tokens. Everything is closed at the end of the block.
 
         Args:
             overrides: keyword arguments of the constructor.
@@ -104,9 +106,10 @@ class TokenManager:
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: as `ConnectionStore.open`.
         """
         settings = Settings.read(os.environ)
+        cipher = cipher_for(settings.encryption_keys, require_encrypted=settings.require_encrypted)
         async with (
             SpotifyAccounts(settings.client_id, settings.client_secret) as accounts,
-            ConnectionStore.open(settings.database_url) as store,
+            ConnectionStore.open(settings.database_url, cipher=cipher) as store,
             cls(store, accounts, **overrides) as manager,
         ):
             yield manager

@@ -14,7 +14,7 @@ import asyncpg
 
 from spotconn._pool import APPLY_SCHEMA, QUERY_TIMEOUT, acquired, clean, close_pool, open_pool, translated
 from spotconn._schema import SCHEMA_VERSION
-from spotconn.cipher import TokenCipher, TokenColumn
+from spotconn.cipher import NoCipher, TokenCipher, TokenColumn
 from spotconn.errors import NotConnected, RowSecurityError, SchemaMismatch
 from spotconn.models import (
     Connection,
@@ -51,7 +51,7 @@ class ConnectionStore:
 
     def __init__(self, pool: asyncpg.Pool, *, cipher: TokenCipher | None = None) -> None:
         self._pool = pool
-        self._cipher = cipher
+        self._cipher = cipher or NoCipher()
 
     @classmethod
     @asynccontextmanager
@@ -232,11 +232,10 @@ class ConnectionStore:
         return None if row is None else row[0]
 
     def _encrypt(self, token: str, user_id: UUID, column: TokenColumn) -> str:
-        return token if self._cipher is None else self._cipher.encrypt(token, user_id=user_id, column=column)
+        return self._cipher.encrypt(token, user_id=user_id, column=column)
 
     def _decrypt(self, row: asyncpg.Record, column: TokenColumn) -> str:
-        stored: str = row[column]
-        return stored if self._cipher is None else self._cipher.decrypt(stored, user_id=row["user_id"], column=column)
+        return self._cipher.decrypt(row[column], user_id=row["user_id"], column=column)
 
     def _connection(self, row: asyncpg.Record) -> Connection:
         return Connection(
