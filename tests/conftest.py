@@ -124,3 +124,11 @@ async def accounts(spotify: FakeSpotify) -> AsyncIterator[SpotifyAccounts]:
         SpotifyAccounts("demo-client", "demo-secret", accounts_url=url, api_url=url) as connected,
     ):
         yield connected
+
+
+@pytest.fixture
+async def operator(database: Database, admin: asyncpg.Connection) -> str:
+    """The DSN of a login that may become service_role and nothing else."""
+    if not await admin.fetchval("select exists (select from pg_roles where rolname = 'operator')"):
+        await admin.execute("create role operator login noinherit password 'operator'; grant service_role to operator")
+    return database.login_dsn("operator")

@@ -34,6 +34,7 @@ from spotconn.models import (
     TokenSource,
     freshness,
 )
+from spotconn.overview import ConnectionOverview, ConnectionStats, RekeyProgress
 from spotconn.store import ConnectionStore
 
 __all__ = [
@@ -44,6 +45,8 @@ __all__ = [
     "ConnectFailed",
     "Connection",
     "ConnectionAdmin",
+    "ConnectionOverview",
+    "ConnectionStats",
     "ConnectionStatus",
     "ConnectionStore",
     "DatabaseUnavailable",
@@ -58,6 +61,7 @@ __all__ = [
     "RefreshFailure",
     "RefreshInProgress",
     "RefreshTurn",
+    "RekeyProgress",
     "RowSecurityError",
     "SchemaMismatch",
     "SpotconnError",
