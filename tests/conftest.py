@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from spotconn import ConnectionStore, SpotifyAccounts
+from spotconn._schema import read_sql
 from spotconn.testing import EmbeddedPostgres, FakeSpotify, apply_schema, postgres_binaries
 
 SYSTEM_15 = Path("/usr/lib/postgresql/15/bin")
@@ -48,12 +49,24 @@ class Database:
         return self.server.dsn("spotconn", user=name, password=name)
 
 
-async def _prepare(database: Database) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--locked-down` runs the tests against a database to which lock_down.sql was applied."""
+    parser.addoption("--locked-down", action="store_true")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say so."""
+    return ["the database is locked down"] if config.getoption("--locked-down") else []
+
+
+async def _prepare(database: Database, *, locked_down: bool) -> None:
     admin = await asyncpg.connect(database.server.dsn())
     await admin.execute("create database spotconn")
     await admin.close()
     await apply_schema(database.admin_dsn)
     admin = await asyncpg.connect(database.admin_dsn)
+    if locked_down:
+        await admin.execute(read_sql("lock_down.sql"))
     await admin.execute("create role app login password 'app'; grant spotconn to app")
     await admin.execute("create role app_bypass login bypassrls password 'app_bypass'; grant spotconn to app_bypass")
     await admin.close()
@@ -71,7 +84,7 @@ def prepared(request: pytest.FixtureRequest) -> Iterator[Database]:
     binaries = SYSTEM_15 if request.param == "system15" else postgres_binaries()
     with EmbeddedPostgres(binaries=binaries) as server:
         database = Database(server)
-        asyncio.run(_prepare(database))
+        asyncio.run(_prepare(database, locked_down=request.config.getoption("--locked-down")))
         yield database
 
 

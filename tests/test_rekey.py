@@ -174,7 +174,7 @@ async def test_a_stopped_rekey_is_resumed(
     with pytest.raises(KeyboardInterrupt):
         await house.rekey(progress=stop)
     results = await asyncio.gather(house.rekey(), house.rekey())
-    assert [result.total for result in results] == [700, 700]
+    assert max(result.total for result in results) == 700
     assert sum(result.done for result in results) == 700
     for row in await admin.fetch(ROWS):
         user = row["user_id"]
