@@ -282,18 +282,8 @@ async def test_a_user_disconnects_through_the_api(locked: asyncpg.Connection, pa
 def test_the_library_does_not_notice() -> None:
     """The tests of the store, the manager and the admin pass against a database that is locked down."""
     files = [str(TESTS / name) for name in ("test_store.py", "test_manager.py", "test_refresh.py", "test_admin.py")]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--locked-down",
-        "-k",
-        "packaged",
-        *files,
-    ]
+    options = ["-p", "no:cacheprovider", "--locked-down", "-k", "packaged"]
+    command = [sys.executable, "-m", "pytest", *options, *files]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=TESTS.parent)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "the database is locked down" in done.stdout
