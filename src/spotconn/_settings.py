@@ -44,17 +44,39 @@ class Settings(BaseModel):
         Raises:
             ConfigurationError: a variable is missing or malformed; the text names it and never its value.
         """
-        name = "SPOTCONN_DATABASE_URL" if environ.get("SPOTCONN_DATABASE_URL") else "DATABASE_URL"
-        database_url = _required(environ, name)
-        if not database_url.startswith(("postgresql://", "postgres://")):
-            raise ConfigurationError(f"{name} is malformed: expected postgresql://user:password@host:port/database")
-        secret = environ.get("SPOTIFY_CLIENT_SECRET", "").strip()
+        client_id, client_secret = read_client(environ)
         return cls(
-            database_url=database_url,
-            client_id=_identifier("SPOTIFY_CLIENT_ID", _required(environ, "SPOTIFY_CLIENT_ID")),
-            client_secret=_identifier("SPOTIFY_CLIENT_SECRET", secret) if secret else None,
+            database_url=read_database_url(environ),
+            client_id=client_id,
+            client_secret=client_secret,
             **read_encryption(environ),
         )
+
+
+def read_database_url(environ: Mapping[str, str]) -> str:
+    """SPOTCONN_DATABASE_URL, else DATABASE_URL.
+
+    Raises:
+        ConfigurationError: it is missing or malformed; the text names it and never its value.
+    """
+    name = "SPOTCONN_DATABASE_URL" if environ.get("SPOTCONN_DATABASE_URL") else "DATABASE_URL"
+    database_url = _required(environ, name)
+    if not database_url.startswith(("postgresql://", "postgres://")):
+        raise ConfigurationError(f"{name} is malformed: expected postgresql://user:password@host:port/database")
+    return database_url
+
+
+def read_client(environ: Mapping[str, str]) -> tuple[str, str | None]:
+    """SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET; no secret means a public client.
+
+    Raises:
+        ConfigurationError: one is missing or malformed; the text names it and never its value.
+    """
+    secret = environ.get("SPOTIFY_CLIENT_SECRET", "").strip()
+    return (
+        _identifier("SPOTIFY_CLIENT_ID", _required(environ, "SPOTIFY_CLIENT_ID")),
+        _identifier("SPOTIFY_CLIENT_SECRET", secret) if secret else None,
+    )
 
 
 def read_encryption(environ: Mapping[str, str]) -> Encryption:
