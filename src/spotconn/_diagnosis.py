@@ -131,19 +131,26 @@ class Patient:
 
 
 async def _tls(patient: Patient) -> Finding:
-    subject = "TLS"
     # asyncpg has no public way to ask for it.
     transport = getattr(patient.session, "_transport", None)
     ssl = transport.get_extra_info("ssl_object") if transport is not None else None
-    if ssl is not None and ssl.context.check_hostname:
-        return Finding(state="ok", subject=subject, text=f"{ssl.version()}, the server's certificate is verified")
-    host = urlsplit(patient.dsn).hostname
-    if host is None or host == "localhost" or host.startswith(("127.", "::1")):
-        return Finding(state="ok", subject=subject, text="not needed: the server is on this host")
+    return tls_finding(
+        encrypted=ssl is not None,
+        verified=ssl is not None and ssl.context.check_hostname,
+        host=urlsplit(patient.dsn).hostname,
+    )
+
+
+def tls_finding(*, encrypted: bool, verified: bool, host: str | None) -> Finding:
+    """How safe the way to the server is."""
+    if verified:
+        return Finding(state="ok", subject="TLS", text="encrypted, and the server's certificate is verified")
+    if host is None or host in {"localhost", "127.0.0.1", "::1"}:
+        return Finding(state="ok", subject="TLS", text="not needed: the server is on this host")
     return Finding(
         state="warn",
-        subject=subject,
-        text="encrypted, but the server could be another" if ssl else "none: tokens and password cross the network",
+        subject="TLS",
+        text="encrypted, but another could pose as the server" if encrypted else "none: all crosses the network openly",
         remedy="add ?sslmode=verify-full&sslrootcert=FILE to DATABASE_URL; on Supabase FILE is its own CA certificate",
     )
 
@@ -158,8 +165,13 @@ async def _server(patient: Patient) -> Finding:
 
 async def _pooler(patient: Patient) -> Finding:
     backend = await patient.value("select pg_catalog.pg_backend_pid()")
-    if backend == patient.session.get_server_pid():
-        return Finding(state="ok", subject="pooler", text="none: a direct connection, or a pooler that keeps sessions")
+    return pooler_finding(direct=backend == patient.session.get_server_pid())
+
+
+def pooler_finding(*, direct: bool) -> Finding:
+    """What a pooler in between means."""
+    if direct:
+        return Finding(state="ok", subject="pooler", text="no transaction pooler in between")
     return Finding(
         state="warn",
         subject="pooler",
@@ -260,11 +272,20 @@ async def _clocks(patient: Patient) -> Finding:
     before = time.time()
     there = await patient.value("select extract(epoch from pg_catalog.clock_timestamp())::float8")
     after = time.time()
-    skew = there - (before + after) / 2
+    return clock_finding(there - (before + after) / 2, unsure=(after - before) / 2)
+
+
+def clock_finding(skew: float, *, unsure: float) -> Finding:
+    """How far the clocks are apart.
+
+    Args:
+        skew: seconds that the database is ahead of this host.
+        unsure: seconds that this may be wrong.
+    """
     text = f"the database is {abs(skew):.2f} s {'ahead of' if skew > 0 else 'behind'} this host"
-    if abs(skew) < NOTABLE_SKEW + (after - before) / 2:
+    if abs(skew) <= NOTABLE_SKEW + unsure:
         return Finding(state="ok", subject="clocks", text=text)
-    state: Literal["warn", "fail"] = "warn" if abs(skew) < HARMFUL_SKEW else "fail"
+    state: Literal["warn", "fail"] = "warn" if abs(skew) <= HARMFUL_SKEW else "fail"
     return Finding(state=state, subject="clocks", text=text, remedy="keep both on network time")
 
 
