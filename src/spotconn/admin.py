@@ -12,6 +12,7 @@ from uuid import UUID
 
 import asyncpg
 
+from spotconn._guard import guarded, guarded_context
 from spotconn._pool import APPLY_SCHEMA, acquired, close_pool, open_pool, translated
 from spotconn._rekey import COUNT_OLD, LOCK, MAX_PASSES, READ_OLD, WRITE, Rewriter
 from spotconn.cipher import AesGcmSivCipher
@@ -80,6 +81,7 @@ group by 1
 """
 
 
+@guarded
 class ConnectionAdmin:
     """Looks over and mends the connections of all users.
 
@@ -93,7 +95,7 @@ class ConnectionAdmin:
         self._cipher = cipher
 
     @classmethod
-    @asynccontextmanager
+    @guarded_context
     async def open(cls, dsn: str, *, cipher: AesGcmSivCipher | None = None, **pool_options: Any) -> AsyncIterator[Self]:
         """An admin over a pool of its own, which is closed at the end.
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 from uuid import UUID
 
+from spotconn._guard import guarded
 from spotconn.errors import ConfigurationError, DecryptionError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class TokenCipher(Protocol):
         ...
 
 
+@guarded
 class NoCipher:
     """Stores tokens as they are, and refuses to hand out as a token what a cipher has encrypted."""
 
@@ -68,6 +70,7 @@ class NoCipher:
         return stored
 
 
+@guarded
 class AesGcmSivCipher:
     """AES-256-GCM-SIV (RFC 8452) with a ring of keys; needs the extra `crypto`.
 

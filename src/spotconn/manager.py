@@ -6,7 +6,6 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Self
 from uuid import UUID
@@ -14,6 +13,7 @@ from uuid import UUID
 from spotconn import events
 from spotconn._cache import ConnectionCache
 from spotconn._flights import Flights
+from spotconn._guard import guarded, guarded_context
 from spotconn._refresh import Refresher
 from spotconn._settings import Settings
 from spotconn.accounts import SpotifyAccounts
@@ -34,6 +34,7 @@ MAX_MIN_TTL = 3000.0
 """Seconds: the most that a caller may ask of a token's remaining life; Spotify's tokens live 3600."""
 
 
+@guarded
 class TokenManager:
     """Valid access tokens for stored connections.
 
@@ -91,7 +92,7 @@ class TokenManager:
         self._background: dict[UUID, asyncio.Task[Connection]] = {}
 
     @classmethod
-    @asynccontextmanager
+    @guarded_context
     async def from_env(cls, **overrides: Any) -> AsyncIterator[Self]:
         """A manager from DATABASE_URL (or SPOTCONN_DATABASE_URL), SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET.
 

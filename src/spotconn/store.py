@@ -5,13 +5,13 @@ the schema `spotconn`, which takes the role and the claims for that transaction 
 """
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 import asyncpg
 
+from spotconn._guard import guarded, guarded_context
 from spotconn._pool import APPLY_SCHEMA, QUERY_TIMEOUT, acquired, clean, close_pool, open_pool, translated
 from spotconn._schema import SCHEMA_VERSION
 from spotconn.cipher import NoCipher, TokenCipher, TokenColumn
@@ -41,6 +41,7 @@ _FINISH = "select * from spotconn.finish_refresh($1, $2, $3, $4, $5, $6)"
 _FAIL = "select spotconn.fail_refresh($1, $2, $3, $4, $5)"
 
 
+@guarded
 class ConnectionStore:
     """Stored connections, each readable and writable only as the user it belongs to.
 
@@ -54,7 +55,7 @@ class ConnectionStore:
         self._cipher = cipher or NoCipher()
 
     @classmethod
-    @asynccontextmanager
+    @guarded_context
     async def open(cls, dsn: str, *, cipher: TokenCipher | None = None, **pool_options: Any) -> AsyncIterator[Self]:
         """A store over a pool of its own, verified, and closed at the end.
 
@@ -207,7 +208,7 @@ class ConnectionStore:
         )
         return recorded
 
-    @asynccontextmanager
+    @guarded_context
     async def as_user(self, user_id: UUID | str) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
         """A transaction for the caller's own SQL, under the same row level security as the store's.
 
