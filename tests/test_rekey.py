@@ -210,7 +210,7 @@ async def test_100_000_rows_beside_live_refreshes(
         done = await house.rekey()
         finished.set()
         await asyncio.gather(*live)
-    assert len(refreshed) > 500
+    assert len(refreshed) > 50
     assert done.done + done.lost >= number - len(refreshed)
     stats = await house.stats()
     assert (stats.plain_text, stats.by_key) == (0, {NEW.key_ids[0]: 2 * number})
