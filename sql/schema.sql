@@ -73,8 +73,20 @@ create policy "Users can delete own connections" on public.spotify_connections
 
 -- Older projects granted everything by default, TRUNCATE among it, which no policy stops.
 revoke all on public.spotify_connections from public, anon, authenticated, service_role;
-grant select, insert, update, delete on public.spotify_connections to authenticated, service_role, spotconn;
+grant select, insert, update, delete on public.spotify_connections to service_role, spotconn;
 grant usage on schema public to spotconn;
+
+-- lock_down.sql leaves a mark, so that it outlasts this file.
+do $$
+begin
+    if pg_catalog.to_regprocedure('spotconn.locked_down()') is null then
+        grant select, insert, update, delete on public.spotify_connections to authenticated;
+    else
+        grant select (id, user_id, spotify_user_id, expires_at, connected_at, display_name, email, scope), delete
+            on public.spotify_connections to authenticated;
+    end if;
+end
+$$;
 
 --------------------------------------------------------------------------------------------------------------------
 -- The schema spotconn: what the library keeps beside the table. PostgREST does not expose it.

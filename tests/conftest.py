@@ -14,6 +14,7 @@ import pytest
 
 from helpers import REDIRECT_URI, SCOPES, connect, rows
 from spotconn import ConnectFlow, ConnectionStore, SpotifyAccounts
+from spotconn._schema import read_sql
 from spotconn.testing import EmbeddedPostgres, FakeSpotify, apply_schema, postgres_binaries
 
 SYSTEM_15 = Path("/usr/lib/postgresql/15/bin")
@@ -51,12 +52,24 @@ class Database:
         return self.server.dsn("spotconn", user=name, password=name)
 
 
-async def _prepare(database: Database) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--locked-down` runs the tests against a database to which lock_down.sql was applied."""
+    parser.addoption("--locked-down", action="store_true")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say so."""
+    return ["the database is locked down"] if config.getoption("--locked-down") else []
+
+
+async def _prepare(database: Database, *, locked_down: bool) -> None:
     admin = await asyncpg.connect(database.server.dsn())
     await admin.execute("create database spotconn")
     await admin.close()
     await apply_schema(database.admin_dsn)
     admin = await asyncpg.connect(database.admin_dsn)
+    if locked_down:
+        await admin.execute(read_sql("lock_down.sql"))
     await admin.execute("create role app login password 'app'; grant spotconn to app")
     await admin.execute("create role app_bypass login bypassrls password 'app_bypass'; grant spotconn to app_bypass")
     await admin.close()
@@ -74,7 +87,7 @@ def prepared(request: pytest.FixtureRequest) -> Iterator[Database]:
     binaries = SYSTEM_15 if request.param == "system15" else postgres_binaries()
     with EmbeddedPostgres(binaries=binaries) as server:
         database = Database(server)
-        asyncio.run(_prepare(database))
+        asyncio.run(_prepare(database, locked_down=request.config.getoption("--locked-down")))
         yield database
 
 
@@ -154,3 +167,11 @@ def open_folder() -> Iterator[Path]:
     made.chmod(0o755)
     yield made
     shutil.rmtree(made)
+
+
+@pytest.fixture
+async def operator(database: Database, admin: asyncpg.Connection) -> str:
+    """The DSN of a login that may become service_role and nothing else."""
+    if not await admin.fetchval("select exists (select from pg_roles where rolname = 'operator')"):
+        await admin.execute("create role operator login noinherit password 'operator'; grant service_role to operator")
+    return database.login_dsn("operator")

@@ -3,11 +3,12 @@
 import os
 from uuid import UUID
 
+import asyncpg
 import pytest
 
 from conftest import Database
 from helpers import connect
-from spotconn import ConfigurationError, ConnectionStore, TokenManager
+from spotconn import AesGcmSivCipher, ConfigurationError, ConnectionStore, DecryptionError, TokenManager
 from spotconn._settings import Settings
 from spotconn.testing import FakeSpotify
 
@@ -16,6 +17,7 @@ GOOD = {
     "SPOTIFY_CLIENT_ID": "0123456789abcdef",
     "SPOTIFY_CLIENT_SECRET": "fedcba9876543210",
 }
+KEY = AesGcmSivCipher.generate_key()
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,9 @@ GOOD = {
         ({"SPOTIFY_CLIENT_ID": "hush hush"}, "SPOTIFY_CLIENT_ID"),
         ({"SPOTIFY_CLIENT_SECRET": "hush-hush"}, "SPOTIFY_CLIENT_SECRET"),
         ({"SPOTCONN_ENCRYPTION_KEYS": "hush"}, "SPOTCONN_ENCRYPTION_KEYS"),
+        ({"SPOTCONN_ENCRYPTION_KEYS": f"{KEY},hush"}, "SPOTCONN_ENCRYPTION_KEYS"),
+        ({"SPOTCONN_REQUIRE_ENCRYPTED": "hush"}, "SPOTCONN_REQUIRE_ENCRYPTED"),
+        ({"SPOTCONN_REQUIRE_ENCRYPTED": "1"}, "SPOTCONN_ENCRYPTION_KEYS"),
     ],
 )
 async def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, change: dict[str, str], named: str) -> None:
@@ -62,3 +67,29 @@ async def test_from_env_serves_a_stored_token(
         assert await tokens.get_valid_token(user) == connection.access_token
     with pytest.raises(RuntimeError, match="closed"):
         await tokens.status(user)
+
+
+async def test_from_env_encrypts_with_the_first_key(
+    monkeypatch: pytest.MonkeyPatch,
+    database: Database,
+    spotify: FakeSpotify,
+    user: UUID,
+    admin: asyncpg.Connection,
+) -> None:
+    """The keys of the environment reach the store; a process without them refuses what they have encrypted."""
+    older = AesGcmSivCipher.generate_key()
+    ring = AesGcmSivCipher([KEY, older])
+    async with ConnectionStore.open(database.dsn, cipher=AesGcmSivCipher([older])) as store:
+        connection = await connect(store, spotify, user)
+    keys = f"{KEY}, {older}"
+    for name, value in (GOOD | {"DATABASE_URL": database.dsn, "SPOTCONN_ENCRYPTION_KEYS": keys}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SPOTCONN_REQUIRE_ENCRYPTED", "1")
+    async with TokenManager.from_env() as tokens:
+        assert await tokens.get_valid_token(user) == connection.access_token
+        assert repr(tokens._store._cipher) == repr(ring)
+    monkeypatch.delenv("SPOTCONN_ENCRYPTION_KEYS")
+    monkeypatch.delenv("SPOTCONN_REQUIRE_ENCRYPTED")
+    async with TokenManager.from_env() as tokens:
+        with pytest.raises(DecryptionError, match="SPOTCONN_ENCRYPTION_KEYS"):
+            await tokens.get_valid_token(user)

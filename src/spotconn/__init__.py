@@ -1,7 +1,8 @@
 """Stored Spotify connections: a valid access token for a user, or one clear reason why not."""
 
 from spotconn.accounts import SpotifyAccounts
-from spotconn.cipher import TokenCipher
+from spotconn.admin import ConnectionAdmin
+from spotconn.cipher import AesGcmSivCipher, TokenCipher
 from spotconn.connect import ConnectFlow
 from spotconn.errors import (
     AskUser,
@@ -34,15 +35,20 @@ from spotconn.models import (
     TokenSource,
     freshness,
 )
+from spotconn.overview import ConnectionOverview, ConnectionStats, RekeyProgress
 from spotconn.store import ConnectionStore
 
 __all__ = [
+    "AesGcmSivCipher",
     "AskUser",
     "CallEngineer",
     "ConfigurationError",
     "ConnectFailed",
     "ConnectFlow",
     "Connection",
+    "ConnectionAdmin",
+    "ConnectionOverview",
+    "ConnectionStats",
     "ConnectionStatus",
     "ConnectionStore",
     "DatabaseUnavailable",
@@ -57,6 +63,7 @@ __all__ = [
     "RefreshFailure",
     "RefreshInProgress",
     "RefreshTurn",
+    "RekeyProgress",
     "RowSecurityError",
     "SchemaMismatch",
     "SpotconnError",

@@ -9,7 +9,10 @@ SCHEMA_VERSION = 1
 """What `spotconn.schema_version()` answers in a database that fits this library."""
 
 
-def read_sql(name: Literal["schema.sql", "plain_postgres.sql"]) -> str:
+SqlFile = Literal["schema.sql", "plain_postgres.sql", "lock_down.sql", "lock_down_undo.sql"]
+
+
+def read_sql(name: SqlFile) -> str:
     """The text of a shipped SQL file; an editable install reads the same file of its checkout."""
     packaged = files("spotconn") / "sql"
     folder: Traversable = packaged if packaged.is_dir() else Path(__file__).parents[2] / "sql"

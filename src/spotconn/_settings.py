@@ -1,12 +1,22 @@
 """The settings in the environment, each checked by name and never printed."""
 
+import re
 from collections.abc import Mapping
-from typing import Self
+from typing import Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from spotconn._redirect import checked_redirect_uri
 from spotconn.errors import ConfigurationError
+
+_KEY = re.compile(r"[A-Za-z0-9_-]{43}=?", re.ASCII)
+
+
+class Encryption(TypedDict):
+    """The part of the settings that a command without Spotify needs, too."""
+
+    encryption_keys: tuple[str, ...]
+    require_encrypted: bool
 
 
 class Settings(BaseModel):
@@ -16,6 +26,8 @@ class Settings(BaseModel):
         database_url: DATABASE_URL, or SPOTCONN_DATABASE_URL, which wins; may hold a password.
         client_id: SPOTIFY_CLIENT_ID.
         client_secret: SPOTIFY_CLIENT_SECRET; None for a public client, which uses PKCE alone.
+        encryption_keys: SPOTCONN_ENCRYPTION_KEYS, separated by commas or spaces, the one that encrypts first.
+        require_encrypted: SPOTCONN_REQUIRE_ENCRYPTED, 1 or 0: refuse tokens that are stored as plain text.
     """
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
@@ -23,6 +35,8 @@ class Settings(BaseModel):
     database_url: str = Field(repr=False)
     client_id: str
     client_secret: str | None = Field(repr=False)
+    encryption_keys: tuple[str, ...] = Field(default=(), repr=False)
+    require_encrypted: bool = False
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Self:
@@ -31,19 +45,62 @@ class Settings(BaseModel):
         Raises:
             ConfigurationError: a variable is missing or malformed; the text names it and never its value.
         """
-        if environ.get("SPOTCONN_ENCRYPTION_KEYS"):
-            # To go on would store in plain text what the operator wants encrypted.
-            raise ConfigurationError("SPOTCONN_ENCRYPTION_KEYS is set, but this version of spotconn cannot encrypt")
-        name = "SPOTCONN_DATABASE_URL" if environ.get("SPOTCONN_DATABASE_URL") else "DATABASE_URL"
-        database_url = _required(environ, name)
-        if not database_url.startswith(("postgresql://", "postgres://")):
-            raise ConfigurationError(f"{name} is malformed: expected postgresql://user:password@host:port/database")
-        secret = environ.get("SPOTIFY_CLIENT_SECRET", "").strip()
+        client_id, client_secret = read_client(environ)
         return cls(
-            database_url=database_url,
-            client_id=_identifier("SPOTIFY_CLIENT_ID", _required(environ, "SPOTIFY_CLIENT_ID")),
-            client_secret=_identifier("SPOTIFY_CLIENT_SECRET", secret) if secret else None,
+            database_url=read_database_url(environ),
+            client_id=client_id,
+            client_secret=client_secret,
+            **read_encryption(environ),
         )
+
+
+def read_database_url(environ: Mapping[str, str]) -> str:
+    """SPOTCONN_DATABASE_URL, else DATABASE_URL.
+
+    Raises:
+        ConfigurationError: it is missing or malformed; the text names it and never its value.
+    """
+    name = "SPOTCONN_DATABASE_URL" if environ.get("SPOTCONN_DATABASE_URL") else "DATABASE_URL"
+    database_url = _required(environ, name)
+    if not database_url.startswith(("postgresql://", "postgres://")):
+        raise ConfigurationError(f"{name} is malformed: expected postgresql://user:password@host:port/database")
+    return database_url
+
+
+def read_client(environ: Mapping[str, str]) -> tuple[str, str | None]:
+    """SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET; no secret means a public client.
+
+    Raises:
+        ConfigurationError: one is missing or malformed; the text names it and never its value.
+    """
+    secret = environ.get("SPOTIFY_CLIENT_SECRET", "").strip()
+    return (
+        _identifier("SPOTIFY_CLIENT_ID", _required(environ, "SPOTIFY_CLIENT_ID")),
+        _identifier("SPOTIFY_CLIENT_SECRET", secret) if secret else None,
+    )
+
+
+def read_encryption(environ: Mapping[str, str]) -> Encryption:
+    """The ring of encryption keys and whether encryption is required.
+
+    Raises:
+        ConfigurationError: a variable is malformed; the text names it and never its value.
+    """
+    keys = tuple(re.split(r"[\s,]+", environ.get("SPOTCONN_ENCRYPTION_KEYS", "").strip()))
+    if keys == ("",):
+        keys = ()
+    if not all(_KEY.fullmatch(key) for key in keys):
+        raise ConfigurationError(
+            "SPOTCONN_ENCRYPTION_KEYS is malformed: expected keys as `spotconn keygen` prints them, "
+            "separated by commas, the newest first"
+        )
+    required = environ.get("SPOTCONN_REQUIRE_ENCRYPTED", "").strip() or "0"
+    if required not in {"0", "1"}:
+        raise ConfigurationError("SPOTCONN_REQUIRE_ENCRYPTED is malformed: expected 1 or 0")
+    if required == "1" and not keys:
+        # To go on would store in plain text what the operator wants encrypted.
+        raise ConfigurationError("SPOTCONN_REQUIRE_ENCRYPTED is 1, but SPOTCONN_ENCRYPTION_KEYS is not set")
+    return {"encryption_keys": keys, "require_encrypted": required == "1"}
 
 
 def read_redirect_uri(environ: Mapping[str, str]) -> str:

@@ -19,6 +19,7 @@ from tenacity import (
 )
 
 from spotconn._gate import Gate
+from spotconn._guard import guarded
 from spotconn._oauth import (
     GrantType,
     RequestNotProcessed,
@@ -45,6 +46,7 @@ _backoff = wait_random_exponential(multiplier=0.1, max=2)
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
 
+@guarded
 class SpotifyAccounts:
     """Spotify's accounts service, for one registered app.
 

@@ -1,9 +1,35 @@
-"""How tokens are kept unreadable in the database: the protocol that a store's cipher follows."""
+"""How tokens are kept unreadable in the database: the protocol that a store's cipher follows, and AES-256-GCM-SIV.
 
-from typing import Literal, Protocol
+A stored value is `spotconn1.KEY.DATA`: the version of this format, the id of the key, and unpadded base64url of the
+nonce (12 bytes), the ciphertext and the tag (16 bytes). The associated data are the version, the key id, the column
+and the user id, so a value that is moved to another row or column does not decrypt.
+"""
+
+import hashlib
+import re
+import secrets
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 from uuid import UUID
 
+from spotconn._guard import guarded
+from spotconn.errors import ConfigurationError, DecryptionError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+
 TokenColumn = Literal["access_token", "refresh_token"]
+
+MARK = "spotconn"
+"""What a value of any version of the format starts with, and no token of Spotify's does."""
+VERSION = f"{MARK}1"
+KEY_BYTES = 32
+NONCE_BYTES = 12
+
+_STORED = re.compile(rf"{VERSION}\.([0-9a-f]{{8}})\.([A-Za-z0-9_-]+)", re.ASCII)
+_KEY = re.compile(r"[A-Za-z0-9_-]{43}=?", re.ASCII)
 
 
 class TokenCipher(Protocol):
@@ -23,3 +49,161 @@ class TokenCipher(Protocol):
             DecryptionError: the key is unknown, or the value was altered or moved.
         """
         ...
+
+
+@guarded
+class NoCipher:
+    """Stores tokens as they are, and refuses to hand out as a token what a cipher has encrypted."""
+
+    def encrypt(self, token: str, *, user_id: UUID, column: TokenColumn) -> str:  # noqa: ARG002
+        """The token itself."""
+        return token
+
+    def decrypt(self, stored: str, *, user_id: UUID, column: TokenColumn) -> str:  # noqa: ARG002
+        """The stored text itself.
+
+        Raises:
+            DecryptionError: it is encrypted.
+        """
+        if stored.startswith(MARK):
+            raise DecryptionError(f"the stored {column} is encrypted: set SPOTCONN_ENCRYPTION_KEYS, or pass a cipher")
+        return stored
+
+
+@guarded
+class AesGcmSivCipher:
+    """AES-256-GCM-SIV (RFC 8452) with a ring of keys; needs the extra `crypto`.
+
+    Random nonces are safe with it for more messages than any service writes, unlike AES-GCM's 2^32 for one key.
+
+    Args:
+        keys: of `generate_key`, the newest first: it encrypts, all decrypt.
+        require_encrypted: refuse values that are stored as plain text; without it they are read as they are, so that
+            a database can be encrypted while it is used.
+
+    Raises:
+        ConfigurationError: a key is malformed or there twice, there is none, or the extra is not installed; the text
+            holds no key.
+    """
+
+    def __init__(self, keys: Iterable[str], *, require_encrypted: bool = False) -> None:
+        self._ring: dict[str, AESGCMSIV] = {}
+        self._require_encrypted = require_encrypted
+        for position, text in enumerate(keys, start=1):
+            name, key = _read_key(text, position)
+            if name in self._ring:
+                raise ConfigurationError(f"encryption key {position} is in the ring twice")
+            self._ring[name] = key
+        if not self._ring:
+            raise ConfigurationError("the ring of encryption keys is empty")
+
+    @staticmethod
+    def generate_key() -> str:
+        """A new key: 32 random bytes as base64url."""
+        return urlsafe_b64encode(secrets.token_bytes(KEY_BYTES)).decode()
+
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """The ids of the keys in the ring, the one that encrypts first; they are no secret."""
+        return tuple(self._ring)
+
+    @property
+    def current_prefix(self) -> str:
+        """What every value starts with that the first key has encrypted."""
+        return f"{VERSION}.{self.key_ids[0]}."
+
+    def encrypt(self, token: str, *, user_id: UUID, column: TokenColumn) -> str:
+        """The text to store for a token, under the first key and with a nonce of its own."""
+        name = self.key_ids[0]
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        sealed = self._ring[name].encrypt(nonce, token.encode(), _bound_to(name, user_id, column))
+        return self.current_prefix + urlsafe_b64encode(nonce + sealed).decode().rstrip("=")
+
+    def decrypt(self, stored: str, *, user_id: UUID, column: TokenColumn) -> str:
+        """The token behind a stored text.
+
+        Raises:
+            DecryptionError: the key is unknown, the value was altered or moved, or it is plain text where that is
+                refused.
+        """
+        if not stored.startswith(MARK):
+            if self._require_encrypted:
+                raise DecryptionError(f"the stored {column} is not encrypted, which this service requires")
+            return stored
+        parts = _STORED.fullmatch(stored)
+        if parts is None:
+            raise DecryptionError(f"the stored {column} is damaged, or of a later version of spotconn")
+        name, data = parts.groups()
+        key = self._ring.get(name)
+        if key is None:
+            raise DecryptionError(f"the stored {column} is encrypted with key {name}, which is not in the ring")
+        token = _opened(key, data, _bound_to(name, user_id, column))
+        if token is None:
+            raise DecryptionError(f"the stored {column} was altered, or is that of another user or column")
+        return token
+
+    def __repr__(self) -> str:
+        """The ids of the keys."""
+        return f"<{type(self).__name__} keys={', '.join(self.key_ids)}>"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: that would carry the keys along."""
+        raise TypeError(f"a {type(self).__name__} cannot be pickled: it holds keys")
+
+
+def cipher_for(keys: Iterable[str], *, require_encrypted: bool) -> AesGcmSivCipher | None:
+    """The cipher of a ring of keys; None for an empty one."""
+    keys = tuple(keys)
+    return AesGcmSivCipher(keys, require_encrypted=require_encrypted) if keys else None
+
+
+def _read_key(text: str, position: int) -> "tuple[str, AESGCMSIV]":
+    if _KEY.fullmatch(text) is None or (raw := _decoded(text)) is None:
+        raise ConfigurationError(
+            f"encryption key {position} is malformed: expected 32 bytes as base64url, from `spotconn keygen`"
+        )
+    return _identify(raw), _with_key(raw)
+
+
+def _identify(raw: bytes) -> str:
+    return hashlib.sha256(b"spotconn key id\0" + raw).hexdigest()[:8]
+
+
+def _with_key(raw: bytes) -> "AESGCMSIV":
+    try:
+        from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415  an extra
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV  # noqa: PLC0415  an extra
+    except ImportError:
+        pass
+    else:
+        with suppress(UnsupportedAlgorithm):
+            return AESGCMSIV(raw)
+        raise ConfigurationError("the installed OpenSSL cannot do AES-GCM-SIV: it takes version 3.2 or later")
+    raise ConfigurationError('encryption needs an extra: pip install "spotconn[crypto]"')
+
+
+def _bound_to(name: str, user_id: UUID, column: TokenColumn) -> bytes:
+    return f"{VERSION}.{name}.{column}.{user_id}".encode()
+
+
+def _opened(key: "AESGCMSIV", data: str, associated: bytes) -> str | None:
+    """The token; None where it is not authentic."""
+    from cryptography.exceptions import InvalidTag  # noqa: PLC0415  an extra, installed where there is a key
+
+    raw = _decoded(data)
+    if raw is None:
+        return None
+    try:
+        return key.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], associated).decode()
+    except (InvalidTag, ValueError):
+        return None
+
+
+def _decoded(text: str) -> bytes | None:
+    """The bytes behind base64url; None where it is not the one way of writing them."""
+    text = text.rstrip("=")
+    try:
+        raw = urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except ValueError:
+        return None
+    return raw if urlsafe_b64encode(raw).decode().rstrip("=") == text else None

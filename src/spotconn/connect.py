@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Self
 from uuid import UUID
 
+from spotconn._guard import guarded
 from spotconn._oauth import code_challenge, new_code_verifier
 from spotconn._redirect import Callback, checked_redirect_uri, read_callback, refusal
 from spotconn._settings import read_redirect_uri
@@ -23,6 +24,7 @@ TIMEOUT = 20.0
 """Seconds that `finish` has for its calls to Spotify, all retries included."""
 
 
+@guarded
 class ConnectFlow:
     """Connects a user's Spotify account, for the first time or again.
 

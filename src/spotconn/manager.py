@@ -6,7 +6,6 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Self
 from uuid import UUID
@@ -14,9 +13,11 @@ from uuid import UUID
 from spotconn import events
 from spotconn._cache import ConnectionCache
 from spotconn._flights import Flights
+from spotconn._guard import guarded, guarded_context
 from spotconn._refresh import Refresher
 from spotconn._settings import Settings
 from spotconn.accounts import SpotifyAccounts
+from spotconn.cipher import cipher_for
 from spotconn.errors import AskUser, MissingScope, NotConnected, RefreshInProgress, SpotifyUnavailable
 from spotconn.models import Connection, ConnectionStatus, Freshness, freshness, parse_user_id
 from spotconn.store import ConnectionStore
@@ -33,6 +34,7 @@ MAX_MIN_TTL = 3000.0
 """Seconds: the most that a caller may ask of a token's remaining life; Spotify's tokens live 3600."""
 
 
+@guarded
 class TokenManager:
     """Valid access tokens for stored connections.
 
@@ -92,11 +94,12 @@ class TokenManager:
         self._background: dict[UUID, asyncio.Task[Connection]] = {}
 
     @classmethod
-    @asynccontextmanager
+    @guarded_context
     async def from_env(cls, **overrides: Any) -> AsyncIterator[Self]:
         """A manager from DATABASE_URL (or SPOTCONN_DATABASE_URL), SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET.
 
-        Without a secret the client is a public one. Everything is closed at the end of the block.
+        Without a secret the client is a public one. SPOTCONN_ENCRYPTION_KEYS encrypts the stored
+        tokens. Everything is closed at the end of the block.
 
         Args:
             overrides: keyword arguments of the constructor.
@@ -106,9 +109,10 @@ class TokenManager:
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: as `ConnectionStore.open`.
         """
         settings = Settings.read(os.environ)
+        cipher = cipher_for(settings.encryption_keys, require_encrypted=settings.require_encrypted)
         async with (
             SpotifyAccounts(settings.client_id, settings.client_secret) as accounts,
-            ConnectionStore.open(settings.database_url) as store,
+            ConnectionStore.open(settings.database_url, cipher=cipher) as store,
             cls(store, accounts, **overrides) as manager,
         ):
             yield manager

@@ -5,17 +5,17 @@ the schema `spotconn`, which takes the role and the claims for that transaction 
 """
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 import asyncpg
 
+from spotconn._guard import guarded, guarded_context
 from spotconn._pending import PendingConnects
 from spotconn._pool import APPLY_SCHEMA, QUERY_TIMEOUT, acquired, clean, close_pool, open_pool, translated
 from spotconn._schema import SCHEMA_VERSION
-from spotconn.cipher import TokenCipher, TokenColumn
+from spotconn.cipher import NoCipher, TokenCipher, TokenColumn
 from spotconn.errors import NotConnected, RowSecurityError, SchemaMismatch
 from spotconn.models import (
     Connection,
@@ -42,6 +42,7 @@ _FINISH = "select * from spotconn.finish_refresh($1, $2, $3, $4, $5, $6)"
 _FAIL = "select spotconn.fail_refresh($1, $2, $3, $4, $5)"
 
 
+@guarded
 class ConnectionStore:
     """Stored connections, each readable and writable only as the user it belongs to.
 
@@ -55,12 +56,12 @@ class ConnectionStore:
 
     def __init__(self, pool: asyncpg.Pool, *, cipher: TokenCipher | None = None) -> None:
         self._pool = pool
-        self._cipher = cipher
+        self._cipher = cipher or NoCipher()
         self._watchers: list[Callable[[UUID], None]] = []
         self.pending = PendingConnects(pool)
 
     @classmethod
-    @asynccontextmanager
+    @guarded_context
     async def open(cls, dsn: str, *, cipher: TokenCipher | None = None, **pool_options: Any) -> AsyncIterator[Self]:
         """A store over a pool of its own, verified, and closed at the end.
 
@@ -232,7 +233,7 @@ class ConnectionStore:
         )
         return recorded
 
-    @asynccontextmanager
+    @guarded_context
     async def as_user(self, user_id: UUID | str) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
         """A transaction for the caller's own SQL, under the same row level security as the store's.
 
@@ -261,11 +262,10 @@ class ConnectionStore:
         return None if row is None else row[0]
 
     def _encrypt(self, token: str, user_id: UUID, column: TokenColumn) -> str:
-        return token if self._cipher is None else self._cipher.encrypt(token, user_id=user_id, column=column)
+        return self._cipher.encrypt(token, user_id=user_id, column=column)
 
     def _decrypt(self, row: asyncpg.Record, column: TokenColumn) -> str:
-        stored: str = row[column]
-        return stored if self._cipher is None else self._cipher.decrypt(stored, user_id=row["user_id"], column=column)
+        return self._cipher.decrypt(row[column], user_id=row["user_id"], column=column)
 
     def _connection(self, row: asyncpg.Record) -> Connection:
         return Connection(

@@ -1,0 +1,13 @@
+-- Undoes lock_down.sql: a signed-in user reads and writes all columns of the own row again, as schema.sql grants it.
+-- May be applied again.
+
+begin;
+set local client_min_messages = warning;
+
+select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('spotconn'));
+
+drop function if exists spotconn.locked_down();
+
+grant select, insert, update, delete on public.spotify_connections to authenticated;
+
+commit;

@@ -1,0 +1,250 @@
+"""The `spotconn` command.
+
+Exit codes: 0 done; 1 `doctor` found something to mend; 2 wrong usage; 3 the user must connect; 4 try later;
+5 settings, schema, grants or keys are wrong; 130 stopped with Ctrl-C. What is asked for goes to standard output, all
+else to standard error.
+"""
+
+import os
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from spotconn._console import (
+    UNHEALTHY,
+    duration,
+    moment,
+    open_admin,
+    open_store,
+    run,
+    say,
+    write,
+    write_json,
+    write_list,
+)
+from spotconn._diagnosis import Finding
+from spotconn._doctor import examine
+from spotconn._schema import read_sql
+from spotconn.cipher import AesGcmSivCipher
+from spotconn.errors import NotConnected
+from spotconn.manager import TokenManager
+from spotconn.models import ConnectionStatus
+from spotconn.overview import ConnectionStats, RekeyProgress
+
+COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they would show local variables
+    help="Stored Spotify connections: the database, the keys and the users' tokens.",
+    epilog="Exit codes: 0 done, 1 doctor found something to mend, 2 wrong usage, 3 the user must connect, "
+    "4 try later, 5 settings, schema, grants or keys are wrong, 130 stopped with Ctrl-C.",
+)
+
+User = Annotated[str, typer.Argument(metavar="USER", help="The user's id, a UUID.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs; lists print one object per line.")]
+
+
+@app.command()
+def schema(
+    *,
+    plain_postgres: Annotated[
+        bool, typer.Option("--plain-postgres", help="Before it, what Supabase already has.")
+    ] = False,
+    lock_down: Annotated[bool, typer.Option("--lock-down", help="After it, take the tokens from clients.")] = False,
+    undo_lock_down: Annotated[bool, typer.Option("--undo-lock-down", help="Only the SQL that undoes it.")] = False,
+) -> None:
+    """Print the SQL to apply: spotconn schema | psql "$DATABASE_URL" -v ON_ERROR_STOP=1."""
+    if undo_lock_down:
+        write(read_sql("lock_down_undo.sql"))
+        return
+    if plain_postgres:
+        write(read_sql("plain_postgres.sql"))
+    write(read_sql("schema.sql"))
+    if lock_down:
+        write(read_sql("lock_down.sql"))
+
+
+@app.command()
+def doctor(*, as_json: Json = False) -> None:
+    """Look at settings, database, row security, rights and clocks, and say what mends what is wrong."""
+    if run(_doctor(as_json=as_json)):
+        raise typer.Exit(UNHEALTHY)
+
+
+async def _doctor(*, as_json: bool) -> bool:
+    """Print the findings; whether there is something to mend."""
+    console, unhealthy = Console(highlight=False, soft_wrap=True), False
+    async for finding in examine(os.environ):
+        unhealthy |= finding.state == "fail"
+        if as_json:
+            write_json(finding)
+        else:
+            console.print(_line(finding))
+    return unhealthy
+
+
+def _line(finding: Finding) -> Text:
+    line = Text.assemble((f"{finding.state:5}", COLOURS[finding.state]), f"{finding.subject}: {finding.text}")
+    if finding.remedy and finding.state in {"warn", "fail"}:
+        line.append(f"\n     -> {finding.remedy}")
+    return line
+
+
+@app.command()
+def keygen(*, as_json: Json = False) -> None:
+    """Print a new encryption key, to be put first into SPOTCONN_ENCRYPTION_KEYS."""
+    key = AesGcmSivCipher.generate_key()
+    key_id = run(_key_id(key))
+    if as_json:
+        write_json({"id": key_id, "key": key})
+        return
+    write(key + "\n")
+    say(f"its id is {key_id}; keep the older keys behind it until `spotconn rekey` is done")
+
+
+async def _key_id(key: str) -> str:
+    return AesGcmSivCipher([key]).key_ids[0]
+
+
+@app.command()
+def status(user: User, *, as_json: Json = False) -> None:
+    """Show a user's connection without its tokens."""
+    found = run(_status(user))
+    if as_json:
+        write_json(found)
+        return
+    for name, value in found.model_dump(mode="json", exclude_none=True).items():
+        write(f"{name.replace('_', ' ')}: {' '.join(value) if isinstance(value, list) else value}\n")
+
+
+async def _status(user: str) -> ConnectionStatus:
+    async with open_store() as store:
+        try:
+            return ConnectionStatus.of(await store.get(user))
+        except NotConnected:
+            return ConnectionStatus(connected=False)
+
+
+@app.command()
+def token(
+    user: User,
+    *,
+    scope: Annotated[list[str] | None, typer.Option(help="A scope that must be granted; repeatable.")] = None,
+    min_ttl: Annotated[float | None, typer.Option(help="Seconds that it must still be good for.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print a valid access token, refreshed if it must be; for a pipe."""
+    valid = run(_token(user, scope or [], min_ttl))
+    if as_json:
+        write_json({"access_token": valid})
+    else:
+        write(valid + "\n")
+
+
+async def _token(user: str, scopes: list[str], min_ttl: float | None) -> str:
+    async with TokenManager.from_env() as tokens:
+        return await tokens.get_valid_token(user, scopes=scopes, min_ttl=min_ttl)
+
+
+@app.command()
+def disconnect(user: User, *, as_json: Json = False) -> None:
+    """Delete a user's connection. The user's consent at Spotify ends at www.spotify.com/account/apps only."""
+    gone = run(_disconnect(user))
+    if as_json:
+        write_json({"disconnected": gone})
+    else:
+        write("disconnected\n" if gone else "there was no connection\n")
+
+
+async def _disconnect(user: str) -> bool:
+    async with open_store() as store:
+        return await store.delete(user)
+
+
+@app.command()
+def stats(*, as_json: Json = False) -> None:
+    """Count the connections by state, and the stored tokens by key."""
+    found = run(_stats())
+    if as_json:
+        write_json(found)
+        return
+    counts = found.model_dump(exclude={"by_key"}) | {f"under key {key}": n for key, n in found.by_key.items()}
+    for name, number in counts.items():
+        write(f"{name.replace('_', ' ')}: {number}\n")
+
+
+async def _stats() -> ConnectionStats:
+    async with open_admin() as admin:
+        return await admin.stats()
+
+
+@app.command()
+def expiring(
+    *,
+    within: Annotated[str, typer.Option(help="Time from now, such as 30d, 2w or 12h.")] = "30d",
+    as_json: Json = False,
+) -> None:
+    """List connections whose refresh token ends soon: users to be asked to connect again."""
+    run(_expiring(within, as_json=as_json))
+
+
+async def _expiring(within: str, *, as_json: bool) -> None:
+    time = duration(within)
+    async with open_admin() as admin:
+        await write_list(admin.expiring(within=time), as_json=as_json)
+
+
+@app.command()
+def failing(*, as_json: Json = False) -> None:
+    """List connections whose last refresh failed, and why."""
+    run(_failing(as_json=as_json))
+
+
+async def _failing(*, as_json: bool) -> None:
+    async with open_admin() as admin:
+        await write_list(admin.failing(), as_json=as_json)
+
+
+@app.command()
+def rekey(*, as_json: Json = False) -> None:
+    """Encrypt every stored token with the first of SPOTCONN_ENCRYPTION_KEYS; may be stopped and run again."""
+    done = run(_rekey(), stopped="stopped; what was done stays done, run it again to go on")
+    if as_json:
+        write_json(done)
+    else:
+        write(f"{done.done} connections rewritten; no value under another key is left\n")
+
+
+async def _rekey() -> RekeyProgress:
+    columns = TextColumn("rekey"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("rekey", total=None)
+        async with open_admin() as admin:
+            return await admin.rekey(progress=lambda now: bar.update(task, completed=now.done, total=now.total))
+
+
+@app.command()
+def recheck(
+    *,
+    since: Annotated[str, typer.Option(help="2026-11-24T10:00Z, or a time ago such as 2h.")],
+    as_json: Json = False,
+) -> None:
+    """Let connections be tried again that Spotify has refused since then, after an outage."""
+    count = run(_recheck(since), stopped="stopped; run it again to go on")
+    if as_json:
+        write_json({"rechecked": count})
+    else:
+        write(f"{count} connections will be tried again\n")
+
+
+async def _recheck(since: str) -> int:
+    start = moment(since)
+    async with open_admin() as admin:
+        return await admin.recheck(since=start)
