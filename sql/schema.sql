@@ -138,18 +138,22 @@ create index if not exists idx_pending_connect_expires on spotconn.pending_conne
 
 alter table spotconn.pending_connect enable row level security;
 
-drop policy if exists "Own pending connects" on spotconn.pending_connect;
-create policy "Own pending connects" on spotconn.pending_connect to spotconn
-    using ((select auth.uid()) = user_id) with check ((select auth.uid()) = user_id);
+drop policy if exists "Own pending connects are seen" on spotconn.pending_connect;
+create policy "Own pending connects are seen" on spotconn.pending_connect
+    for select to spotconn using ((select auth.uid()) = user_id);
+
+drop policy if exists "Own pending connects are made" on spotconn.pending_connect;
+create policy "Own pending connects are made" on spotconn.pending_connect
+    for insert to spotconn with check ((select auth.uid()) = user_id);
 
 -- Whoever starts an authorization also clears away what has expired of anybody's; a DELETE without WHERE and RETURNING
 -- reads nothing, so no other policy has to show these rows.
-drop policy if exists "Expired pending connects may go" on spotconn.pending_connect;
-create policy "Expired pending connects may go" on spotconn.pending_connect
-    for delete to spotconn using (expires_at <= now());
+drop policy if exists "Own and expired pending connects may go" on spotconn.pending_connect;
+create policy "Own and expired pending connects may go" on spotconn.pending_connect
+    for delete to spotconn using ((select auth.uid()) = user_id or expires_at <= now());
 
 revoke all on spotconn.pending_connect from public, anon, authenticated, service_role;
-grant select, insert, update, delete on spotconn.pending_connect to spotconn;
+grant select, insert, delete on spotconn.pending_connect to spotconn;
 
 -- A connection with the failure recorded for its present version.
 create or replace view spotconn.connection with (security_invoker = true) as
@@ -208,7 +212,8 @@ begin
             'public.spotify_connections', 'spotconn.refresh_state', 'spotconn.pending_connect'
         ]) as relation
         cross join pg_catalog.unnest(array['select', 'insert', 'update', 'delete']) as privilege
-        where not pg_catalog.has_table_privilege(relation, privilege)
+        where (relation, privilege) <> ('spotconn.pending_connect', 'update')  -- nobody updates one
+            and not pg_catalog.has_table_privilege(relation, privilege)
     ) then
         raise insufficient_privilege using message = 'the role spotconn lacks a grant';
     end if;

@@ -37,14 +37,14 @@ def test_it_obeys_until_its_input_ends(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_it_says_why_the_server_does_not_start(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], open_folder: Path
 ) -> None:
     """A server that refuses its settings is an answer with the end of its log, and nothing is left."""
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    before = set(Path(tempfile.gettempdir()).glob("spotconn-postgres-*"))
+    monkeypatch.setattr(tempfile, "tempdir", str(open_folder))
     [answer] = _run(monkeypatch, capsys, json.dumps(SETTINGS | {"options": {"max_connections": "many"}}))
     assert "max_connections" in answer["error"]
-    assert set(Path(tempfile.gettempdir()).glob("spotconn-postgres-*")) == before
+    assert not list(open_folder.iterdir())
 
 
 def test_without_settings_it_does_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

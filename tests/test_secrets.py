@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -22,9 +23,10 @@ import pytest
 
 import spotconn
 from conftest import Database
-from helpers import connect
+from helpers import REDIRECT_URI, SCOPES, agree, connect
 from spotconn import (
     AesGcmSivCipher,
+    ConnectFlow,
     Connection,
     ConnectionAdmin,
     ConnectionStore,
@@ -34,6 +36,7 @@ from spotconn import (
     TokenGrant,
     TokenManager,
 )
+from spotconn._redirect import read_callback
 from spotconn._settings import Settings
 from spotconn.events import Event
 from spotconn.testing import Answer, FakeSpotify
@@ -237,6 +240,37 @@ async def the_manager(house: House) -> None:
     await witness.fails(at_once(lambda: TokenManager(house.store, house.accounts, lease=-1)))
 
 
+@drives("ConnectFlow.start", "ConnectFlow.finish", "ConnectFlow.from_env", "ConnectFlow.__init__")
+async def the_connect_flow(house: House) -> None:
+    witness, spotify, user = house.witness, house.spotify, house.users[0]
+    spotify.add_account("refused", refusal="User not registered in the Developer Dashboard")
+    flow = ConnectFlow(house.store, house.accounts, redirect_uri=REDIRECT_URI, scopes=SCOPES)
+    answers = [("alice", "agree"), ("alice", "agree"), ("refused", "agree"), ("alice", "agree"), ("alice", "cancel")]
+    logging.disable()  # the browser's own log may hold what it likes
+    callbacks = [await agree(await flow.start(user), account, decision=decision) for account, decision in answers]
+    logging.disable(logging.NOTSET)
+    for callback in callbacks:
+        query = parse_qsl(urlsplit(callback).query)
+        witness.secrets |= {callback, *(value for name, value in query if name != "error")}
+    kept = await house.admin.fetch("select code_verifier from spotconn.pending_connect")
+    assert len(kept) == len(callbacks)
+    witness.secrets |= {row["code_verifier"] for row in kept}
+    connected, rejected, refused, cut, denied = callbacks
+    witness.sees(await flow.finish(user, connected), flow, house.store.pending, repr(read_callback(connected)))
+    for callback in (connected, denied, refused, f"{rejected}x", "http://[" + connected):
+        await witness.fails(flow.finish(user, callback))
+    spotify.script(Answer(status=400, json={"error": "invalid_grant", "error_description": rejected}))
+    await witness.fails(flow.finish(user, rejected))
+    spotify.script(Answer.reset())
+    await witness.fails(flow.finish(user, cut))
+    await witness.fails(flow.start(f"no-uuid-{connected}"))
+    wrong = "http://localhost/marked-secret"
+    await witness.fails(at_once(lambda: ConnectFlow(house.store, house.accounts, redirect_uri=wrong, scopes=SCOPES)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPOTIFY_REDIRECT_URI", wrong)
+        await witness.fails(at_once(lambda: ConnectFlow.from_env(house.store, house.accounts, scopes=SCOPES)))
+
+
 @drives("TokenManager.from_env")
 async def the_environment(house: House) -> None:
     environ = {
@@ -322,7 +356,7 @@ def public_calls() -> set[str]:
     return {call for call in found if not call.partition(".")[2].startswith("_")}
 
 
-NOTHING_TO_HIDE = {"AesGcmSivCipher.generate_key"}
+NOTHING_TO_HIDE = {"AesGcmSivCipher.generate_key", "ConnectionStore.watch", "ConnectionStore.unwatch"}
 
 
 def test_every_public_call_is_driven() -> None:

@@ -1,10 +1,10 @@
 """What `spotconn doctor` looks at: the settings, and the database that they lead to."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from urllib.parse import urlsplit
 
 from spotconn._diagnosis import CHECKS, Finding, Patient
 from spotconn._pool import acquired, close_pool, open_pool
+from spotconn._redirect import checked_redirect_uri
 from spotconn._settings import read_client, read_database_url, read_encryption
 from spotconn.cipher import cipher_for
 from spotconn.errors import ConfigurationError, SpotconnError
@@ -72,23 +72,8 @@ def _redirect_uri(uri: str) -> Finding:
     subject = "redirect URI"
     if not uri:
         return Finding(state="skip", subject=subject, text="SPOTIFY_REDIRECT_URI is not set; only connecting needs it")
-    if _acceptable(uri):
-        return Finding(state="ok", subject=subject, text="of a form that Spotify accepts; it must be registered there")
-    return Finding(
-        state="fail",
-        subject=subject,
-        text="Spotify refuses a redirect URI of this form",
-        remedy="use https, or http with 127.0.0.1 or [::1]; localhost is refused",
-    )
-
-
-def _acceptable(uri: str) -> bool:
-    try:
-        parts = urlsplit(uri)
-        host = parts.hostname
-    except ValueError:
-        return False
-    return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and host in {"127.0.0.1", "::1"}))
+    checked_redirect_uri(uri, name="SPOTIFY_REDIRECT_URI")
+    return Finding(state="ok", subject=subject, text="of a form that Spotify accepts; it must be registered there")
 
 
 def _keys(environ: Mapping[str, str]) -> Finding:

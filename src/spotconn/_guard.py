@@ -35,6 +35,8 @@ def guarded(cls: type[_C]) -> type[_C]:
     for name, value in list(vars(cls).items()):
         if name == "__init__" or (inspect.isfunction(value) and not name.startswith("_")):
             setattr(cls, name, _guarded(value))
+        elif isinstance(value, classmethod):
+            setattr(cls, name, classmethod(_guarded(value.__func__)))
     return cls
 
 
