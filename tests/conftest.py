@@ -82,9 +82,9 @@ async def _prepare(database: Database) -> None:
 
 
 @contextmanager
-def serving(binaries: Path | None = None) -> Iterator[Database]:
+def serving(binaries: Path | None = None, **settings: str) -> Iterator[Database]:
     """A server of its own with the schema applied."""
-    with EmbeddedPostgres(binaries=binaries) as server:
+    with EmbeddedPostgres(binaries=binaries, settings=settings) as server:
         database = Database(server)
         asyncio.run(_prepare(database))
         yield database

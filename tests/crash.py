@@ -104,7 +104,7 @@ class Scene:
 async def before_the_claim(scene: Scene, victim: Worker) -> AsyncIterator[None]:
     with scene.proxy.hold(b"begin_refresh", skip=scene.reads) as held:
         victim.order(scene.user)
-        await held.reached.wait()
+        await held.reached()
         yield
 
 
@@ -112,7 +112,7 @@ async def before_the_claim(scene: Scene, victim: Worker) -> AsyncIterator[None]:
 async def after_the_claim(scene: Scene, victim: Worker) -> AsyncIterator[None]:
     with scene.proxy.hold(b"begin_refresh", answer=True, skip=scene.reads) as held:
         victim.order(scene.user)
-        await held.reached.wait()
+        await held.reached()
         yield
 
 
@@ -137,7 +137,7 @@ async def while_spotify_answers(scene: Scene, victim: Worker) -> AsyncIterator[N
 async def after_the_answer(scene: Scene, victim: Worker) -> AsyncIterator[None]:
     with scene.proxy.hold(b"finish_refresh") as held:
         victim.order(scene.user)
-        await held.reached.wait()
+        await held.reached()
         yield
 
 
@@ -148,7 +148,7 @@ async def during_the_save(scene: Scene, victim: Worker) -> AsyncIterator[None]:
     try:
         with scene.proxy.hold(b"finish_refresh") as held:
             victim.order(scene.user)
-            await held.reached.wait()
+            await held.reached()
             transaction = foreign.transaction()
             await transaction.start()
             await foreign.execute("select from public.spotify_connections where user_id = $1 for update", scene.user)
@@ -166,7 +166,7 @@ async def during_the_save(scene: Scene, victim: Worker) -> AsyncIterator[None]:
 async def after_the_save(scene: Scene, victim: Worker) -> AsyncIterator[None]:
     with scene.proxy.hold(b"finish_refresh", answer=True) as held:
         victim.order(scene.user)
-        await held.reached.wait()
+        await held.reached()
         yield
 
 

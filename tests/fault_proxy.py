@@ -21,19 +21,23 @@ class Hold:
         self._statement = statement
         self._skip = skip
         self.answer = answer
-        self.reached = asyncio.Event()
+        self._reached = asyncio.Event()
         self._released = asyncio.Event()
 
     def takes(self, executed: bytes) -> bool:
         """Whether an execution is the one to be held; those before it are counted off."""
-        if self.reached.is_set() or self._statement not in executed:
+        if self._reached.is_set() or self._statement not in executed:
             return False
         self._skip -= 1
         return self._skip < 0
 
     async def wait(self) -> None:
-        self.reached.set()
+        self._reached.set()
         await self._released.wait()
+
+    async def reached(self) -> None:
+        """Wait until it is being held."""
+        await self._reached.wait()
 
     def release(self) -> None:
         self._released.set()
@@ -126,10 +130,12 @@ class FaultProxy:
         self._links.add(task)
         try:
             if not self.refuses:
-                with suppress(OSError, asyncio.CancelledError):
+                with suppress(OSError):
                     await self._link(reader, writer)
-        finally:
+            writer.close()
+        except asyncio.CancelledError:  # cut
             writer.transport.abort()
+        finally:
             self._links.discard(task)
 
     async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
