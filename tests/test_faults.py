@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -9,7 +10,7 @@ import pytest
 
 from conftest import Database, serving
 from fault_world import World, world
-from spotconn import DatabaseUnavailable, NotConnected, SpotconnError, SpotifyUnavailable
+from spotconn import DatabaseUnavailable, NotConnected, SpotconnError, SpotifyUnavailable, manager
 from spotconn.testing import Answer
 
 FALSE_REFUSAL = Answer(status=400, json={"error": "invalid_grant", "error_description": "Refresh token revoked"})
@@ -172,6 +173,33 @@ async def test_shutdown_saves_what_is_kept(database: Database) -> None:
         await scene.tokens.aclose()
         assert (await scene.row())["access_token"] == token
         await scene.check()
+
+
+@pytest.mark.parametrize(("flush", "patience"), [(0.3, 2), (10, 0.3)], ids=["gives up", "is cancelled"])
+async def test_a_grant_lost_at_shutdown_is_told(
+    database: Database,
+    flush: float,
+    patience: float,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """If the database stays away, `aclose()` ends in time, names the user as critical, and leaves no task."""
+    monkeypatch.setattr(manager, "FLUSH_TIMEOUT", flush)
+    async with world(database) as scene:
+        with scene.proxy.hold(b"finish_refresh") as held:
+            caller = asyncio.create_task(scene.tokens.get_valid_token(scene.user))
+            await held.reached()
+            await away(scene)
+        token = await caller
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await scene.tokens.aclose()
+        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("spotconn")]
+        assert dict(await scene.row()) == dict(scene.before)
+    (critical,) = [record for record in caplog.records if record.levelname == "CRITICAL"]
+    assert str(scene.user) in critical.getMessage()
+    assert token not in caplog.text
+    assert scene.before["refresh_token"] not in caplog.text
 
 
 @pytest.mark.parametrize(
