@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import asyncpg
@@ -64,18 +63,11 @@ class World:
         async with self.admin() as admin:
             return await stored_row(admin, self.user)
 
-    async def recorded_failure(self) -> str | None:
+    async def lease_and_failure(self) -> tuple[bool, str | None]:
+        """Whether somebody has the lease, and the failure recorded."""
         async with self.admin() as admin:
             state = await recorded(admin, self.user)
-        return None if state is None else state["failure"]
-
-    async def expire(self) -> None:
-        """Let the token run out, as the clock would."""
-        ended = datetime.now(UTC) - timedelta(seconds=1)
-        async with self.admin() as admin:
-            await admin.execute(
-                "update public.spotify_connections set expires_at = $2 where user_id = $1", self.user, ended
-            )
+        return (False, None) if state is None else (state["leased"], state["failure"])
 
 
 @asynccontextmanager
