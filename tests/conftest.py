@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -24,6 +25,27 @@ SERVERS = ["packaged", *(["system15"] if SYSTEM_15.is_dir() else [])]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not os.environ.get("SPOTCONN_SOAK"):
         items[:] = [item for item in items if item.get_closest_marker("soak") is None]
+
+
+CRASHES = pytest.StashKey[list[tuple[str, ...]]]()
+"""The rows of the crash matrix, printed at the end of the run."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    heads: list[tuple[str, ...]] = [
+        ("killed", "token was", "refresh tokens", "the next process gets", "after", "token calls")
+    ]
+    config.stash[CRASHES] = heads
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    rows = config.stash[CRASHES]
+    if len(rows) == 1:
+        return
+    terminalreporter.section("crash matrix: a process is killed with SIGKILL, another one is asked at once")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        terminalreporter.write_line("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 @dataclass(frozen=True)
@@ -75,6 +97,15 @@ async def _prepare(database: Database, *, locked_down: bool) -> None:
     await admin.close()
 
 
+@contextmanager
+def serving(binaries: Path | None = None, *, locked_down: bool = False, **settings: str) -> Iterator[Database]:
+    """A server of its own with the schema applied."""
+    with EmbeddedPostgres(binaries=binaries, settings=settings) as server:
+        database = Database(server)
+        asyncio.run(_prepare(database, locked_down=locked_down))
+        yield database
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _base_of_temporary_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Chosen before any test moves TMPDIR for itself."""
@@ -85,9 +116,7 @@ def _base_of_temporary_folders(tmp_path_factory: pytest.TempPathFactory) -> None
 def prepared(request: pytest.FixtureRequest) -> Iterator[Database]:
     """One server for the session, of each kind."""
     binaries = SYSTEM_15 if request.param == "system15" else postgres_binaries()
-    with EmbeddedPostgres(binaries=binaries) as server:
-        database = Database(server)
-        asyncio.run(_prepare(database, locked_down=request.config.getoption("--locked-down")))
+    with serving(binaries, locked_down=request.config.getoption("--locked-down")) as database:
         yield database
 
 

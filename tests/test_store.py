@@ -14,7 +14,6 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-import spotconn._pool
 from conftest import Database
 from spotconn import (
     ConfigurationError,
@@ -414,22 +413,18 @@ async def test_a_closed_port_is_unavailable(database: Database) -> None:
     assert raised.value.retryable
 
 
-async def test_a_silent_server_is_unavailable(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_server_is_unavailable(database: Database) -> None:
     """A port that accepts and never answers is DatabaseUnavailable within the time to connect."""
-    monkeypatch.setattr(spotconn._pool, "ACQUIRE_TIMEOUT", 0.2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         with pytest.raises(DatabaseUnavailable):
-            await _opens(database.dsn.replace(f":{database.server.port}/", f":{silent.getsockname()[1]}/"))
+            await _opens(database.dsn.replace(f":{database.server.port}/", f":{silent.getsockname()[1]}/"), timeout=0.2)
 
 
-async def test_an_exhausted_pool_is_unavailable(
-    database: Database, users: list[UUID], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_exhausted_pool_is_unavailable(database: Database, users: list[UUID]) -> None:
     """A pool whose connections are all in use is waited for in bounded time, and serves again afterwards."""
-    monkeypatch.setattr(spotconn._pool, "ACQUIRE_TIMEOUT", 0.2)
-    async with ConnectionStore.open(database.dsn, max_size=1) as store:
+    async with ConnectionStore.open(database.dsn, timeout=0.2, max_size=1) as store:
         async with store.as_user(users[0]):
             with pytest.raises(DatabaseUnavailable):
                 await store.get(users[0])

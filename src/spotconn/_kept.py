@@ -58,32 +58,38 @@ class KeptGrants:
         Raises:
             SpotconnError: not now; it stays kept, and a task tries again until it is saved.
         """
-        kept = self._kept.get(user_id)
-        if kept is None:
-            return None
         try:
-            saved = await self._store.finish_refresh(kept.turn, kept.grant)
+            return await self._save(user_id)
         except BaseException:  # also a cancellation
             self._keep_trying()
             raise
-        if self._kept.get(user_id) is kept:
-            del self._kept[user_id]
-        return saved
 
     async def flush(self, *, seconds: float) -> None:
         """Save what is still kept; what cannot be saved within that time is lost, and that is logged as critical."""
-        if self._saver is not None:
-            self._saver.cancel()
-            await asyncio.wait([self._saver])
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._save_all()
-        for user_id in self._kept:
-            _log.critical(
-                "the refreshed connection of user %s could not be saved before shutdown; if Spotify has replaced its "
-                "refresh token, the user must connect again",
-                user_id,
-            )
+        try:
+            if self._saver is not None:
+                self._saver.cancel()
+                await asyncio.wait([self._saver])
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._save_all()
+        finally:  # also after a cancellation
+            for user_id in self._kept:
+                _log.critical(
+                    "the refreshed connection of user %s could not be saved before shutdown; if Spotify has replaced "
+                    "its refresh token, the user must connect again",
+                    user_id,
+                )
+            self._kept.clear()
+
+    async def _save(self, user_id: UUID) -> Connection | None:
+        kept = self._kept.get(user_id)
+        if kept is None:
+            return None
+        saved = await self._store.finish_refresh(kept.turn, kept.grant)
+        if self._kept.get(user_id) is kept:
+            del self._kept[user_id]
+        return saved
 
     def _keep_trying(self) -> None:
         if self._saver is None or self._saver.done():
@@ -99,7 +105,7 @@ class KeptGrants:
     async def _save_round(self) -> None:
         for user_id in list(self._kept):
             try:
-                await self.save(user_id)
+                await self._save(user_id)
             except DatabaseUnavailable:
                 return  # it is away for the others too
             except SpotconnError as error:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn._pool import QUERY_TIMEOUT, acquired, translated
+from spotconn._pool import acquired, translated
 
 _START = "select spotconn.start_connect($1, $2, $3, $4)"
 _TAKE = "select * from spotconn.take_connect($1, $2)"
@@ -31,10 +31,12 @@ class PendingConnects:
 
     Args:
         pool: of the store.
+        timeout: seconds to wait for a connection, and again for the answer to a statement.
     """
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
+    def __init__(self, pool: asyncpg.Pool, *, timeout: float) -> None:
         self._pool = pool
+        self._timeout = timeout
 
     async def put(self, user_id: UUID, state: str, code_verifier: str, *, life: float) -> None:
         """Keep a started authorization for `life` seconds; whatever has expired, of anybody, is cleared away.
@@ -55,8 +57,8 @@ class PendingConnects:
         return None if row is None else PendingConnect(row["code_verifier"], row["expired"])
 
     async def _row(self, query: str, *args: object) -> asyncpg.Record | None:
-        async with acquired(self._pool) as connection:
-            return await translated(connection.fetchrow(query, *args, timeout=QUERY_TIMEOUT))
+        async with acquired(self._pool, seconds=self._timeout) as connection:
+            return await translated(connection.fetchrow(query, *args, timeout=self._timeout))
 
 
 def _hashed(state: str) -> bytes:

@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-ACQUIRE_TIMEOUT = 5.0
-"""Seconds to wait for a pooled connection, and for a new one to be made."""
-QUERY_TIMEOUT = 5.0
-"""Seconds to wait for the answer to a statement."""
+TIMEOUT = 5.0
+"""Seconds to wait for a connection, be it a free or a new one, and again for the answer to a statement."""
 
 APPLY_SCHEMA = 'apply the schema of this version of spotconn: psql "$DATABASE_URL" -f sql/schema.sql'
 
@@ -33,12 +31,13 @@ _NO_SCHEMA = {"3F000", "42883", "42P01", "42703", "42704", "42846", "42804"}
 _NO_LOGIN = {"28", "3D"}
 
 
-async def open_pool(dsn: str, options: dict[str, Any]) -> asyncpg.Pool:
+async def open_pool(dsn: str, options: dict[str, Any], *, seconds: float = TIMEOUT) -> asyncpg.Pool:
     """A connected pool.
 
     Args:
         dsn: a postgresql:// URL.
         options: of `asyncpg.create_pool`; they win over the defaults given here.
+        seconds: to wait for a connection.
 
     Raises:
         ConfigurationError: the DSN or an option is malformed, or the login is refused.
@@ -46,7 +45,7 @@ async def open_pool(dsn: str, options: dict[str, Any]) -> asyncpg.Pool:
     """
     # Nothing that the store runs outlives its transaction, so a released connection needs no reset: it would cost
     # every call a second round trip.
-    defaults: dict[str, Any] = {"min_size": 1, "max_size": 10, "timeout": ACQUIRE_TIMEOUT, "reset": _no_reset}
+    defaults: dict[str, Any] = {"min_size": 1, "max_size": 10, "timeout": seconds, "reset": _no_reset}
     malformed = ConfigurationError(
         "the DSN or an option of the pool is malformed; expected postgresql://user@host/name"
     )
@@ -57,7 +56,7 @@ async def open_pool(dsn: str, options: dict[str, Any]) -> asyncpg.Pool:
         raise malformed
     connected = False
     try:
-        connected = await translated(_connected(pool))
+        connected = await translated(_connected(pool, seconds))
     finally:
         if not connected:
             pool.terminate()
@@ -66,32 +65,34 @@ async def open_pool(dsn: str, options: dict[str, Any]) -> asyncpg.Pool:
     return pool
 
 
-async def _connected(pool: asyncpg.Pool) -> bool:
+async def _connected(pool: asyncpg.Pool, seconds: float) -> bool:
     """Connect; False where asyncpg finds only now that it cannot read the DSN or an option."""
     with suppress(asyncpg.ClientConfigurationError, ValueError, TypeError):
-        async with asyncio.timeout(ACQUIRE_TIMEOUT):
+        async with asyncio.timeout(seconds):
             await pool
         return True
     return False
 
 
-async def close_pool(pool: asyncpg.Pool) -> None:
-    """Close a pool; connections still in use after the time for one statement are cut."""
+async def close_pool(pool: asyncpg.Pool, *, seconds: float = TIMEOUT) -> None:
+    """Close a pool; connections still in use after the given time are cut."""
     try:
-        async with asyncio.timeout(QUERY_TIMEOUT):
+        async with asyncio.timeout(seconds):
             await pool.close()
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
         pool.terminate()
 
 
 @asynccontextmanager
-async def acquired(pool: asyncpg.Pool) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+async def acquired(
+    pool: asyncpg.Pool, *, seconds: float = TIMEOUT
+) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
     """A connection of the pool.
 
     Raises:
         DatabaseUnavailable: none was free, or could be made, in time.
     """
-    connection = await translated(pool.acquire(timeout=ACQUIRE_TIMEOUT))
+    connection = await translated(pool.acquire(timeout=seconds))
     try:
         yield connection
     except DatabaseUnavailable:
@@ -100,10 +101,10 @@ async def acquired(pool: asyncpg.Pool) -> "AsyncIterator[PoolConnectionProxy[asy
             connection.terminate()
         raise
     finally:
-        await translated(pool.release(connection, timeout=ACQUIRE_TIMEOUT))
+        await translated(pool.release(connection, timeout=seconds))
 
 
-async def clean(connection: "PoolConnectionProxy[asyncpg.Record]") -> None:
+async def clean(connection: "PoolConnectionProxy[asyncpg.Record]", *, seconds: float) -> None:
     """Take every role and setting off a connection that the caller's own SQL has used; else it is closed.
 
     Raises:
@@ -115,8 +116,8 @@ async def clean(connection: "PoolConnectionProxy[asyncpg.Record]") -> None:
     except asyncpg.InterfaceError:  # it died, and the pool has taken it back already
         return
     try:
-        await translated(connection.execute("set session authorization default", timeout=QUERY_TIMEOUT))
-        await translated(connection.reset(timeout=QUERY_TIMEOUT))
+        await translated(connection.execute("set session authorization default", timeout=seconds))
+        await translated(connection.reset(timeout=seconds))
     except BaseException:  # also a cancellation: what was not cleaned must not go back to the pool
         connection.terminate()
         raise

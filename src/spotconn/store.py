@@ -13,7 +13,7 @@ import asyncpg
 
 from spotconn._guard import guarded, guarded_context
 from spotconn._pending import PendingConnects
-from spotconn._pool import APPLY_SCHEMA, QUERY_TIMEOUT, acquired, clean, close_pool, open_pool, translated
+from spotconn._pool import APPLY_SCHEMA, TIMEOUT, acquired, clean, close_pool, open_pool, translated
 from spotconn._schema import SCHEMA_VERSION
 from spotconn.cipher import NoCipher, TokenCipher, TokenColumn
 from spotconn.errors import NotConnected, RowSecurityError, SchemaMismatch
@@ -49,25 +49,35 @@ class ConnectionStore:
     Args:
         pool: of a login role that is a member of the role `spotconn`. The store does not close it.
         cipher: encrypts the tokens at rest; without one they are stored as they are.
+        timeout: seconds to wait for a connection, and again for the answer to a statement.
 
     Attributes:
         pending: the authorizations under way, for `ConnectFlow`.
     """
 
-    def __init__(self, pool: asyncpg.Pool, *, cipher: TokenCipher | None = None) -> None:
+    def __init__(self, pool: asyncpg.Pool, *, cipher: TokenCipher | None = None, timeout: float = TIMEOUT) -> None:
         self._pool = pool
         self._cipher = cipher or NoCipher()
+        self._timeout = timeout
         self._watchers: list[Callable[[UUID], None]] = []
-        self.pending = PendingConnects(pool)
+        self.pending = PendingConnects(pool, timeout=timeout)
 
     @classmethod
     @guarded_context
-    async def open(cls, dsn: str, *, cipher: TokenCipher | None = None, **pool_options: Any) -> AsyncIterator[Self]:
+    async def open(
+        cls,
+        dsn: str,
+        *,
+        cipher: TokenCipher | None = None,
+        timeout: float = TIMEOUT,  # noqa: ASYNC109  of the store's calls, not of this one
+        **pool_options: Any,
+    ) -> AsyncIterator[Self]:
         """A store over a pool of its own, verified, and closed at the end.
 
         Args:
             dsn: a postgresql:// URL.
             cipher: encrypts the tokens at rest.
+            timeout: seconds to wait for a connection, and again for the answer to a statement.
             pool_options: of `asyncpg.create_pool`. By default 1 to 10 connections.
 
         Raises:
@@ -75,13 +85,13 @@ class ConnectionStore:
             DatabaseUnavailable: the database does not answer in time.
             SchemaMismatch, RowSecurityError: as `verify`.
         """
-        pool = await open_pool(dsn, pool_options)
+        pool = await open_pool(dsn, pool_options, seconds=timeout)
         try:
-            store = cls(pool, cipher=cipher)
+            store = cls(pool, cipher=cipher, timeout=timeout)
             await store.verify()
             yield store
         finally:
-            await close_pool(pool)
+            await close_pool(pool, seconds=timeout)
 
     async def verify(self) -> None:
         """Check that the database has this library's schema and that row level security binds this login.
@@ -241,21 +251,22 @@ class ConnectionStore:
         as it is. The connection goes back without role, claims or any other setting.
         """
         user_id = parse_user_id(user_id)
-        async with acquired(self._pool) as connection:
+        async with acquired(self._pool, seconds=self._timeout) as connection:
             try:
                 async with connection.transaction():
-                    await translated(connection.execute("select spotconn.act_as($1)", user_id, timeout=QUERY_TIMEOUT))
+                    acting = connection.execute("select spotconn.act_as($1)", user_id, timeout=self._timeout)
+                    await translated(acting)
                     yield connection
             finally:
-                await clean(connection)
+                await clean(connection, seconds=self._timeout)
 
     def _tell(self, user_id: UUID) -> None:
         for tell in self._watchers:
             tell(user_id)
 
     async def _row(self, query: str, *args: object) -> asyncpg.Record | None:
-        async with acquired(self._pool) as connection:
-            return await translated(connection.fetchrow(query, *args, timeout=QUERY_TIMEOUT))
+        async with acquired(self._pool, seconds=self._timeout) as connection:
+            return await translated(connection.fetchrow(query, *args, timeout=self._timeout))
 
     async def _value(self, query: str, *args: object) -> Any:
         row = await self._row(query, *args)

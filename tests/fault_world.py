@@ -1,0 +1,104 @@
+"""A manager between a Postgres behind a proxy and a Spotify that all can be broken, and what must hold in the end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from uuid import UUID
+
+import asyncpg
+
+from conftest import Database
+from fault_proxy import FaultProxy
+from helpers import connect
+from invariants import check_row, recorded, stored_row
+from spotconn import ConnectionStore, SpotifyAccounts, TokenManager, TryLater
+from spotconn.testing import FakeSpotify
+
+LEASE = 1.0
+REFRESH_TIMEOUT = 0.8
+STORE_TIMEOUT = 0.4
+SETTLES = 5.0
+"""Seconds after which anything that waits for the end of a fault has failed: far more than is ever needed."""
+
+_BACKENDS = "select count(*) from pg_stat_activity where usename = 'app'"
+
+
+@dataclass(frozen=True)
+class World:
+    database: Database
+    proxy: FaultProxy
+    spotify: FakeSpotify
+    tokens: TokenManager
+    user: UUID
+    before: asyncpg.Record
+
+    @asynccontextmanager
+    async def admin(self) -> AsyncIterator[asyncpg.Connection]:
+        """A superuser's connection past the proxy, made anew: the server may have restarted."""
+        async with superuser(self.database) as connection:
+            yield connection
+
+    async def ask_until_served(self) -> str:
+        """The token that a caller gets who tries again later when told so."""
+        async with asyncio.timeout(SETTLES):
+            while True:
+                try:
+                    return await self.tokens.get_valid_token(self.user)
+                except TryLater as error:
+                    await asyncio.sleep(error.retry_after or 0.05)
+
+    async def saved(self) -> None:
+        """Wait until nothing that Spotify granted is left to be saved."""
+        if saver := self.tokens._refresher.kept._saver:
+            await asyncio.wait_for(asyncio.shield(saver), SETTLES)
+        assert self.tokens._refresher.kept.get(self.user) is None
+
+    async def check(self) -> None:
+        """The row is consistent, Spotify accepts its refresh token, and no lease is left beyond its time."""
+        async with self.admin() as admin:
+            await check_row(admin, self.spotify, self.user, self.before, lease=LEASE)
+
+    async def row(self) -> asyncpg.Record:
+        async with self.admin() as admin:
+            return await stored_row(admin, self.user)
+
+    async def lease_and_failure(self) -> tuple[bool, str | None]:
+        """Whether somebody has the lease, and the failure recorded."""
+        async with self.admin() as admin:
+            state = await recorded(admin, self.user)
+        return (False, None) if state is None else (state["leased"], state["failure"])
+
+
+@asynccontextmanager
+async def superuser(database: Database) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database.admin_dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def world(
+    database: Database, *, ttl: float = -1, rotation: bool = True, cache_ttl: float = 0
+) -> AsyncIterator[World]:
+    """A connected user whose token ends in `ttl` seconds; in the end no task and no backend may be left."""
+    tasks = asyncio.all_tasks()
+    spotify = FakeSpotify(rotation=rotation)
+    async with spotify.serve() as url, FaultProxy(database.server.port).serve() as proxy:
+        async with superuser(database) as admin:
+            user = await admin.fetchval("insert into auth.users (email) values ('a') returning id")
+        async with (
+            ConnectionStore.open(proxy.dsn(database.dsn), timeout=STORE_TIMEOUT, max_size=2) as store,
+            SpotifyAccounts("demo-client", "demo-secret", accounts_url=url) as accounts,
+            TokenManager(store, accounts, lease=LEASE, refresh_timeout=REFRESH_TIMEOUT, cache_ttl=cache_ttl) as tokens,
+        ):
+            await connect(store, spotify, user, ttl=ttl)
+            async with superuser(database) as admin:
+                before = await stored_row(admin, user)
+            yield World(database, proxy, spotify, tokens, user, before)
+    assert asyncio.all_tasks() == tasks
+    async with superuser(database) as admin, asyncio.timeout(SETTLES):
+        while await admin.fetchval(_BACKENDS):
+            await asyncio.sleep(0.01)
