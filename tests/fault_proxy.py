@@ -14,6 +14,9 @@ _PARSE = re.compile(rb"P.{4}(__asyncpg_stmt_\w+__)\0([^\0]+)\0", re.DOTALL)
 _BIND = re.compile(rb"B.{4}[^\0]*\0(__asyncpg_stmt_\w+__)\0", re.DOTALL)
 
 
+REACHED_TIMEOUT = 10.0
+
+
 class Hold:
     """Holds the request of one execution of a statement, or the answer to it, while its `with` block lasts."""
 
@@ -36,8 +39,12 @@ class Hold:
         await self._released.wait()
 
     async def reached(self) -> None:
-        """Wait until it is being held."""
-        await self._reached.wait()
+        """Wait until it is being held.
+
+        Raises:
+            TimeoutError: that did not happen within `REACHED_TIMEOUT` seconds.
+        """
+        await asyncio.wait_for(self._reached.wait(), REACHED_TIMEOUT)
 
     def release(self) -> None:
         self._released.set()

@@ -11,7 +11,7 @@ import asyncpg
 from conftest import Database
 from fault_proxy import FaultProxy
 from helpers import connect
-from invariants import check_row, recorded, stored_row
+from invariants import check_lease, check_row, recorded, stored_row
 from spotconn import ConnectionStore, SpotifyAccounts, TokenManager, TryLater
 from spotconn.testing import FakeSpotify
 
@@ -19,7 +19,9 @@ LEASE = 1.0
 REFRESH_TIMEOUT = 0.8
 STORE_TIMEOUT = 0.4
 SETTLES = 5.0
-"""Seconds after which anything that waits for the end of a fault has failed: far more than is ever needed."""
+"""Seconds after which what waits for the end of a fault has failed: far more than is needed."""
+SERVED = LEASE + 2.0
+"""Seconds within which a caller who tries again is served: a lease, or a pause of at most a second, and some work."""
 
 _BACKENDS = "select count(*) from pg_stat_activity where usename = 'app'"
 
@@ -30,8 +32,13 @@ class World:
     proxy: FaultProxy
     spotify: FakeSpotify
     tokens: TokenManager
+    url: str
     user: UUID
     before: asyncpg.Record
+
+    def accounts(self) -> SpotifyAccounts:
+        """Another process's way to Spotify."""
+        return SpotifyAccounts("demo-client", "demo-secret", accounts_url=self.url)
 
     @asynccontextmanager
     async def admin(self) -> AsyncIterator[asyncpg.Connection]:
@@ -41,12 +48,7 @@ class World:
 
     async def ask_until_served(self) -> str:
         """The token that a caller gets who tries again later when told so."""
-        async with asyncio.timeout(SETTLES):
-            while True:
-                try:
-                    return await self.tokens.get_valid_token(self.user)
-                except TryLater as error:
-                    await asyncio.sleep(error.retry_after or 0.05)
+        return await ask_until_served(self.tokens, self.user)
 
     async def saved(self) -> None:
         """Wait until nothing that Spotify granted is left to be saved."""
@@ -59,6 +61,11 @@ class World:
         async with self.admin() as admin:
             await check_row(admin, self.spotify, self.user, self.before, lease=LEASE)
 
+    async def check_lease(self) -> None:
+        """No lease is left beyond its time."""
+        async with self.admin() as admin:
+            await check_lease(admin, self.user, lease=LEASE)
+
     async def row(self) -> asyncpg.Record:
         async with self.admin() as admin:
             return await stored_row(admin, self.user)
@@ -68,6 +75,15 @@ class World:
         async with self.admin() as admin:
             state = await recorded(admin, self.user)
         return (False, None) if state is None else (state["leased"], state["failure"])
+
+
+async def ask_until_served(tokens: TokenManager, user: UUID) -> str:
+    async with asyncio.timeout(SERVED):
+        while True:
+            try:
+                return await tokens.get_valid_token(user)
+            except TryLater as error:
+                await asyncio.sleep(error.retry_after or 0.05)
 
 
 @asynccontextmanager
@@ -81,7 +97,12 @@ async def superuser(database: Database) -> AsyncIterator[asyncpg.Connection]:
 
 @asynccontextmanager
 async def world(
-    database: Database, *, ttl: float = -1, rotation: bool = True, cache_ttl: float = 0
+    database: Database,
+    *,
+    ttl: float = -1,
+    rotation: bool = True,
+    cache_ttl: float = 0,
+    store_timeout: float = STORE_TIMEOUT,
 ) -> AsyncIterator[World]:
     """A connected user whose token ends in `ttl` seconds; in the end no task and no backend may be left."""
     tasks = asyncio.all_tasks()
@@ -90,14 +111,14 @@ async def world(
         async with superuser(database) as admin:
             user = await admin.fetchval("insert into auth.users (email) values ('a') returning id")
         async with (
-            ConnectionStore.open(proxy.dsn(database.dsn), timeout=STORE_TIMEOUT, max_size=2) as store,
+            ConnectionStore.open(proxy.dsn(database.dsn), timeout=store_timeout, max_size=2) as store,
             SpotifyAccounts("demo-client", "demo-secret", accounts_url=url) as accounts,
             TokenManager(store, accounts, lease=LEASE, refresh_timeout=REFRESH_TIMEOUT, cache_ttl=cache_ttl) as tokens,
         ):
             await connect(store, spotify, user, ttl=ttl)
             async with superuser(database) as admin:
                 before = await stored_row(admin, user)
-            yield World(database, proxy, spotify, tokens, user, before)
+            yield World(database, proxy, spotify, tokens, url, user, before)
     assert asyncio.all_tasks() == tasks
     async with superuser(database) as admin, asyncio.timeout(SETTLES):
         while await admin.fetchval(_BACKENDS):

@@ -44,10 +44,15 @@ async def check_row(
     assert spotify.accepts_refresh(row["refresh_token"]) is refreshable, (
         "the stored refresh token is the one that is still good"
     )
+    await check_lease(admin, user, lease=lease)
+    state = await recorded(admin, user)
+    assert state is None or state["failure"] in {None, "unavailable"}
+
+
+async def check_lease(admin: asyncpg.Connection, user: UUID, *, lease: float) -> None:
+    """Nobody has a lease that lasts longer than leases last."""
     state = await admin.fetchrow(_STATE, user)
-    if state is not None:
-        assert state["lease_left"] is None or state["lease_left"] <= lease
-        assert state["failure"] in {None, "unavailable"}
+    assert state is None or state["lease_left"] is None or state["lease_left"] <= lease
 
 
 async def stored_row(admin: asyncpg.Connection, user: UUID) -> asyncpg.Record:

@@ -9,8 +9,17 @@ from typing import Protocol, Self
 import pytest
 
 from conftest import Database, serving
-from fault_world import World, world
-from spotconn import DatabaseUnavailable, NotConnected, SpotconnError, SpotifyUnavailable, manager
+from fault_world import LEASE, REFRESH_TIMEOUT, World, ask_until_served, world
+from spotconn import (
+    ConnectionStore,
+    DatabaseUnavailable,
+    NotConnected,
+    ReauthorizationRequired,
+    SpotconnError,
+    SpotifyUnavailable,
+    TokenManager,
+    manager,
+)
 from spotconn.testing import Answer
 
 FALSE_REFUSAL = Answer(status=400, json={"error": "invalid_grant", "error_description": "Refresh token revoked"})
@@ -131,6 +140,7 @@ async def test_a_lost_database_loses_no_connection(
             held.release()
             (outcome,) = await asyncio.gather(caller, return_exceptions=True)
         assert isinstance(outcome, where.outcomes), outcome
+        await scene.check_lease()
         scene.proxy.heal()
         token = await scene.ask_until_served()
         await scene.saved()
@@ -158,6 +168,39 @@ async def test_a_kept_grant_is_served_while_the_database_is_away(
         await scene.saved()
         assert (await scene.row())["access_token"] == token
         assert scene.spotify.token_calls == 1
+        await scene.check()
+
+
+async def test_a_half_open_connection_costs_one_timeout(database: Database) -> None:
+    """A caller whose statement is not answered waits once, not again for the broken connection's release."""
+    async with world(database, store_timeout=1) as scene:
+        scene.proxy.freeze()
+        begun = asyncio.get_running_loop().time()
+        with pytest.raises(DatabaseUnavailable):
+            await scene.tokens.get_valid_token(scene.user)
+        assert 0.9 < asyncio.get_running_loop().time() - begun < 1.7
+        scene.proxy.heal()
+        assert await scene.ask_until_served() == (await scene.row())["access_token"]
+
+
+async def test_a_late_save_revives_a_connection(database: Database) -> None:
+    """Where only the holder has lost the database, others record its user as lost, until its grant is saved."""
+    async with (
+        world(database) as scene,
+        ConnectionStore.open(database.dsn, max_size=1) as store,
+        scene.accounts() as accounts,
+        TokenManager(store, accounts, lease=LEASE, refresh_timeout=REFRESH_TIMEOUT, cache_ttl=0) as sibling,
+    ):
+        with scene.proxy.hold(b"finish_refresh") as held:
+            caller = asyncio.create_task(scene.tokens.get_valid_token(scene.user))
+            await held.reached()
+            await away(scene)
+        token = await caller
+        with pytest.raises(ReauthorizationRequired):
+            await ask_until_served(sibling, scene.user)
+        scene.proxy.heal()
+        await scene.saved()
+        assert await sibling.get_valid_token(scene.user) == token
         await scene.check()
 
 
