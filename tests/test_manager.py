@@ -393,3 +393,15 @@ async def test_time_is_the_managers_clock(
         assert await tokens.get_valid_token(user) == connection.access_token
         now += 3571
         assert await tokens.get_valid_token(user) != connection.access_token
+
+
+async def test_a_fleet_does_not_wake_at_once(store: ConnectionStore, accounts: SpotifyAccounts) -> None:
+    """The moment of a background refresh is spread over processes and users, within the last quarter of the window."""
+    managers = [TokenManager(store, accounts, refresh_window=300) for _ in range(100)]
+    user, others = uuid4(), [uuid4() for _ in range(100)]
+    by_process = {tokens._window_of(user) for tokens in managers}
+    by_user = {managers[0]._window_of(other) for other in others}
+    for windows in (by_process, by_user):
+        assert len(windows) > 80
+        assert all(225 <= window <= 300 for window in windows)
+        assert max(windows) - min(windows) > 50
