@@ -22,6 +22,7 @@ test: .venv/dev-installed
 # The long form of the tests of the refresh protocol: more processes, more rounds, more steps, random faults.
 soak: .venv/dev-installed
 	SPOTCONN_SOAK=1 $(GUARD) $(BIN)/python -m pytest -v -s -m soak
+	SPOTCONN_SOAK=1 $(GUARD) $(BIN)/python -m pytest -v -s tests/test_state_machine.py
 
 check: .venv/dev-installed
 	$(BIN)/ruff check .
