@@ -48,6 +48,7 @@ class World:
         self.managers: list[TokenManager] = []
         self.rejected: set[str] = set()
         self._stack = AsyncExitStack()
+        self._looking = asyncio.Lock()
         self._url = ""
 
     def clock(self) -> float:
@@ -164,12 +165,13 @@ class World:
         return [*manager._background.values(), *flights, *([saver] if saver and not saver.done() else [])]
 
     async def _row(self, user: UUID) -> asyncpg.Record | None:
-        return await self.admin.fetchrow(
-            "select *, now() as now from public.spotify_connections left join "
-            "(select user_id, version, lease_until, failure from spotconn.refresh_state) as state using (user_id) "
-            "where user_id = $1",
-            user,
-        )
+        async with self._looking:  # several callers may be told at once that the user must connect again
+            return await self.admin.fetchrow(
+                "select *, now() as now from public.spotify_connections left join "
+                "(select user_id, version, lease_until, failure from spotconn.refresh_state) as state using (user_id) "
+                "where user_id = $1",
+                user,
+            )
 
     async def check(self) -> None:
         """What must hold between two steps."""
