@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
         ("killed", "token was", "refresh tokens", "the next process gets", "after", "token calls")
     ]
     config.stash[CRASHES] = heads
+    # Children take SIGINT as from a terminal, also where the run itself ignores it, as a job in the background does.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
