@@ -14,6 +14,9 @@ from urllib.parse import unquote, urlsplit
 EVERYWHERE = {"", "top"}
 """Fragments that need no element (HTML, "scroll to the fragment")."""
 
+MARKDOWN = ("```", "!!! ", "::: ", "--8<--")
+"""What begins a line of Markdown and never one that is shown: most often its indentation was wrong."""
+
 
 class Page(NamedTuple):
     """What one page offers and asks for.
@@ -23,18 +26,20 @@ class Page(NamedTuple):
         links: where a reader can go.
         loads: what a browser fetches to show the page.
         references: names that should have become links and did not.
+        unread: lines of Markdown that were not read as such.
     """
 
     ids: set[str]
     links: list[str]
     loads: list[str]
     references: list[str]
+    unread: list[str]
 
 
 class _Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.page = Page(set(), [], [], [])
+        self.page = Page(set(), [], [], [], [])
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in attrs}
@@ -45,6 +50,9 @@ class _Reader(HTMLParser):
         self.page.loads.extend(part.split()[0] for part in given.get("srcset", "").split(",") if part.strip())
         if tag == "autoref":
             self.page.references.append(given.get("identifier", ""))
+
+    def handle_data(self, data: str) -> None:
+        self.page.unread.extend(line.strip() for line in data.splitlines() if line.strip().startswith(MARKDOWN))
 
 
 def read_page(file: Path) -> Page:
@@ -63,6 +71,7 @@ def faults(site: Path) -> Iterator[str]:
     for file, page in pages.items():
         found = [*_lost(site, pages, file), *_foreign(page)]
         found += [f"no such reference: {name}" for name in page.references]
+        found += [f"Markdown that was not read: {line}" for line in page.unread]
         yield from (f"{file.relative_to(site)}: {fault}" for fault in found)
 
 

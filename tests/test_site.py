@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from starlette.staticfiles import StaticFiles
 
 import site_check
+import spotconn.testing
+from browser import Person, launched
+from spotconn.testing._server import serve
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,6 +47,7 @@ def test_a_good_site_has_no_faults(site: Path, capsys: pytest.CaptureFixture[str
         ('<img srcset="../style.css 1x, ../b.png 2x">', "leads nowhere: ../b.png"),
         ('<script src="https://cdn.example.com/x.js">', "is loaded from elsewhere: https://cdn.example.com/x.js"),
         ('<link href="//fonts.example.com">', "is loaded from elsewhere: //fonts.example.com"),
+        ("<p>words\n```console\nls", "Markdown that was not read: ```console"),
         ('<autoref identifier="spotconn.Nothing">', "no such reference: spotconn.Nothing"),
     ],
 )
@@ -84,3 +89,34 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_site_has_no_faults(built: Path) -> None:
     """The strict build passes, and nothing in the built site leads nowhere or comes from another host."""
     assert list(site_check.faults(built)) == []
+
+
+def test_every_public_name_is_in_the_reference(built: Path) -> None:
+    """Whatever can be imported has a place in the reference that a link can lead to."""
+    pages = [site_check.read_page(file) for file in (built / "reference").rglob("*.html")]
+    places = set().union(*(page.ids for page in pages))
+    for package in (spotconn, spotconn.testing):
+        assert {f"{package.__name__}.{name}" for name in package.__all__} <= places
+
+
+async def test_no_page_loads_anything_from_another_host(built: Path) -> None:
+    """A browser that shows a page of each kind asks nobody but the host that serves it, and meets no error."""
+    async with (
+        serve(StaticFiles(directory=built, html=True)) as url,
+        launched() as browser,
+        await browser.new_context() as context,
+    ):
+        visitor = Person(url, context)
+        page = await context.new_page()
+        for path in ("", "tutorial/", "architecture/", "reference/manager/"):
+            await page.goto(f"{url}/{path}", wait_until="networkidle")
+        assert visitor.hosts == {"127.0.0.1"}
+        assert visitor.errors == []
+
+
+def test_the_picture_of_the_rooms_shows_every_public_module() -> None:
+    """A module that is added is drawn, too."""
+    package = Path(spotconn.__file__).parent
+    modules = {path.stem for path in package.iterdir() if not path.name.startswith(("_", "py."))}
+    drawn = (ROOT / "docs" / "images" / "rooms.svg").read_text()
+    assert [module for module in sorted(modules) if f">{module}</text>" not in drawn] == []
