@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Where the system can do it, a command dies with the make that started it, also by SIGKILL.
 GUARD := $(shell command -v setpriv >/dev/null 2>&1 && echo setpriv --pdeathsig KILL)
 
-.PHONY: demo profile test soak check clean
+.PHONY: demo profile test soak check docs clean
 
 demo: .venv/demo-installed
 	@$(GUARD) $(BIN)/python examples/quickstart.py
@@ -31,8 +31,13 @@ check: .venv/dev-installed
 	$(BIN)/lint-imports
 	$(MAKE) test
 
+# The documentation site, in site/: broken links and missing references fail.
+docs: .venv/docs-installed
+	$(BIN)/zensical build --strict --clean
+	$(BIN)/python tests/site_check.py site
+
 clean:
-	rm -rf .venv .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .cache site .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 .venv/%-installed: pyproject.toml | .venv/bin/python
 	$(GUARD) $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"

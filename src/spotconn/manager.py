@@ -178,7 +178,10 @@ class TokenManager:
             rejected_token: the token that was refused.
 
         Raises:
-            The same as `get_valid_token`.
+            ValueError: the user id is no UUID.
+            NotConnected, ReauthorizationRequired: the user must connect.
+            SpotifyUnavailable, RefreshInProgress, DatabaseUnavailable: try later.
+            ConfigurationError, SchemaMismatch, RowSecurityError, DecryptionError: call an engineer.
         """
         user_id = parse_user_id(user_id)
         self._flights.check_open()
