@@ -1,6 +1,7 @@
 """Stored Spotify connections: a valid access token for a user, or one clear reason why not."""
 
 from spotconn.accounts import SpotifyAccounts
+from spotconn.auth import SpotifyAuth
 from spotconn.cipher import TokenCipher
 from spotconn.connect import ConnectFlow
 from spotconn.errors import (
@@ -61,6 +62,7 @@ __all__ = [
     "SchemaMismatch",
     "SpotconnError",
     "SpotifyAccounts",
+    "SpotifyAuth",
     "SpotifyUnavailable",
     "TokenCipher",
     "TokenGrant",
