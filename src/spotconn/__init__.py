@@ -2,6 +2,7 @@
 
 from spotconn.accounts import SpotifyAccounts
 from spotconn.admin import ConnectionAdmin
+from spotconn.auth import SpotifyAuth
 from spotconn.cipher import AesGcmSivCipher, TokenCipher
 from spotconn.connect import ConnectFlow
 from spotconn.errors import (
@@ -68,6 +69,7 @@ __all__ = [
     "SchemaMismatch",
     "SpotconnError",
     "SpotifyAccounts",
+    "SpotifyAuth",
     "SpotifyUnavailable",
     "TokenCipher",
     "TokenGrant",

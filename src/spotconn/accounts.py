@@ -96,6 +96,11 @@ class SpotifyAccounts:
         kind = "confidential" if self._basic else "public"
         return f"<SpotifyAccounts client_id={self._client_id!r} {kind}>"
 
+    @property
+    def api_url(self) -> str:
+        """Base URL of the Web API."""
+        return self._api_url
+
     def authorize_url(
         self,
         *,

@@ -17,6 +17,7 @@ from spotconn._guard import guarded, guarded_context
 from spotconn._refresh import Refresher
 from spotconn._settings import Settings
 from spotconn.accounts import SpotifyAccounts
+from spotconn.auth import SpotifyAuth
 from spotconn.cipher import cipher_for
 from spotconn.errors import AskUser, MissingScope, NotConnected, RefreshInProgress, SpotifyUnavailable
 from spotconn.models import Connection, ConnectionStatus, Freshness, freshness, parse_user_id
@@ -191,6 +192,18 @@ class TokenManager:
             connection = await self._flights.join(user_id, connection.expires_at)
             return connection.access_token
         return await self.get_valid_token(user_id)
+
+    def auth(self, user_id: UUID | str, *, allow: Iterable[str] = ()) -> SpotifyAuth:
+        """For `httpx.AsyncClient(auth=...)`: its requests to the Web API bear the user's token; see `SpotifyAuth`.
+
+        Args:
+            user_id: whose token.
+            allow: base URLs of what may see the token beside the Web API, which is where `accounts` has it.
+
+        Raises:
+            ValueError, ConfigurationError: an argument is malformed; the text names it.
+        """
+        return SpotifyAuth(self, user_id, allow=(self._accounts.api_url, *allow))
 
     async def status(self, user_id: UUID | str) -> ConnectionStatus:
         """What a profile page shows; a user without a connection is no error.
