@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID, uuid4
 
 import asyncpg
+import httpx
 import pytest
 
 import spotconn
@@ -238,6 +239,30 @@ async def the_manager(house: House) -> None:
             spotify._script.clear()
             witness.sees(other)
     await witness.fails(at_once(lambda: TokenManager(house.store, house.accounts, lease=-1)))
+
+
+@drives("TokenManager.auth", "SpotifyAuth.async_auth_flow", "SpotifyAuth.sync_auth_flow", "SpotifyAuth.auth_flow")
+async def the_clients(house: House) -> None:
+    witness, user, spotify = house.witness, house.users[0], house.spotify
+    stored = await house.connected(user, ttl=3600)
+    auth = house.tokens.auth(user, allow=[house.accounts.api_url])
+    url = f"{house.accounts.api_url}/v1/me"
+    async with httpx.AsyncClient(auth=auth) as client:
+        witness.sees(client, auth, (await client.get(url)).text)
+        spotify.revoke("alice")
+        await house.admin.execute("update public.spotify_connections set access_token = 'marked-access-token'")
+        await witness.fails(client.get(url))
+        await witness.fails(client.request("GET", url, content=_chunks()))
+    with httpx.Client(auth=auth) as blocking, pytest.raises(RuntimeError) as raised:
+        blocking.get(url)  # noqa: ASYNC212  the point
+    witness.said.append(said_by(raised.value))
+    witness.secrets.add(stored.access_token)
+    await witness.fails(at_once(lambda: house.tokens.auth("marked-access-token")))
+    await witness.fails(at_once(lambda: house.tokens.auth(user, allow=["http://marked-secret"])))
+
+
+async def _chunks() -> AsyncIterator[bytes]:
+    yield b"once"
 
 
 @drives("ConnectFlow.start", "ConnectFlow.finish", "ConnectFlow.from_env", "ConnectFlow.__init__")
