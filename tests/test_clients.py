@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 from uuid import UUID
 
@@ -51,7 +51,7 @@ async def by_spotipy(tokens: TokenManager, user: UUID) -> str:
     return found
 
 
-Ask = Callable[[TokenManager, UUID], "asyncio.Future[str]"]
+Ask = Callable[[TokenManager, UUID], Awaitable[str]]
 each_client = pytest.mark.parametrize("ask", [by_tekore, by_spotipy])
 
 
