@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Where the system can do it, a command dies with the make that started it, also by SIGKILL.
 GUARD := $(shell command -v setpriv >/dev/null 2>&1 && echo setpriv --pdeathsig KILL)
 
-.PHONY: demo profile test soak check docs clean
+.PHONY: demo profile example test soak check docs clean
 
 demo: .venv/demo-installed
 	@$(GUARD) $(BIN)/python examples/quickstart.py
@@ -14,6 +14,10 @@ demo: .venv/demo-installed
 # A profile page in the browser; USERS="name=id ..." where DATABASE_URL is set.
 profile: .venv/demo-installed
 	@$(GUARD) $(BIN)/python examples/profile_app $(USERS)
+
+# One of examples/*.py: make example NAME=tekore_client, with ARGS="ID ..." where DATABASE_URL is set.
+example: .venv/examples-installed
+	@$(GUARD) $(BIN)/python examples/$(NAME).py $(ARGS)
 
 # -rs: what is skipped, such as the browser tests on a system without Chromium, is listed with the reason.
 test: .venv/dev-installed

@@ -98,6 +98,31 @@ async def test_a_reconnect_replaces_all_and_starts_again(
     assert second.connected_at - aged.connected_at > timedelta(days=100)
 
 
+@pytest.mark.parametrize("age", [timedelta(days=100), timedelta(days=400), timedelta(seconds=1)])
+@pytest.mark.parametrize("connected", [False, True])
+async def test_the_moment_of_the_authorization_is_kept(
+    store: ConnectionStore, user: UUID, age: timedelta, *, connected: bool
+) -> None:
+    """Tokens from elsewhere keep the day on which their six months began, on an empty row and over a stored one."""
+    if connected:
+        await store.save(user, grant("one"), ALICE)
+    authorized = datetime.now(UTC) - age
+    saved = await store.save(user, grant("two"), ALICE, connected_at=authorized)
+    assert (await store.get(user)).connected_at == saved.connected_at == authorized
+
+
+async def test_nobody_has_authorized_tomorrow(store: ConnectionStore, user: UUID) -> None:
+    """A moment in the future is refused and nothing changes; one that two clocks may differ by is now."""
+    before = await store.save(user, grant("one"), ALICE)
+    for ahead in (timedelta(minutes=2), timedelta(days=1)):
+        with pytest.raises(ValueError, match=r"^connected_at: lies in the future"):
+            await store.save(user, grant("two"), ALICE, connected_at=datetime.now(UTC) + ahead)
+    assert await store.get(user) == before
+    saved = await store.save(user, grant("two"), ALICE, connected_at=datetime.now(UTC) + timedelta(seconds=40))
+    assert saved.connected_at is not None
+    assert saved.connected_at - datetime.now(UTC) < timedelta(seconds=20)
+
+
 async def test_a_disconnect_removes_everything(store: ConnectionStore, user: UUID, admin: asyncpg.Connection) -> None:
     """After a disconnect nothing is left, the state of a refresh included, and a second one finds nothing."""
     await begun(store, user)
@@ -133,6 +158,7 @@ async def test_bad_input_is_named_before_any_query(store: ConnectionStore, user:
         ("user_id", lambda: store.begin_refresh("nobody", seen=NOW)),
         ("user_id", lambda: store.as_user("nobody").__aenter__()),
         ("grant", lambda: store.save(user, grant("x", refresh=False), ALICE)),
+        ("connected_at", lambda: store.save(user, grant("x"), ALICE, connected_at=NOW.replace(tzinfo=None))),
         ("turn", lambda: store.finish_refresh(busy, grant("x"))),
         ("turn", lambda: store.fail_refresh(busy, RefreshFailure())),
     ]

@@ -29,6 +29,10 @@ APPLY_SCHEMA = 'apply the schema of this version of spotconn: psql "$DATABASE_UR
 _UNAVAILABLE = {"08", "25", "40", "53", "55", "57", "58"}
 _NO_SCHEMA = {"3F000", "42883", "42P01", "42703", "42704", "42846", "42804"}
 _NO_LOGIN = {"28", "3D"}
+_BAD_INPUT = {
+    "23503": "user_id: no such user in auth.users",
+    "SC001": "connected_at: lies in the future, by the clock of the database",  # from spotconn.save_connection
+}
 
 
 async def open_pool(dsn: str, options: dict[str, Any], *, seconds: float = TIMEOUT) -> asyncpg.Pool:
@@ -147,8 +151,8 @@ def _meaning(error: asyncpg.PostgresError) -> SpotconnError | ValueError:
             "the login role may not act under row level security: GRANT spotconn TO it (with INHERIT), or "
             + APPLY_SCHEMA
         )
-    if state == "23503":
-        return ValueError("user_id: no such user in auth.users")
+    if state in _BAD_INPUT:
+        return ValueError(_BAD_INPUT[state])
     if state in _NO_SCHEMA:
         return SchemaMismatch(f"the database lacks what this library needs ({name}): {APPLY_SCHEMA}")
     if state[:2] in _NO_LOGIN:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
 _GET = "select * from spotconn.get_connection($1)"
-_SAVE = "select * from spotconn.save_connection($1, $2, $3, $4, $5, $6, $7, $8)"
+_SAVE = "select * from spotconn.save_connection($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 _DELETE = "select spotconn.delete_connection($1)"
 _BEGIN = (
     "select turn.outcome, turn.lease_id, turn.lapsed, turn.retry_after, (turn.connection).* "
@@ -127,21 +127,28 @@ class ConnectionStore:
             raise NotConnected("no Spotify connection is stored for this user")
         return self._connection(row)
 
-    async def save(self, user_id: UUID | str, grant: TokenGrant, profile: Profile) -> Connection:
-        """Connect a user, or replace what was stored: tokens, scope and account; `connected_at` starts again.
+    async def save(
+        self, user_id: UUID | str, grant: TokenGrant, profile: Profile, *, connected_at: datetime | None = None
+    ) -> Connection:
+        """Connect a user, or replace what was stored: tokens, scope, account and `connected_at`.
 
         Args:
             user_id: an id of auth.users.
-            grant: from the code exchange; it must hold a refresh token.
+            grant: from the code exchange, or from elsewhere; it must hold a refresh token.
             profile: of the account that was connected.
+            connected_at: when the user authorized, which is when the six months of the refresh token began. None
+                for just now; tokens obtained elsewhere need the true moment, or the earliest that it may have been.
 
         Raises:
-            ValueError: the user id is no UUID or no user of auth.users, or the grant has no refresh token.
+            ValueError: the user id is no UUID or no user of auth.users, the grant has no refresh token, or
+                `connected_at` has no time zone or lies in the future.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: nothing was saved, as far as is known.
         """
         user_id = parse_user_id(user_id)
         if grant.refresh_token is None:
             raise ValueError("grant: a connection needs a refresh token")
+        if connected_at is not None and connected_at.tzinfo is None:
+            raise ValueError("connected_at: expected a datetime with a time zone")
         try:
             row = await self._row(
                 _SAVE,
@@ -153,6 +160,7 @@ class ConnectionStore:
                 _scope_text(grant.scope),
                 profile.display_name,
                 profile.email,
+                connected_at,
             )
         finally:
             self._tell(user_id)
