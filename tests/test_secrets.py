@@ -99,7 +99,7 @@ async def the_store(house: House) -> None:
         access_token=stored.access_token, refresh_token=stored.refresh_token, expires_at=stored.expires_at
     )
     await store.verify()
-    witness.sees(grant, await store.get(user), await store.get_many([user]))
+    witness.sees(grant, await store.get(user), *(await store.get_many([user])).values())
     await witness.fails(store.get_many([user, stored.access_token]))
     profile = Profile(spotify_user_id="alice")
     await witness.fails(store.get(stored.access_token))
