@@ -31,6 +31,7 @@ from spotconn import (
     Connection,
     ConnectionAdmin,
     ConnectionStore,
+    DecryptionError,
     Profile,
     RefreshFailure,
     SpotifyAccounts,
@@ -156,7 +157,6 @@ async def the_cipher(house: House) -> None:
         stored = await connect(ours, house.spotify, user, ttl=-1)
         witness.sees(ours, theirs, stored)
         await witness.fails(theirs.get(user))
-        witness.said += [said_by(error) for error in (await theirs.get_many([user])).values()]  # type: ignore[arg-type]
         await witness.fails(house.store.get(user))
         await house.admin.execute("update public.spotify_connections set access_token = refresh_token")
         await witness.fails(ours.get(user))
@@ -167,6 +167,10 @@ async def the_cipher(house: House) -> None:
         )
         await witness.fails(ours.get(user))
         await witness.fails(theirs.begin_refresh(user, seen=stored.expires_at))
+        await house.connected(user)  # in plain text, which one that requires encryption refuses
+        (refusal,) = (await theirs.get_many([user])).values()
+        assert isinstance(refusal, DecryptionError)
+        witness.said.append(said_by(refusal))
     await witness.fails(at_once(lambda: strange.decrypt(stored.access_token, user_id=user, column="access_token")))
     await witness.fails(at_once(lambda: AesGcmSivCipher([KEY, KEY])))
     await witness.fails(at_once(lambda: AesGcmSivCipher([KEY, STRANGE_KEY[:-3]])))
