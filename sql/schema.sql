@@ -232,6 +232,20 @@ begin
 end
 $$;
 
+-- The connections of several users. Each is read as its own user, so the policies are asked user by user.
+create or replace function spotconn.get_connections(p_user_ids uuid[]) returns setof spotconn.connection
+language plpgsql set search_path = '' as $$
+declare
+    one uuid;
+begin
+    foreach one in array p_user_ids loop
+        perform spotconn.act_as(one);
+        return query
+            select connection.* from spotconn.connection where connection.user_id = one;
+    end loop;
+end
+$$;
+
 -- Connect or reconnect. A new version voids what was recorded of the old one and makes a refresh under way lose.
 -- p_connected_at is when the user authorized, null for now; later than now by no more than clocks differ, it is now.
 -- Without its last argument the function was another one, which would stay beside this one.

@@ -5,6 +5,7 @@ objects as they print and pickle, log records of all loggers at DEBUG, and error
 pickles, and with the local variables of every frame that is not a test's.
 """
 
+import asyncio
 import base64
 import copy
 import inspect
@@ -31,6 +32,7 @@ from spotconn import (
     Connection,
     ConnectionAdmin,
     ConnectionStore,
+    DecryptionError,
     Profile,
     RefreshFailure,
     SpotifyAccounts,
@@ -90,7 +92,8 @@ def drives(*names: str) -> Callable[[Step], Step]:
     return register
 
 
-@drives("ConnectionStore.get", "ConnectionStore.save", "ConnectionStore.delete", "ConnectionStore.verify")
+@drives("ConnectionStore.get", "ConnectionStore.get_many", "ConnectionStore.save", "ConnectionStore.delete",
+        "ConnectionStore.verify")  # fmt: skip
 async def the_store(house: House) -> None:
     witness, store, user = house.witness, house.store, house.users[0]
     stored = await house.connected(user)
@@ -98,7 +101,8 @@ async def the_store(house: House) -> None:
         access_token=stored.access_token, refresh_token=stored.refresh_token, expires_at=stored.expires_at
     )
     await store.verify()
-    witness.sees(grant, await store.get(user))
+    witness.sees(grant, await store.get(user), *(await store.get_many([user])).values())
+    await witness.fails(store.get_many([user, stored.access_token]))
     profile = Profile(spotify_user_id="alice")
     await witness.fails(store.get(stored.access_token))
     await witness.fails(store.save(uuid4(), grant, profile))
@@ -164,6 +168,10 @@ async def the_cipher(house: House) -> None:
         )
         await witness.fails(ours.get(user))
         await witness.fails(theirs.begin_refresh(user, seen=stored.expires_at))
+        await house.connected(user)  # in plain text, which one that requires encryption refuses
+        (refusal,) = (await theirs.get_many([user])).values()
+        assert isinstance(refusal, DecryptionError)
+        witness.said.append(said_by(refusal))
     await witness.fails(at_once(lambda: strange.decrypt(stored.access_token, user_id=user, column="access_token")))
     await witness.fails(at_once(lambda: AesGcmSivCipher([KEY, KEY])))
     await witness.fails(at_once(lambda: AesGcmSivCipher([KEY, STRANGE_KEY[:-3]])))
@@ -263,6 +271,34 @@ async def the_clients(house: House) -> None:
 
 async def _chunks() -> AsyncIterator[bytes]:
     yield b"once"
+
+
+@drives("TokenManager.get_valid_tokens")
+async def the_many(house: House) -> None:
+    witness, tokens, users = house.witness, house.tokens, house.users
+    house.spotify.add_account("bob")
+    await connect(house.store, house.spotify, users[0], account="alice", ttl=-1)
+    stored = await connect(house.store, house.spotify, users[1], account="bob", ttl=-1)
+    house.spotify.revoke("alice")
+    found = {user: answer async for user, answer in tokens.get_valid_tokens([*users, uuid4()], progress=witness.sees)}
+    errors = [answer for answer in found.values() if not isinstance(answer, str)]
+    witness.said += [said_by(error) for error in errors]
+    assert len(found) - len(errors) == 1
+    started = tokens.get_valid_tokens(users)
+    witness.sees(started, await anext(started) and tokens._many, *asyncio.all_tasks())
+    await started.aclose()
+    await witness.fails(anext(tokens.get_valid_tokens([stored.access_token])))
+    await witness.fails(at_once(lambda: tokens.get_valid_tokens(stored.access_token)))
+    wrong = SpotifyAccounts("demo-client", "marked-secret", accounts_url=house.accounts._accounts_url)
+    await house.connected(users[0])
+    async with TokenManager(house.store, wrong) as other:
+        await witness.fails(anext(other.get_valid_tokens(users[:1])))
+    await wrong.aclose()
+    await house.admin.execute("revoke execute on function spotconn.get_connections from spotconn")
+    try:
+        await witness.fails(anext(tokens.get_valid_tokens(users)))
+    finally:
+        await house.admin.execute("grant execute on function spotconn.get_connections to spotconn")
 
 
 @drives("ConnectFlow.start", "ConnectFlow.finish", "ConnectFlow.from_env", "ConnectFlow.__init__")

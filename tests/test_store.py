@@ -16,6 +16,7 @@ import pytest
 
 from conftest import Database
 from spotconn import (
+    AesGcmSivCipher,
     ConfigurationError,
     Connection,
     ConnectionStore,
@@ -69,6 +70,33 @@ async def test_what_is_saved_is_read(store: ConnectionStore, user: UUID) -> None
     stored = saved.model_dump(include={"user_id", "access_token", "refresh_token", "expires_at", "scope", "failure"})
     assert stored == grant("new").model_dump() | {"user_id": user, "failure": None}
     assert saved.model_dump(include=set(Profile.model_fields)) == ALICE.model_dump()
+
+
+async def test_many_are_read_as_one_is(store: ConnectionStore, users: list[UUID]) -> None:
+    """Each connection is the one that `get` gives, by its user; who has none is left out, and twice is once."""
+    for user in users[:2]:
+        await store.save(user, grant(str(user)), ALICE)
+    found = await store.get_many([*users, str(users[0]), uuid4()])
+    assert found == {user: await store.get(user) for user in users[:2]}
+    assert await store.get_many([]) == {}
+    with pytest.raises(ValueError, match="user_id"):
+        await store.get_many([users[0], "no-uuid"])
+
+
+async def test_one_of_many_that_does_not_decrypt_is_its_own_error(
+    database: Database, users: list[UUID], admin: asyncpg.Connection
+) -> None:
+    """A value that was moved from another row is a DecryptionError for its user; the others are read."""
+    async with ConnectionStore.open(database.dsn, cipher=AesGcmSivCipher([AesGcmSivCipher.generate_key()])) as store:
+        saved = [await store.save(user, grant(str(user)), ALICE) for user in users]
+        await admin.execute(
+            "update public.spotify_connections as stored set access_token = other.access_token "
+            "from public.spotify_connections as other where stored.user_id = $1 and other.user_id = $2",
+            *users[:2],
+        )
+        found = await store.get_many(users)
+    assert isinstance(found.pop(users[0]), DecryptionError)
+    assert found == {connection.user_id: connection for connection in saved[1:]}
 
 
 @pytest.mark.parametrize("scope", [None, frozenset[str](), frozenset({"a"}), frozenset({"b", "a"})])

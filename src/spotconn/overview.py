@@ -64,6 +64,18 @@ class ConnectionStats(_Overview):
     by_key: Mapping[str, int]
 
 
+class TokensProgress(_Overview):
+    """How far `TokenManager.get_valid_tokens` has come.
+
+    Attributes:
+        done: user ids that the caller has had an answer for.
+        failed: those of them whose answer was an error.
+    """
+
+    done: int
+    failed: int
+
+
 class RekeyProgress(_Overview):
     """How far a rekey has come.
 

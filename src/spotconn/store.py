@@ -4,7 +4,8 @@ Every operation but `as_user` is one statement, one round trip and one implicit 
 the schema `spotconn`, which takes the role and the claims for that transaction only.
 """
 
-from collections.abc import AsyncIterator, Callable
+import copy
+from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
@@ -16,7 +17,7 @@ from spotconn._pending import PendingConnects
 from spotconn._pool import APPLY_SCHEMA, TIMEOUT, acquired, clean, close_pool, open_pool, translated
 from spotconn._schema import SCHEMA_VERSION
 from spotconn.cipher import NoCipher, TokenCipher, TokenColumn
-from spotconn.errors import NotConnected, RowSecurityError, SchemaMismatch
+from spotconn.errors import DecryptionError, NotConnected, RowSecurityError, SchemaMismatch
 from spotconn.models import (
     Connection,
     Outcome,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
 _GET = "select * from spotconn.get_connection($1)"
+_GET_MANY = "select * from spotconn.get_connections($1)"
 _SAVE = "select * from spotconn.save_connection($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 _DELETE = "select spotconn.delete_connection($1)"
 _BEGIN = (
@@ -126,6 +128,24 @@ class ConnectionStore:
         if row is None:
             raise NotConnected("no Spotify connection is stored for this user")
         return self._connection(row)
+
+    async def get_many(self, user_ids: Iterable[UUID | str]) -> dict[UUID, Connection | DecryptionError]:
+        """The stored connections of several users in one statement, each read under row level security as its user.
+
+        Args:
+            user_ids: whose; some hundred at a time, because all are read and held together.
+
+        Returns:
+            By user id: the connection, or the error of one that does not decrypt. Who has none is not in it.
+
+        Raises:
+            ValueError: a user id is no UUID.
+            DatabaseUnavailable, SchemaMismatch, RowSecurityError: none could be read.
+        """
+        wanted = list({parse_user_id(user_id) for user_id in user_ids})
+        async with acquired(self._pool, seconds=self._timeout) as connection:
+            rows = await translated(connection.fetch(_GET_MANY, wanted, timeout=self._timeout))
+        return {row["user_id"]: self._readable(row) for row in rows}
 
     async def save(
         self, user_id: UUID | str, grant: TokenGrant, profile: Profile, *, connected_at: datetime | None = None
@@ -285,6 +305,12 @@ class ConnectionStore:
 
     def _decrypt(self, row: asyncpg.Record, column: TokenColumn) -> str:
         return self._cipher.decrypt(row[column], user_id=row["user_id"], column=column)
+
+    def _readable(self, row: asyncpg.Record) -> Connection | DecryptionError:
+        try:
+            return self._connection(row)
+        except DecryptionError as error:
+            return copy.copy(error)  # without frames and their locals
 
     def _connection(self, row: asyncpg.Record) -> Connection:
         return Connection(
