@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import descendants
+from helpers import descendants, gone
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.py"
 
@@ -73,6 +73,4 @@ async def test_killed_it_leaves_nothing_running_or_lying_about(open_folder: Path
     helpers = await descendants(process.pid)
     process.send_signal(signal.SIGKILL)
     await process.wait()
-    async with asyncio.timeout(20):
-        while any(Path(f"/proc/{pid}").exists() for pid in helpers) or list(open_folder.iterdir()):
-            await asyncio.sleep(0.02)
+    await gone(helpers, open_folder)
