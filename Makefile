@@ -6,6 +6,9 @@ BIN := .venv/bin
 # Where the system can do it, a command dies with the make that started it, also by SIGKILL.
 GUARD := $(shell command -v setpriv >/dev/null 2>&1 && echo setpriv --pdeathsig KILL)
 
+# pyright would ask the package index for a newer one at each run.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
 .PHONY: demo profile test soak check docs clean
 
 demo: .venv/demo-installed
@@ -28,6 +31,8 @@ check: .venv/dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/pyright --verifytypes spotconn --ignoreexternal
 	$(BIN)/lint-imports
 	$(MAKE) test
 
