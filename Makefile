@@ -7,6 +7,10 @@ BIN := .venv/bin
 GUARD := $(shell command -v setpriv >/dev/null 2>&1 && echo setpriv --pdeathsig KILL)
 
 .PHONY: demo profile example test soak check docs clean
+# pyright would ask the package index for a newer one at each run.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.PHONY: demo profile test soak check docs clean
 
 demo: .venv/demo-installed
 	@$(GUARD) $(BIN)/python examples/quickstart.py
@@ -32,6 +36,8 @@ check: .venv/dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/pyright --verifytypes spotconn --ignoreexternal
 	$(BIN)/lint-imports
 	$(MAKE) test
 

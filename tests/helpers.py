@@ -94,6 +94,10 @@ async def gone(pids: list[int]) -> None:
     """Wait until these processes have ended."""
     async with asyncio.timeout(20):
         while any(Path(f"/proc/{pid}").exists() for pid in pids):
+async def gone(pids: list[int], folder: Path) -> None:
+    """Wait until processes have ended and a folder is empty."""
+    async with asyncio.timeout(20):
+        while any(Path(f"/proc/{pid}").exists() for pid in pids) or list(folder.iterdir()):
             await asyncio.sleep(0.02)
 
 

@@ -41,7 +41,7 @@ async def test_a_read_is_one_round_trip_and_a_refresh_two(
 ) -> None:
     """On a warm pool: none from the cache, one for a read, two for a refresh."""
     async with TokenManager(proxied, accounts, cache_ttl=0) as tokens:
-        costs = []
+        costs: list[int] = []
         for ttl in (-1, 3600, -1, 3600):
             await connect(store, spotify, user, ttl=ttl)
             before = proxy.round_trips

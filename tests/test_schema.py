@@ -248,7 +248,7 @@ A, B = UUID(int=10), UUID(int=11)
         ({"claims": f'{{"sub": "{A}"}}', "claim.sub": ""}, (A, None, {"sub"})),
         ({"claims": f'{{"sub": "{A}"}}', "claim": '{"old": 1}'}, (A, None, {"old"})),
         ({"claims": '{"sub": null}'}, (None, None, {"sub"})),
-        ({"claims": "{}"}, (None, None, set())),
+        ({"claims": "{}"}, (None, None, set[str]())),
     ],
 )
 async def test_the_claims_are_read_as_on_supabase(

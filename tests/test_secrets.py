@@ -404,7 +404,7 @@ async def house(
 
 def public_calls() -> set[str]:
     """Every public method, and constructor with a body, of the classes that do something."""
-    found = set()
+    found = set[str]()
     for name in spotconn.__all__:
         thing = getattr(spotconn, name)
         if not inspect.isclass(thing) or issubclass(thing, Exception) or hasattr(thing, "model_fields"):
@@ -441,9 +441,9 @@ async def test_nothing_that_is_emitted_holds_a_secret(
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: TokenGrant(access_token="marked\nsecret", expires_at="marked secret"),  # type: ignore[arg-type]
+        lambda: TokenGrant(access_token="marked\nsecret", expires_at="marked secret"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         lambda: TokenGrant.model_validate({"access_token": ["marked secret"]}),
-        lambda: RefreshFailure(reason="marked secret"),  # type: ignore[arg-type]
+        lambda: RefreshFailure(reason="marked secret"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_a_refused_value_is_not_repeated(make: Callable[[], object]) -> None:

@@ -94,7 +94,7 @@ def test_the_site_has_no_faults(built: Path) -> None:
 def test_every_public_name_is_in_the_reference(built: Path) -> None:
     """Whatever can be imported has a place in the reference that a link can lead to."""
     pages = [site_check.read_page(file) for file in (built / "reference").rglob("*.html")]
-    places = set().union(*(page.ids for page in pages))
+    places = set[str]().union(*(page.ids for page in pages))
     for package in (spotconn, spotconn.testing):
         assert {f"{package.__name__}.{name}" for name in package.__all__} <= places
 

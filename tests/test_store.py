@@ -409,6 +409,7 @@ async def test_tokens_are_encrypted_at_rest(database: Database, users: list[UUID
     cipher = Reversible()
     async with ConnectionStore.open(database.dsn, cipher=cipher) as store:
         turn = await begun(store, users[0])
+        assert turn.connection is not None
         assert turn.connection == await store.get(users[0])
         assert turn.connection.access_token == "access-old"
         for name, refresh in (("old", "old"), ("new", "new"), ("newer", "new")):

@@ -1,7 +1,7 @@
 """The checks of `spotconn doctor` on an open session. What has to be tried is tried and rolled back."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -120,7 +120,7 @@ class Patient:
         raise DatabaseUnavailable("the database went away; try again later")
 
     @asynccontextmanager
-    async def rolled_back(self) -> AsyncIterator[None]:
+    async def rolled_back(self) -> AsyncGenerator[None]:
         """A transaction that leaves nothing."""
         transaction = self.session.transaction()
         await translated(transaction.start())

@@ -1,7 +1,7 @@
 """The pool under the store: opening, acquiring and closing it in bounded time, its errors made the library's own."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -90,7 +90,7 @@ async def close_pool(pool: asyncpg.Pool, *, seconds: float = TIMEOUT) -> None:
 @asynccontextmanager
 async def acquired(
     pool: asyncpg.Pool, *, seconds: float = TIMEOUT
-) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
     """A connection of the pool.
 
     Raises:

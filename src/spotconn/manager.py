@@ -6,6 +6,7 @@ import os
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Self
 from uuid import UUID
@@ -100,7 +101,7 @@ class TokenManager:
 
     @classmethod
     @guarded_context
-    async def from_env(cls, **overrides: Any) -> AsyncIterator[Self]:
+    async def from_env(cls, **overrides: Any) -> AsyncGenerator[Self]:
         """A manager from DATABASE_URL (or SPOTCONN_DATABASE_URL), SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET.
 
         Without a secret the client is a public one. SPOTCONN_ENCRYPTION_KEYS encrypts the stored

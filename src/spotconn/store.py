@@ -6,6 +6,7 @@ the schema `spotconn`, which takes the role and the claims for that transaction 
 
 import copy
 from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
@@ -62,7 +63,7 @@ class ConnectionStore:
         self._cipher = cipher or NoCipher()
         self._timeout = timeout
         self._watchers: list[Callable[[UUID], None]] = []
-        self.pending = PendingConnects(pool, timeout=timeout)
+        self.pending: PendingConnects = PendingConnects(pool, timeout=timeout)
 
     @classmethod
     @guarded_context
@@ -73,7 +74,7 @@ class ConnectionStore:
         cipher: TokenCipher | None = None,
         timeout: float = TIMEOUT,  # noqa: ASYNC109  of the store's calls, not of this one
         **pool_options: Any,
-    ) -> AsyncIterator[Self]:
+    ) -> AsyncGenerator[Self]:
         """A store over a pool of its own, verified, and closed at the end.
 
         Args:
@@ -272,7 +273,7 @@ class ConnectionStore:
         return recorded
 
     @guarded_context
-    async def as_user(self, user_id: UUID | str) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+    async def as_user(self, user_id: UUID | str) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
         """A transaction for the caller's own SQL, under the same row level security as the store's.
 
         The transaction commits at the end of the block and is rolled back by an exception, which passes through
