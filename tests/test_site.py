@@ -75,9 +75,9 @@ def test_every_page_is_in_the_navigation() -> None:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real site, built as `make docs` does, from a copy of what it is made of."""
     folder = tmp_path_factory.mktemp("site")
-    for name in ("docs", "src"):
-        shutil.copytree(ROOT / name, folder / name)
-    for name in ("zensical.toml", "CHANGELOG.md", "SECURITY.md"):
+    shutil.copytree(ROOT / "docs", folder / "docs")
+    shutil.copytree(Path(spotconn.__file__).parent, folder / "src" / "spotconn")
+    for name in ("zensical.toml", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"):
         shutil.copy(ROOT / name, folder)
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=50)
