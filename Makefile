@@ -11,6 +11,7 @@ GUARD := $(shell command -v setpriv >/dev/null 2>&1 && echo setpriv --pdeathsig 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .PHONY: demo profile test soak check docs clean
+.PHONY: demo profile test soak check docs package dist clean
 
 demo: .venv/demo-installed
 	@$(GUARD) $(BIN)/python examples/quickstart.py
@@ -46,8 +47,51 @@ docs: .venv/docs-installed
 	$(BIN)/zensical build --strict --clean
 	$(BIN)/python tests/site_check.py site
 
+# Wheel and sdist in dist/, the wheel built from the sdist, and a look at what they hold.
+package: .venv/dist-installed
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python tests/dist_check.py dist
+
+# Then the tests on the installed wheel, on each Python that is there, and with the oldest packages that are allowed.
+DIST_RUNS := installed-3.11 installed-3.12 installed-3.13 lowest-3.11
+dist: package
+	@for run in $(DIST_RUNS); do version=$${run#*-}; \
+	    if PYENV_VERSION=$$version python$$version -c "" 2>/dev/null; then $(MAKE) $$run || exit; \
+	    else skipped="$$skipped $$run"; fi; \
+	done; echo "dist: passed; skipped for want of that Python:$${skipped:- none}"
+
+# The wheel in dist/ under one Python, found by its name (a shim of pyenv wants PYENV_VERSION); build/ keeps a failure.
+installed-%: .venv/dist-installed
+	$(without_src)
+	$(into_copy) "$(wildcard dist/*.whl)[dev]"
+	$(test_copy)
+
+# The same, with the lowest version of each package that pyproject.toml names.
+lowest-%: .venv/dist-installed
+	$(without_src)
+	$(into_copy) --resolution lowest-direct --requirements pyproject.toml --extra dev
+	$(into_copy) --no-deps $(wildcard dist/*.whl)
+	$(test_copy)
+
+define without_src
+	rm -rf build/$@ && mkdir -p build/$@
+	git ls-files -z --cached --others --exclude-standard ':!src' | tar -c --null -T - | tar -x -C build/$@
+	PYENV_VERSION=$* python$* -m venv --without-pip build/$@/.venv
+endef
+
+into_copy = $(BIN)/uv pip install --quiet --python build/$@/.venv
+
+# A second version of Postgres is no other on another Python: one of the runs has it.
+define test_copy
+	cd build/$@ && .venv/bin/python -c "import spotconn, sys; sys.exit('site-packages' not in spotconn.__file__)"
+	cd build/$@ && $(GUARD) .venv/bin/python -m pytest -q -rs $(if $(filter installed-3.11,$@),,-k "not system15")
+	rm -rf build/$@
+endef
+
 clean:
-	rm -rf .venv .cache site .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .cache build dist site .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 .venv/%-installed: pyproject.toml | .venv/bin/python
 	$(GUARD) $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
