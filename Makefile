@@ -6,12 +6,10 @@ BIN := .venv/bin
 # Where the system can do it, a command dies with the make that started it, also by SIGKILL.
 GUARD := $(shell command -v setpriv >/dev/null 2>&1 && echo setpriv --pdeathsig KILL)
 
-.PHONY: demo profile example test soak check docs clean
 # pyright would ask the package index for a newer one at each run.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: demo profile test soak check docs clean
-.PHONY: demo profile test soak check docs package dist clean
+.PHONY: demo profile example test soak check docs package dist clean
 
 demo: .venv/demo-installed
 	@$(GUARD) $(BIN)/python examples/quickstart.py

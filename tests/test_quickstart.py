@@ -1,36 +1,12 @@
 """The quickstart as a user runs it: its output, and what it leaves behind when it is killed."""
 
-import asyncio
 import signal
 from pathlib import Path
 
 import pytest
 
-from helpers import descendants
-from programs import run, started
 from helpers import descendants, gone
-
-QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.py"
-
-
-def _environment(**settings: str) -> dict[str, str]:
-    hidden = ("DATABASE_URL", "SPOTCONN_", "SPOTIFY_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(hidden)} | settings
-
-
-async def _run(*arguments: str, **settings: str) -> tuple[int | None, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-W",
-        "error",
-        str(QUICKSTART),
-        *arguments,
-        env=_environment(**settings),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    return process.returncode, out.decode(), err.decode()
+from programs import run, started
 
 
 async def test_it_shows_the_main_job_without_settings() -> None:
@@ -68,19 +44,4 @@ async def test_killed_it_leaves_nothing_running_or_lying_about(open_folder: Path
         helpers = await descendants(process.pid)
         process.send_signal(signal.SIGKILL)
         await process.wait()
-    async with asyncio.timeout(20):
-        while any(Path(f"/proc/{pid}").exists() for pid in helpers) or list(open_folder.iterdir()):
-            await asyncio.sleep(0.02)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        str(QUICKSTART),
-        env=_environment(TMPDIR=str(open_folder)),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    for _ in range(lines):
-        await process.stdout.readline()
-    helpers = await descendants(process.pid)
-    process.send_signal(signal.SIGKILL)
-    await process.wait()
     await gone(helpers, open_folder)

@@ -5,8 +5,7 @@ the schema `spotconn`, which takes the role and the claims for that transaction 
 """
 
 import copy
-from collections.abc import AsyncIterator, Callable, Iterable
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
