@@ -241,8 +241,8 @@ async def _block(store: ConnectionStore, user: UUID, leftover: str, end: str, wa
         acting = await connection.fetchrow(STATE)
         assert acting is not None
         assert (acting["role"], json.loads(acting["claims"])["sub"]) == ("spotconn", str(user))
-        kept = await connection.prepare("select 2")  # asyncpg gives it a name that another process has, too
-        assert await kept.fetchval() == 2
+        kept = await connection.cursor("select 2")  # asyncpg names its statement as another process may, too
+        assert await kept.fetchrow() == (2,)
         await connection.execute(leftover)
         waiting.set()
         await connection.fetchval("select 3")  # meanwhile the other client asks, and has to wait

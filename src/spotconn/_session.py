@@ -28,7 +28,7 @@ _CLEAN = (
     "set session authorization default; reset all; select pg_catalog.pg_advisory_unlock_all(); close all; unlisten *; "
     "discard temp"
 )
-# Those of a pooler itself have other names and must stay.
+# The caller's, and those of asyncpg's cursors, named alike in every process. Those of a pooler itself must stay.
 _FORGET_STATEMENTS = """
 do $$
 declare
