@@ -242,7 +242,7 @@ async def _block(store: ConnectionStore, user: UUID, leftover: str, end: str, wa
         assert acting is not None
         assert (acting["role"], json.loads(acting["claims"])["sub"]) == ("spotconn", str(user))
         kept = await connection.cursor("select 2")  # asyncpg names its statement as another process may, too
-        assert await kept.fetchrow() == (2,)
+        assert tuple(await kept.fetchrow() or ()) == (2,)
         await connection.execute(leftover)
         waiting.set()
         await connection.fetchval("select 3")  # meanwhile the other client asks, and has to wait
