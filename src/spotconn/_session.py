@@ -55,7 +55,7 @@ async def lent(session: "Session", *, seconds: float) -> AsyncIterator[None]:
     transaction.
 
     Raises:
-        DatabaseUnavailable: the database did not answer in time.
+        DatabaseUnavailable: the database did not answer in time; it may still commit.
     """
     cleaning = _cleaning(session)
     transaction = session.transaction()

@@ -255,6 +255,11 @@ class ConnectionStore:
         as it is. The connection goes back without role, claims or any other setting, to the pool and to a pooler in
         between. Leave the end of the transaction to the block: what follows a COMMIT of your own is out of reach
         there.
+
+        Raises:
+            ValueError: the user id is no UUID.
+            DatabaseUnavailable: no connection, or no answer, in time; a transaction that was to end may still commit.
+            SchemaMismatch, RowSecurityError: the block was not entered.
         """
         user_id = parse_user_id(user_id)
         async with (
