@@ -208,3 +208,11 @@ async def operator(database: Database, admin: asyncpg.Connection) -> str:
     if not await admin.fetchval("select exists (select from pg_roles where rolname = 'operator')"):
         await admin.execute("create role operator login noinherit password 'operator'; grant service_role to operator")
     return database.login_dsn("operator")
+
+
+@pytest.fixture
+async def chief(database: Database, admin: asyncpg.Connection) -> str:
+    """The DSN of a login of the store that may also become service_role."""
+    if not await admin.fetchval("select exists (select from pg_roles where rolname = 'chief')"):
+        await admin.execute("create role chief login password 'chief'; grant service_role, spotconn to chief")
+    return database.login_dsn("chief")

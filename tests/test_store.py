@@ -487,6 +487,29 @@ async def test_an_exhausted_pool_is_unavailable(database: Database, users: list[
             await store.get(users[0])
 
 
+async def test_a_commit_that_does_not_end_is_unavailable(
+    database: Database, user: UUID, admin: asyncpg.Connection
+) -> None:
+    """The end of a block has the time of a statement; then the session is closed, and the next call has another."""
+    await admin.execute("""
+        create table public.slow (id integer);
+        grant insert on public.slow to spotconn;
+        create function public.wait() returns trigger language plpgsql
+            as 'begin perform pg_catalog.pg_sleep(2); return null; end';
+        create constraint trigger wait after insert on public.slow deferrable initially deferred
+            for each row execute function public.wait();
+    """)
+    try:
+        async with ConnectionStore.open(database.dsn, timeout=0.3, max_size=1) as store:
+            with pytest.raises(DatabaseUnavailable, match="did not end in time"):
+                async with asyncio.timeout(10), store.as_user(user) as connection:
+                    await connection.execute("insert into public.slow values (1)")
+            with pytest.raises(NotConnected):
+                await store.get(user)
+    finally:
+        await admin.execute("drop table public.slow; drop function public.wait()")
+
+
 async def test_no_error_repeats_a_row(store: ConnectionStore, user: UUID, admin: asyncpg.Connection) -> None:
     """Where Postgres's own DETAIL would hold the failing row, the error raised and all behind it hold no token."""
     turn = await begun(store, user)

@@ -87,7 +87,8 @@ class ConnectionAdmin:
     """Looks over and mends the connections of all users.
 
     Args:
-        pool: of a login that may become `service_role` (on Supabase, `postgres`). It is not closed here.
+        pool: of a login that may become `service_role` (on Supabase, `postgres`); behind a transaction pooler, made
+            with `statement_cache_size=0`. It is not closed here.
         cipher: the ring of keys that `rekey` needs; nothing else here reads a token.
     """
 
@@ -105,7 +106,7 @@ class ConnectionAdmin:
         Args:
             dsn: a postgresql:// URL.
             cipher: the ring of keys that `rekey` needs.
-            pool_options: of `asyncpg.create_pool`. By default 1 or 2 connections.
+            pool_options: of `asyncpg.create_pool`, as for `ConnectionStore.open`. By default 1 or 2 connections.
 
         Raises:
             ConfigurationError: the DSN is malformed, or the login is refused.

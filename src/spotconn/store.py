@@ -14,8 +14,9 @@ import asyncpg
 
 from spotconn._guard import guarded, guarded_context
 from spotconn._pending import PendingConnects
-from spotconn._pool import APPLY_SCHEMA, TIMEOUT, acquired, clean, close_pool, open_pool, translated
+from spotconn._pool import APPLY_SCHEMA, TIMEOUT, acquired, close_pool, open_pool, translated
 from spotconn._schema import SCHEMA_VERSION
+from spotconn._session import lent
 from spotconn.cipher import NoCipher, TokenCipher, TokenColumn
 from spotconn.errors import DecryptionError, NotConnected, RowSecurityError, SchemaMismatch
 from spotconn.models import (
@@ -49,7 +50,8 @@ class ConnectionStore:
     """Stored connections, each readable and writable only as the user it belongs to.
 
     Args:
-        pool: of a login role that is a member of the role `spotconn`. The store does not close it.
+        pool: of a login role that is a member of the role `spotconn`; behind a transaction pooler, made with
+            `statement_cache_size=0`. The store does not close it.
         cipher: encrypts the tokens at rest; without one they are stored as they are.
         timeout: seconds to wait for a connection, and again for the answer to a statement.
 
@@ -80,7 +82,9 @@ class ConnectionStore:
             dsn: a postgresql:// URL.
             cipher: encrypts the tokens at rest.
             timeout: seconds to wait for a connection, and again for the answer to a statement.
-            pool_options: of `asyncpg.create_pool`. By default 1 to 10 connections.
+            pool_options: of `asyncpg.create_pool`. By default 1 to 10 connections, and no prepared statements behind
+                a transaction pooler. `statement_cache_size` tells instead of letting one connection look: 0 for a
+                pooler, 100 for the server itself.
 
         Raises:
             ConfigurationError: the DSN is malformed, or the login is refused.
@@ -276,17 +280,22 @@ class ConnectionStore:
         """A transaction for the caller's own SQL, under the same row level security as the store's.
 
         The transaction commits at the end of the block and is rolled back by an exception, which passes through
-        as it is. The connection goes back without role, claims or any other setting.
+        as it is. The connection goes back without role, claims or any other setting, to the pool and to a pooler in
+        between. Leave the end of the transaction to the block: what follows a COMMIT of your own is out of reach
+        there.
+
+        Raises:
+            ValueError: the user id is no UUID.
+            DatabaseUnavailable: no connection, or no answer, in time; a transaction that was to end may still commit.
+            SchemaMismatch, RowSecurityError: the block was not entered.
         """
         user_id = parse_user_id(user_id)
-        async with acquired(self._pool, seconds=self._timeout) as connection:
-            try:
-                async with connection.transaction():
-                    acting = connection.execute("select spotconn.act_as($1)", user_id, timeout=self._timeout)
-                    await translated(acting)
-                    yield connection
-            finally:
-                await clean(connection, seconds=self._timeout)
+        async with (
+            acquired(self._pool, seconds=self._timeout) as connection,
+            lent(connection, seconds=self._timeout),
+        ):
+            await translated(connection.execute("select spotconn.act_as($1)", user_id, timeout=self._timeout))
+            yield connection
 
     def _tell(self, user_id: UUID) -> None:
         for tell in self._watchers:
