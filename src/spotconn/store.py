@@ -12,6 +12,7 @@ from uuid import UUID
 import asyncpg
 
 from spotconn._guard import guarded, guarded_context
+from spotconn._observer import NOBODY
 from spotconn._pending import PendingConnects
 from spotconn._pool import APPLY_SCHEMA, TIMEOUT, acquired, clean, close_pool, open_pool, translated
 from spotconn._schema import SCHEMA_VERSION
@@ -61,6 +62,7 @@ class ConnectionStore:
         self._timeout = timeout
         self._watchers: list[Callable[[UUID], None]] = []
         self.pending = PendingConnects(pool, timeout=timeout)
+        self.observer = NOBODY
 
     @classmethod
     @guarded_context
@@ -251,7 +253,7 @@ class ConnectionStore:
         as it is. The connection goes back without role, claims or any other setting.
         """
         user_id = parse_user_id(user_id)
-        async with acquired(self._pool, seconds=self._timeout) as connection:
+        async with acquired(self._pool, seconds=self._timeout, observer=self.observer) as connection:
             try:
                 async with connection.transaction():
                     acting = connection.execute("select spotconn.act_as($1)", user_id, timeout=self._timeout)
@@ -265,7 +267,7 @@ class ConnectionStore:
             tell(user_id)
 
     async def _row(self, query: str, *args: object) -> asyncpg.Record | None:
-        async with acquired(self._pool, seconds=self._timeout) as connection:
+        async with acquired(self._pool, seconds=self._timeout, observer=self.observer) as connection:
             return await translated(connection.fetchrow(query, *args, timeout=self._timeout))
 
     async def _value(self, query: str, *args: object) -> Any:
