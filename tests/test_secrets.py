@@ -1,8 +1,8 @@
 """No token, key, secret, password, code or verifier shows in anything that the library emits.
 
 One test drives every public call, with success and with every kind of failure, and searches what came out: values and
-objects as they print and pickle, log records of all loggers at DEBUG, and errors with their chains, attributes and
-pickles, and with the local variables of every frame that is not a test's.
+objects as they print and pickle, log records of all loggers at DEBUG, spans and metrics, and errors with their chains,
+attributes and pickles, and with the local variables of every frame that is not a test's.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ import pytest
 
 import spotconn
 from conftest import Database
+from exported import Exported
 from helpers import REDIRECT_URI, SCOPES, agree, connect
 from spotconn import (
     AesGcmSivCipher,
@@ -66,6 +67,7 @@ class House:
     spotify: FakeSpotify
     users: list[UUID]
     operator: str
+    exported: Exported
 
     async def connected(self, user: UUID, ttl: float = -1) -> Connection:
         """A connection to refresh."""
@@ -242,6 +244,7 @@ async def the_manager(house: House) -> None:
     for answer in BROKEN:
         await house.connected(house.users[1])
         async with TokenManager(house.store, house.accounts, refresh_timeout=0.3, lease=1, cache_ttl=0) as other:
+            house.exported.instrument(other)
             spotify.script(*[answer] * 30)
             await witness.fails(other.get_valid_token(house.users[1]))
             spotify._script.clear()
@@ -399,7 +402,10 @@ async def house(
         witness.sees(event, pickle.dumps(event))
 
     async with TokenManager(store, accounts, cache_ttl=0, on_event=hook) as tokens:
-        yield House(witness, database, admin, store, accounts, tokens, spotify, users, operator)
+        exported = Exported()
+        exported.instrument(tokens)
+        yield House(witness, database, admin, store, accounts, tokens, spotify, users, operator, exported)
+        exported.close()
 
 
 def public_calls() -> set[str]:
@@ -435,7 +441,11 @@ async def test_nothing_that_is_emitted_holds_a_secret(
     await step(house)
     issued = house.spotify._tokens
     house.witness.secrets |= {*issued.access, *issued.refresh, *issued.revoked, *issued.codes}
-    house.witness.check(caplog.text + "".join(repr(vars(record)) for record in caplog.records))
+    logged = caplog.text + "".join(repr(vars(record)) for record in caplog.records)
+    exported = house.exported.text()
+    if step is the_manager:
+        assert "spotconn.refresh.duration" in exported
+    house.witness.check(logged + exported.replace(", ", "\n"))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from starlette.staticfiles import StaticFiles
 
 import site_check
+import spotconn.telemetry
 import spotconn.testing
 from browser import Person, launched
 from spotconn.testing._server import serve
@@ -97,6 +98,8 @@ def test_every_public_name_is_in_the_reference(built: Path) -> None:
     pages = [site_check.read_page(file) for file in (built / "reference").rglob("*.html")]
     places = set[str]().union(*(page.ids for page in pages))
     for package in (spotconn, spotconn.testing):
+    places = set().union(*(page.ids for page in pages))
+    for package in (spotconn, spotconn.telemetry, spotconn.testing):
         assert {f"{package.__name__}.{name}" for name in package.__all__} <= places
 
 

@@ -1,5 +1,7 @@
 """Stored Spotify connections: a valid access token for a user, or one clear reason why not."""
 
+import logging
+
 from spotconn.accounts import SpotifyAccounts
 from spotconn.admin import ConnectionAdmin
 from spotconn.auth import SpotifyAuth
@@ -79,3 +81,6 @@ __all__ = [
     "TryLater",
     "freshness",
 ]
+
+# Quiet by default: what a library logs is shown where the program asks for it, and nowhere else.
+logging.getLogger(__name__).addHandler(logging.NullHandler())

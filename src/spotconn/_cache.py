@@ -19,6 +19,10 @@ class ConnectionCache:
         self._entries: dict[UUID, tuple[float, Connection]] = {}
         self._generation = 0
 
+    def __len__(self) -> int:
+        """How many are remembered, also too long ago."""
+        return len(self._entries)
+
     @property
     def generation(self) -> int:
         """Grows with every `discard`: taken before a read, it tells `put` whether the read is still good."""

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from spotconn._observer import NOBODY
 from spotconn.errors import SpotconnError
 from spotconn.models import Connection
 
@@ -30,12 +31,14 @@ class Flights:
 
     Attributes:
         closed: whether `close` was called.
+        observer: is told who waits.
     """
 
     def __init__(self, fly: Callable[[UUID, datetime], Coroutine[Any, Any, Connection]]) -> None:
         self._fly = fly
         self._flights: dict[UUID, _Flight] = {}
         self.closed = False
+        self.observer = NOBODY
 
     async def join(self, user_id: UUID, seen: datetime) -> Connection:
         """A connection newer than `seen`, by the flight of this user or a new one.
@@ -47,6 +50,10 @@ class Flights:
             RuntimeError: the flights are closed.
             SpotconnError: what the flight raised.
         """
+        with self.observer.waiting(user_id):
+            return await self._join(user_id, seen)
+
+    async def _join(self, user_id: UUID, seen: datetime) -> Connection:
         while True:
             self.check_open()
             flight = self._flights.get(user_id) or self._start(user_id, seen)

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import asyncpg
 
+from spotconn._observer import NOBODY
 from spotconn._pool import acquired, translated
 
 _START = "select spotconn.start_connect($1, $2, $3, $4)"
@@ -32,11 +33,15 @@ class PendingConnects:
     Args:
         pool: of the store.
         timeout: seconds to wait for a connection, and again for the answer to a statement.
+
+    Attributes:
+        observer: is told of waits for a connection.
     """
 
     def __init__(self, pool: asyncpg.Pool, *, timeout: float) -> None:
         self._pool = pool
         self._timeout = timeout
+        self.observer = NOBODY
 
     async def put(self, user_id: UUID, state: str, code_verifier: str, *, life: float) -> None:
         """Keep a started authorization for `life` seconds; whatever has expired, of anybody, is cleared away.
@@ -57,7 +62,7 @@ class PendingConnects:
         return None if row is None else PendingConnect(row["code_verifier"], row["expired"])
 
     async def _row(self, query: str, *args: object) -> asyncpg.Record | None:
-        async with acquired(self._pool, seconds=self._timeout) as connection:
+        async with acquired(self._pool, seconds=self._timeout, observer=self.observer) as connection:
             return await translated(connection.fetchrow(query, *args, timeout=self._timeout))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
+from spotconn._observer import NOBODY, Observer
 from spotconn.errors import (
     ConfigurationError,
     DatabaseUnavailable,
@@ -126,12 +127,15 @@ async def close_pool(pool: asyncpg.Pool, *, seconds: float = TIMEOUT) -> None:
 async def acquired(
     pool: asyncpg.Pool, *, seconds: float = TIMEOUT
 ) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
+    pool: asyncpg.Pool, *, seconds: float = TIMEOUT, observer: Observer = NOBODY
+) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
     """A connection of the pool.
 
     Raises:
         DatabaseUnavailable: none was free, or could be made, in time.
     """
-    connection = await translated(pool.acquire(timeout=seconds))
+    with observer.acquiring():
+        connection = await translated(pool.acquire(timeout=seconds))
     try:
         yield connection
     except DatabaseUnavailable:

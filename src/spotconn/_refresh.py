@@ -14,6 +14,7 @@ from uuid import UUID
 
 from spotconn import events
 from spotconn._kept import KeptGrants
+from spotconn._observer import NOBODY
 from spotconn._pauses import HostPauses
 from spotconn.accounts import SpotifyAccounts
 from spotconn.errors import (
@@ -46,6 +47,10 @@ class Refresher:
         told: is told what happens to them.
         timeout: seconds to wait for another process, and seconds for Spotify's answer.
         lease: seconds after which another process may take a refresh over.
+
+    Attributes:
+        kept: grants that are not saved yet.
+        observer: is told of refreshes and of waits for those of others.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class Refresher:
         self._lease = lease
         self._pauses = HostPauses()
         self.kept = KeptGrants(store)
+        self.observer = NOBODY
 
     async def obtain(self, user_id: UUID, seen: datetime, *, wait: bool = True) -> Connection:
         """A connection newer than `seen`: as stored, or refreshed by this process or another.
@@ -102,18 +108,24 @@ class Refresher:
 
     async def _take_turns(self, user_id: UUID, seen: datetime, patience: float) -> Connection:
         deadline = _now() + patience
-        pause = FIRST_PAUSE
-        while True:
-            turn = await self._store.begin_refresh(user_id, seen=seen, lease=self._lease)
-            connection = await self._act(turn)
-            if connection is not None:
-                return connection
-            # Jittered, so that the processes that wait do not all look at the same moment.
-            wait = pause * random.uniform(0.5, 1)  # noqa: S311  no secret hangs on it
-            if deadline - _now() <= wait:
-                raise RefreshInProgress("another process is refreshing this connection", retry_after=turn.retry_after)
-            await asyncio.sleep(wait)
-            pause = min(2 * pause, LONGEST_PAUSE)
+        pause, waited = FIRST_PAUSE, 0.0
+        try:
+            while True:
+                turn = await self._store.begin_refresh(user_id, seen=seen, lease=self._lease)
+                connection = await self._act(turn)
+                if connection is not None:
+                    return connection
+                # Jittered, so that the processes that wait do not all look at the same moment.
+                wait = pause * random.uniform(0.5, 1)  # noqa: S311  no secret hangs on it
+                if deadline - _now() <= wait:
+                    busy = "another process is refreshing this connection"
+                    raise RefreshInProgress(busy, retry_after=turn.retry_after)
+                await asyncio.sleep(wait)
+                waited += wait
+                pause = min(2 * pause, LONGEST_PAUSE)
+        finally:
+            if waited:
+                self.observer.leased(user_id, waited)
 
     async def _act(self, turn: RefreshTurn) -> Connection | None:
         """Do what the database decided; None means look again."""
@@ -127,7 +139,8 @@ class Refresher:
             case Outcome.BUSY:
                 return None
             case Outcome.GRANTED:
-                return await self._refresh(turn)
+                with self.observer.refreshing(turn.user_id):
+                    return await self._refresh(turn)
             case _:
                 assert_never(turn.outcome)
 

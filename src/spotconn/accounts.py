@@ -28,6 +28,7 @@ from spotconn._oauth import (
     read_grant,
     read_profile,
 )
+from spotconn._observer import NOBODY
 from spotconn.errors import ConfigurationError, ReauthorizationRequired, SpotconnError, SpotifyUnavailable
 from spotconn.models import Profile, TokenGrant
 
@@ -90,6 +91,7 @@ class SpotifyAccounts:
         self._http = http or _new_client()
         self._places = asyncio.Semaphore(MOST_CALLS)
         self._token_gate, self._profile_gate = Gate(), Gate()
+        self.observer = NOBODY
 
     def __repr__(self) -> str:
         """The app and the kind of client, without the secret."""
@@ -232,11 +234,13 @@ class SpotifyAccounts:
 
     async def _ask(self, request: httpx.Request, *, auth: httpx.Auth | None) -> "_Answer":
         try:
-            response = await self._http.send(request, auth=auth, stream=True, follow_redirects=False)
-            try:
-                return _Answer(response.status_code, response.headers, await _bounded_body(response))
-            finally:
-                await response.aclose()
+            with self.observer.asking() as answered:
+                response = await self._http.send(request, auth=auth, stream=True, follow_redirects=False)
+                answered(response.status_code)
+                try:
+                    return _Answer(response.status_code, response.headers, await _bounded_body(response))
+                finally:
+                    await response.aclose()
         except httpx.RequestError as error:
             failure = _network_failure(error)
         # Raised out here, because an httpx error that stayed on as __context__ would hold the request and with it

@@ -15,6 +15,7 @@ from spotconn._cache import ConnectionCache
 from spotconn._flights import Flights
 from spotconn._guard import guarded, guarded_context
 from spotconn._many import ManyTokens, Serving
+from spotconn._observer import NOBODY, Observer
 from spotconn._refresh import Refresher
 from spotconn._settings import Settings
 from spotconn.accounts import SpotifyAccounts
@@ -287,6 +288,17 @@ class TokenManager:
         await self._refresher.kept.flush(seconds=FLUSH_TIMEOUT)
         await self._events.drained(seconds=EVENTS_TIMEOUT)
         self._store.unwatch(self._cache.discard)
+
+    def _observe(self, observer: Observer) -> None:
+        """From now on tell an observer what this manager, its store and its accounts do."""
+        if self._flights.observer is not NOBODY:
+            raise RuntimeError("this TokenManager is instrumented already")
+        self._flights.observer = self._refresher.observer = observer
+        self._store.observer = self._store.pending.observer = self._accounts.observer = observer
+        observer.remembers(self._cache)
+        # On this object, not in the class: a call of a manager that nobody observes has no instruction more.
+        for name in ("get_valid_token", "replace_rejected"):
+            setattr(self, name, observer.counted(getattr(self, name)))
 
     def _least_ttl(self, min_ttl: float | None) -> float:
         if min_ttl is None:

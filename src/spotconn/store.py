@@ -13,6 +13,7 @@ from uuid import UUID
 import asyncpg
 
 from spotconn._guard import guarded, guarded_context
+from spotconn._observer import NOBODY
 from spotconn._pending import PendingConnects
 from spotconn._pool import APPLY_SCHEMA, TIMEOUT, acquired, close_pool, open_pool, translated
 from spotconn._schema import SCHEMA_VERSION
@@ -65,6 +66,8 @@ class ConnectionStore:
         self._timeout = timeout
         self._watchers: list[Callable[[UUID], None]] = []
         self.pending: PendingConnects = PendingConnects(pool, timeout=timeout)
+        self.pending = PendingConnects(pool, timeout=timeout)
+        self.observer = NOBODY
 
     @classmethod
     @guarded_context
@@ -296,13 +299,21 @@ class ConnectionStore:
         ):
             await translated(connection.execute("select spotconn.act_as($1)", user_id, timeout=self._timeout))
             yield connection
+        async with acquired(self._pool, seconds=self._timeout, observer=self.observer) as connection:
+            try:
+                async with connection.transaction():
+                    acting = connection.execute("select spotconn.act_as($1)", user_id, timeout=self._timeout)
+                    await translated(acting)
+                    yield connection
+            finally:
+                await clean(connection, seconds=self._timeout)
 
     def _tell(self, user_id: UUID) -> None:
         for tell in self._watchers:
             tell(user_id)
 
     async def _row(self, query: str, *args: object) -> asyncpg.Record | None:
-        async with acquired(self._pool, seconds=self._timeout) as connection:
+        async with acquired(self._pool, seconds=self._timeout, observer=self.observer) as connection:
             return await translated(connection.fetchrow(query, *args, timeout=self._timeout))
 
     async def _value(self, query: str, *args: object) -> Any:
