@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Where the system can do it, a command dies with the make that started it, also by SIGKILL.
 GUARD := $(shell command -v setpriv >/dev/null 2>&1 && echo setpriv --pdeathsig KILL)
 
-.PHONY: demo profile test soak check docs clean
+.PHONY: demo profile test soak check bench docs clean
 
 demo: .venv/demo-installed
 	@$(GUARD) $(BIN)/python examples/quickstart.py
@@ -30,6 +30,11 @@ check: .venv/dev-installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) test
+
+# What the library costs beside what one would pick instead; a quarter of an hour. OPTIONS=--quick shows that it runs.
+# The interpreter is that of .venv: `make clean bench PYTHON=python3.13` takes another.
+bench: .venv/bench-installed
+	$(GUARD) $(BIN)/python -m benchmarks $(OPTIONS)
 
 # The documentation site, in site/: broken links and missing references fail.
 docs: .venv/docs-installed
