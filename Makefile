@@ -10,6 +10,7 @@ GUARD := $(shell command -v setpriv >/dev/null 2>&1 && echo setpriv --pdeathsig 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .PHONY: demo profile example test soak check docs package dist clean
+.PHONY: demo profile test soak check bench docs clean
 
 demo: .venv/demo-installed
 	@$(GUARD) $(BIN)/python examples/quickstart.py
@@ -39,6 +40,11 @@ check: .venv/dev-installed
 	$(BIN)/pyright --verifytypes spotconn --ignoreexternal
 	$(BIN)/lint-imports
 	$(MAKE) test
+
+# What the library costs beside what one would pick instead; a quarter of an hour. OPTIONS=--quick shows that it runs.
+# The interpreter is that of .venv: `make clean bench PYTHON=python3.13` takes another.
+bench: .venv/bench-installed
+	$(GUARD) $(BIN)/python -m benchmarks $(OPTIONS)
 
 # The documentation site, in site/: broken links and missing references fail.
 docs: .venv/docs-installed
