@@ -9,8 +9,7 @@ GUARD := $(shell command -v setpriv >/dev/null 2>&1 && echo setpriv --pdeathsig 
 # pyright would ask the package index for a newer one at each run.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: demo profile example test soak check docs package dist clean
-.PHONY: demo profile test soak check bench docs clean
+.PHONY: demo profile example test soak check bench docs package dist clean
 
 demo: .venv/demo-installed
 	@$(GUARD) $(BIN)/python examples/quickstart.py

@@ -97,8 +97,6 @@ def test_every_public_name_is_in_the_reference(built: Path) -> None:
     """Whatever can be imported has a place in the reference that a link can lead to."""
     pages = [site_check.read_page(file) for file in (built / "reference").rglob("*.html")]
     places = set[str]().union(*(page.ids for page in pages))
-    for package in (spotconn, spotconn.testing):
-    places = set().union(*(page.ids for page in pages))
     for package in (spotconn, spotconn.telemetry, spotconn.testing):
         assert {f"{package.__name__}.{name}" for name in package.__all__} <= places
 

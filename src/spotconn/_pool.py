@@ -125,10 +125,8 @@ async def close_pool(pool: asyncpg.Pool, *, seconds: float = TIMEOUT) -> None:
 
 @asynccontextmanager
 async def acquired(
-    pool: asyncpg.Pool, *, seconds: float = TIMEOUT
-) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
     pool: asyncpg.Pool, *, seconds: float = TIMEOUT, observer: Observer = NOBODY
-) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
     """A connection of the pool.
 
     Raises:

@@ -66,7 +66,6 @@ class ConnectionStore:
         self._timeout = timeout
         self._watchers: list[Callable[[UUID], None]] = []
         self.pending: PendingConnects = PendingConnects(pool, timeout=timeout)
-        self.pending = PendingConnects(pool, timeout=timeout)
         self.observer = NOBODY
 
     @classmethod
@@ -294,19 +293,11 @@ class ConnectionStore:
         """
         user_id = parse_user_id(user_id)
         async with (
-            acquired(self._pool, seconds=self._timeout) as connection,
+            acquired(self._pool, seconds=self._timeout, observer=self.observer) as connection,
             lent(connection, seconds=self._timeout),
         ):
             await translated(connection.execute("select spotconn.act_as($1)", user_id, timeout=self._timeout))
             yield connection
-        async with acquired(self._pool, seconds=self._timeout, observer=self.observer) as connection:
-            try:
-                async with connection.transaction():
-                    acting = connection.execute("select spotconn.act_as($1)", user_id, timeout=self._timeout)
-                    await translated(acting)
-                    yield connection
-            finally:
-                await clean(connection, seconds=self._timeout)
 
     def _tell(self, user_id: UUID) -> None:
         for tell in self._watchers:
