@@ -64,7 +64,7 @@ def instrument(
     release = version("spotconn")
     tracer = trace.get_tracer("spotconn", release, tracer_provider)
     meter = metrics.get_meter("spotconn", release, meter_provider)
-    tokens._observe(_Telemetry(tracer, meter))  # noqa: SLF001  the package's own seam
+    tokens._observe(_Telemetry(tracer, meter))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  our own seam
 
 
 class _Call:
