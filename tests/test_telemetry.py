@@ -203,6 +203,7 @@ async def test_an_outage_at_spotify(
     assert exported.outcomes() == {("SpotifyUnavailable", "error"): 1}
     assert exported.points(REFRESH) == {("SpotifyUnavailable",): 1}
     assert exported.points(RESPONSES) == {(503,): spotify.token_calls}
+    assert exported.points(REAUTHORIZE) == {}
     for name in (CALL, "spotconn.refresh"):
         assert exported.span(name).status.status_code is StatusCode.ERROR
     assert exported.span("spotconn.refresh").attributes == {"error.type": "SpotifyUnavailable"}

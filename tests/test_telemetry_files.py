@@ -11,7 +11,7 @@ import pytest
 import yaml
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
-from prometheus_client import CollectorRegistry
+from prometheus_client import REGISTRY
 from test_telemetry import everything
 
 import spotconn
@@ -61,8 +61,7 @@ async def series(
     store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify, users: list[UUID]
 ) -> dict[str, set[str]]:
     """The labels of every series that Prometheus would find, by name."""
-    registry = CollectorRegistry()
-    provider = MeterProvider([PrometheusMetricReader(registry=registry)], shutdown_on_exit=False)
+    provider = MeterProvider([PrometheusMetricReader()], shutdown_on_exit=False)
     async with (
         SpotifyAccounts("demo-client", "demo-secret", accounts_url="http://127.0.0.1:1") as unreachable,
         TokenManager(store, accounts) as tokens,
@@ -75,7 +74,7 @@ async def series(
         with pytest.raises(SpotifyUnavailable):
             await cut_off.get_valid_token(users[2])
     found: dict[str, set[str]] = {}
-    for family in registry.collect():
+    for family in REGISTRY.collect():
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
     provider.shutdown()
