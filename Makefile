@@ -6,7 +6,10 @@ BIN := .venv/bin
 # Where the system can do it, a command dies with the make that started it, also by SIGKILL.
 GUARD := $(shell command -v setpriv >/dev/null 2>&1 && echo setpriv --pdeathsig KILL)
 
-.PHONY: demo profile test soak check docs clean
+# pyright would ask the package index for a newer one at each run.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.PHONY: demo profile example test soak check bench docs package dist clean
 
 demo: .venv/demo-installed
 	@$(GUARD) $(BIN)/python examples/quickstart.py
@@ -14,6 +17,10 @@ demo: .venv/demo-installed
 # A profile page in the browser; USERS="name=id ..." where DATABASE_URL is set.
 profile: .venv/demo-installed
 	@$(GUARD) $(BIN)/python examples/profile_app $(USERS)
+
+# One of examples/*.py: make example NAME=tekore_client, with ARGS="ID ..." where DATABASE_URL is set.
+example: .venv/examples-installed
+	@$(GUARD) $(BIN)/python examples/$(NAME).py $(ARGS)
 
 # -rs: what is skipped, such as the browser tests on a system without Chromium, is listed with the reason.
 test: .venv/dev-installed
@@ -28,16 +35,66 @@ check: .venv/dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/pyright --verifytypes spotconn --ignoreexternal
 	$(BIN)/lint-imports
 	$(MAKE) test
+
+# What the library costs beside what one would pick instead; a quarter of an hour. OPTIONS=--quick shows that it runs.
+# The interpreter is that of .venv: `make clean bench PYTHON=python3.13` takes another.
+bench: .venv/bench-installed
+	$(GUARD) $(BIN)/python -m benchmarks $(OPTIONS)
 
 # The documentation site, in site/: broken links and missing references fail.
 docs: .venv/docs-installed
 	$(BIN)/zensical build --strict --clean
 	$(BIN)/python tests/site_check.py site
 
+# Wheel and sdist in dist/, the wheel built from the sdist, and a look at what they hold.
+package: .venv/dist-installed
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python tests/dist_check.py dist
+
+# Then the tests on the installed wheel, on each Python that is there, and with the oldest packages that are allowed.
+DIST_RUNS := installed-3.11 installed-3.12 installed-3.13 lowest-3.11
+dist: package
+	@for run in $(DIST_RUNS); do version=$${run#*-}; \
+	    if PYENV_VERSION=$$version python$$version -c "" 2>/dev/null; then $(MAKE) $$run || exit; \
+	    else skipped="$$skipped $$run"; fi; \
+	done; echo "dist: passed; skipped for want of that Python:$${skipped:- none}"
+
+# The wheel in dist/ under one Python, found by its name (a shim of pyenv wants PYENV_VERSION); build/ keeps a failure.
+installed-%: .venv/dist-installed
+	$(without_src)
+	$(into_copy) "$(wildcard dist/*.whl)[dev]"
+	$(test_copy)
+
+# The same, with the lowest version of each package that pyproject.toml names.
+lowest-%: .venv/dist-installed
+	$(without_src)
+	$(into_copy) --resolution lowest-direct --requirements pyproject.toml --extra dev
+	$(into_copy) --no-deps $(wildcard dist/*.whl)
+	$(test_copy)
+
+define without_src
+	rm -rf build/$@ && mkdir -p build/$@
+	git ls-files -z --cached --others --exclude-standard ':!src' | tar -c --null -T - | tar -x -C build/$@
+	PYENV_VERSION=$* python$* -m venv --without-pip build/$@/.venv
+endef
+
+into_copy = $(BIN)/uv pip install --quiet --python build/$@/.venv
+
+# A second version of Postgres is no other on another Python: one of the runs has it.
+define test_copy
+	cd build/$@ && .venv/bin/python -c "import spotconn, sys; sys.exit('site-packages' not in spotconn.__file__)"
+	cd build/$@ && $(GUARD) .venv/bin/python -m pytest -q -rs $(if $(filter installed-3.11,$@),,-k "not system15")
+	rm -rf build/$@
+endef
+
 clean:
-	rm -rf .venv .cache site .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .cache build dist site .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 .venv/%-installed: pyproject.toml | .venv/bin/python
 	$(GUARD) $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"

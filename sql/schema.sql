@@ -232,7 +232,24 @@ begin
 end
 $$;
 
+-- The connections of several users. Each is read as its own user, so the policies are asked user by user.
+create or replace function spotconn.get_connections(p_user_ids uuid[]) returns setof spotconn.connection
+language plpgsql set search_path = '' as $$
+declare
+    one uuid;
+begin
+    foreach one in array p_user_ids loop
+        perform spotconn.act_as(one);
+        return query
+            select connection.* from spotconn.connection where connection.user_id = one;
+    end loop;
+end
+$$;
+
 -- Connect or reconnect. A new version voids what was recorded of the old one and makes a refresh under way lose.
+-- p_connected_at is when the user authorized, null for now; later than now by no more than clocks differ, it is now.
+-- Without its last argument the function was another one, which would stay beside this one.
+drop function if exists spotconn.save_connection(uuid, text, text, text, timestamptz, text, text, text);
 create or replace function spotconn.save_connection(
     p_user_id uuid,
     p_spotify_user_id text,
@@ -241,17 +258,21 @@ create or replace function spotconn.save_connection(
     p_expires_at timestamptz,
     p_scope text,
     p_display_name text,
-    p_email text
+    p_email text,
+    p_connected_at timestamptz default null
 ) returns setof spotconn.connection
 language plpgsql set search_path = '' rows 1 as $$
 begin
+    if p_connected_at > pg_catalog.clock_timestamp() + interval '1 minute' then
+        raise exception 'connected_at lies in the future' using errcode = 'SC001';
+    end if;
     perform spotconn.act_as(p_user_id);
     insert into public.spotify_connections as stored (
         user_id, spotify_user_id, access_token, refresh_token, expires_at, connected_at, scope, display_name, email
     )
     values (
-        p_user_id, p_spotify_user_id, p_access_token, p_refresh_token, p_expires_at, pg_catalog.clock_timestamp(),
-        p_scope, p_display_name, p_email
+        p_user_id, p_spotify_user_id, p_access_token, p_refresh_token, p_expires_at,
+        least(p_connected_at, pg_catalog.clock_timestamp()), p_scope, p_display_name, p_email
     )
     on conflict (user_id) do update set
         spotify_user_id = excluded.spotify_user_id,

@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -47,7 +47,7 @@ def _which(name: str | None) -> str | None:
 
 
 @asynccontextmanager
-async def launched() -> AsyncIterator[Browser]:
+async def launched() -> AsyncGenerator[Browser]:
     """A headless browser that can reach nothing but this machine."""
     path = chromium()
     # As root Chromium does not start with its sandbox.
@@ -105,7 +105,7 @@ async def agree(page: Page, account: str, *, decision: str = "Agree") -> None:
 @asynccontextmanager
 async def profile_app(
     *arguments: str, settings: Mapping[str, str]
-) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
+) -> AsyncGenerator[tuple[str, asyncio.subprocess.Process]]:
     """The app as a process of its own: its URL and itself. It has ended when the block ends."""
     hidden = ("DATABASE_URL", "SPOTCONN_", "SPOTIFY_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}

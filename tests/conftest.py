@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from spotconn._schema import read_sql
 from spotconn.testing import EmbeddedPostgres, FakeSpotify, apply_schema, postgres_binaries
 
 SYSTEM_15 = Path("/usr/lib/postgresql/15/bin")
+pytest_plugins = ["pytester"]
 SERVERS = ["packaged", *(["system15"] if SYSTEM_15.is_dir() else [])]
 
 
@@ -101,7 +102,7 @@ async def _prepare(database: Database, *, locked_down: bool) -> None:
 
 
 @contextmanager
-def serving(binaries: Path | None = None, *, locked_down: bool = False, **settings: str) -> Iterator[Database]:
+def serving(binaries: Path | None = None, *, locked_down: bool = False, **settings: str) -> Generator[Database]:
     """A server of its own with the schema applied."""
     with EmbeddedPostgres(binaries=binaries, settings=settings) as server:
         database = Database(server)
@@ -119,7 +120,7 @@ def _base_of_temporary_folders(tmp_path_factory: pytest.TempPathFactory) -> None
 def prepared(request: pytest.FixtureRequest) -> Iterator[Database]:
     """One server for the session, of each kind."""
     binaries = SYSTEM_15 if request.param == "system15" else postgres_binaries()
-    with serving(binaries, locked_down=request.config.getoption("--locked-down")) as database:
+    with serving(binaries, locked_down=bool(request.config.getoption("--locked-down"))) as database:
         yield database
 
 
@@ -207,3 +208,11 @@ async def operator(database: Database, admin: asyncpg.Connection) -> str:
     if not await admin.fetchval("select exists (select from pg_roles where rolname = 'operator')"):
         await admin.execute("create role operator login noinherit password 'operator'; grant service_role to operator")
     return database.login_dsn("operator")
+
+
+@pytest.fixture
+async def chief(database: Database, admin: asyncpg.Connection) -> str:
+    """The DSN of a login of the store that may also become service_role."""
+    if not await admin.fetchval("select exists (select from pg_roles where rolname = 'chief')"):
+        await admin.execute("create role chief login password 'chief'; grant service_role, spotconn to chief")
+    return database.login_dsn("chief")

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +70,7 @@ class Worker:
 
 
 @asynccontextmanager
-async def working(dsn: str, url: str) -> AsyncIterator[Worker]:
+async def working(dsn: str, url: str) -> AsyncGenerator[Worker]:
     """A process that starts up; it ends with the block, and with this process."""
     script = str(Path(__file__).with_name("worker.py"))
     pipe = asyncio.subprocess.PIPE
@@ -101,7 +101,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def before_the_claim(scene: Scene, victim: Worker) -> AsyncIterator[None]:
+async def before_the_claim(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
     with scene.proxy.hold(b"begin_refresh", skip=scene.reads) as held:
         victim.order(scene.user)
         await held.reached()
@@ -109,7 +109,7 @@ async def before_the_claim(scene: Scene, victim: Worker) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def after_the_claim(scene: Scene, victim: Worker) -> AsyncIterator[None]:
+async def after_the_claim(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
     with scene.proxy.hold(b"begin_refresh", answer=True, skip=scene.reads) as held:
         victim.order(scene.user)
         await held.reached()
@@ -117,7 +117,7 @@ async def after_the_claim(scene: Scene, victim: Worker) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def before_spotify_acts(scene: Scene, victim: Worker) -> AsyncIterator[None]:
+async def before_spotify_acts(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
     scene.spotify.script(Answer.black_hole())
     with scene.spotify.hold(before=True, calls=1) as held:
         victim.order(scene.user)
@@ -126,7 +126,7 @@ async def before_spotify_acts(scene: Scene, victim: Worker) -> AsyncIterator[Non
 
 
 @asynccontextmanager
-async def while_spotify_answers(scene: Scene, victim: Worker) -> AsyncIterator[None]:
+async def while_spotify_answers(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
     with scene.spotify.hold(calls=1) as held:
         victim.order(scene.user)
         await held.reached()
@@ -134,7 +134,7 @@ async def while_spotify_answers(scene: Scene, victim: Worker) -> AsyncIterator[N
 
 
 @asynccontextmanager
-async def after_the_answer(scene: Scene, victim: Worker) -> AsyncIterator[None]:
+async def after_the_answer(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
     with scene.proxy.hold(b"finish_refresh") as held:
         victim.order(scene.user)
         await held.reached()
@@ -142,7 +142,7 @@ async def after_the_answer(scene: Scene, victim: Worker) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def during_the_save(scene: Scene, victim: Worker) -> AsyncIterator[None]:
+async def during_the_save(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
     """The save waits in Postgres for a foreign transaction, which ends when the process is dead."""
     foreign = await asyncpg.connect(scene.database.admin_dsn)
     try:
@@ -163,7 +163,7 @@ async def during_the_save(scene: Scene, victim: Worker) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def after_the_save(scene: Scene, victim: Worker) -> AsyncIterator[None]:
+async def after_the_save(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
     with scene.proxy.hold(b"finish_refresh", answer=True) as held:
         victim.order(scene.user)
         await held.reached()

@@ -73,3 +73,5 @@ def blocks(page: Path) -> Iterator[Block]:
                     yield Block(page, first + 1, hidden[1])
                 elif "python" in token.content.partition("\n")[0]:
                     raise ValueError(f"{page}:{first + 1}: a comment that nearly is a block of Python")
+            case _:
+                pass

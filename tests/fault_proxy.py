@@ -6,7 +6,7 @@ is executed by its name only.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from typing import Self
 
@@ -75,7 +75,7 @@ class FaultProxy:
         self.thaw()
 
     @asynccontextmanager
-    async def serve(self) -> AsyncIterator[Self]:
+    async def serve(self) -> AsyncGenerator[Self]:
         server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
         self._port = server.sockets[0].getsockname()[1]
         try:

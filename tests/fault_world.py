@@ -1,7 +1,7 @@
 """A manager between a Postgres behind a proxy and a Spotify that all can be broken, and what must hold in the end."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from uuid import UUID
@@ -41,7 +41,7 @@ class World:
         return SpotifyAccounts("demo-client", "demo-secret", accounts_url=self.url)
 
     @asynccontextmanager
-    async def admin(self) -> AsyncIterator[asyncpg.Connection]:
+    async def admin(self) -> AsyncGenerator[asyncpg.Connection]:
         """A superuser's connection past the proxy, made anew: the server may have restarted."""
         async with superuser(self.database) as connection:
             yield connection
@@ -87,7 +87,7 @@ async def ask_until_served(tokens: TokenManager, user: UUID) -> str:
 
 
 @asynccontextmanager
-async def superuser(database: Database) -> AsyncIterator[asyncpg.Connection]:
+async def superuser(database: Database) -> AsyncGenerator[asyncpg.Connection]:
     connection = await asyncpg.connect(database.admin_dsn)
     try:
         yield connection
@@ -103,7 +103,7 @@ async def world(
     rotation: bool = True,
     cache_ttl: float = 0,
     store_timeout: float = STORE_TIMEOUT,
-) -> AsyncIterator[World]:
+) -> AsyncGenerator[World]:
     """A connected user whose token ends in `ttl` seconds; in the end no task and no backend may be left."""
     tasks = asyncio.all_tasks()
     spotify = FakeSpotify(rotation=rotation)

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -42,7 +42,7 @@ class Fleet:
 @asynccontextmanager
 async def fleet(
     dsn: str, url: str, *, processes: int, connections: int = 4, patience: float = 0.0
-) -> AsyncIterator[Fleet]:
+) -> AsyncGenerator[Fleet]:
     """Real processes that ask for tokens; they end with the block, and with the process that runs the tests."""
     arguments = (sys.executable, str(WORKER), dsn, url, str(connections), str(patience))
     pipe = asyncio.subprocess.PIPE
@@ -69,7 +69,7 @@ async def connect_crowd(admin: asyncpg.Connection, spotify: FakeSpotify, number:
     )
     users: list[UUID] = [row["id"] for row in rows]
     ended = datetime.now(UTC) - timedelta(seconds=60)
-    rights = []
+    rights: list[tuple[object, ...]] = []
     for user in users:
         spotify.add_account(str(user))
         grant = spotify.authorize(str(user))

@@ -1,7 +1,7 @@
 """A TCP proxy on loopback that counts the round trips of the connections through it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
 
@@ -15,7 +15,7 @@ class CountingProxy:
         self.round_trips = 0
 
     @asynccontextmanager
-    async def serve(self) -> AsyncIterator["CountingProxy"]:
+    async def serve(self) -> AsyncGenerator["CountingProxy"]:
         server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         try:

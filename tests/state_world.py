@@ -34,7 +34,7 @@ class Expected:
 
     account: str | None = None
     revoked: bool = False
-    past: list[tuple[float, str | None]] = field(default_factory=list)
+    past: list[tuple[float, str | None]] = field(default_factory=list[tuple[float, str | None]])
 
 
 class World:

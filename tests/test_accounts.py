@@ -7,7 +7,7 @@ import logging
 import socket
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
 from email.utils import formatdate
 from typing import Any
@@ -59,7 +59,7 @@ class Upstream:
     async def _respond(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         line, *fields = head.strip().split("\r\n")
-        headers = httpx.Headers([tuple(field.split(": ", 1)) for field in fields])  # type: ignore[arg-type]
+        headers = httpx.Headers([(name, value) for name, _, value in (field.partition(": ") for field in fields)])
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         self.requests.append((line, headers, body.decode()))
         writer.write(self.script.pop(0) if len(self.script) > 1 else self.script[0])
@@ -84,7 +84,7 @@ class Upstream:
 
 
 @asynccontextmanager
-async def upstream(*script: bytes) -> AsyncIterator[Upstream]:
+async def upstream(*script: bytes) -> AsyncGenerator[Upstream]:
     served = Upstream(*script)
     server = await asyncio.start_server(served._serve, "127.0.0.1", 0)
     served.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -98,7 +98,7 @@ async def upstream(*script: bytes) -> AsyncIterator[Upstream]:
 @asynccontextmanager
 async def spotify(
     *script: bytes, secret: str | None = "app-secret", **options: Any
-) -> AsyncIterator[tuple[SpotifyAccounts, Upstream]]:
+) -> AsyncGenerator[tuple[SpotifyAccounts, Upstream]]:
     async with (
         upstream(*script) as served,
         SpotifyAccounts("app", secret, accounts_url=served.url, api_url=served.url, **options) as accounts,
@@ -375,8 +375,9 @@ async def test_an_own_client_is_closed() -> None:
 )
 def test_malformed_arguments(arguments: dict[str, Any], name: str) -> None:
     """A malformed argument is named, and its value is not shown."""
+    given: dict[str, Any] = {"client_id": "app"} | arguments
     with pytest.raises(ConfigurationError, match=rf"^{name} ") as raised:
-        SpotifyAccounts(**{"client_id": "app", **arguments})
+        SpotifyAccounts(**given)
     assert "s3cret" not in str(raised.value)
 
 

@@ -182,7 +182,7 @@ async def test_a_list_of_many_needs_no_more_memory(house: ConnectionAdmin, admin
 async def test_a_list_goes_on_over_a_new_connection(house: ConnectionAdmin, admin: asyncpg.Connection) -> None:
     """A connection that dies between two batches is replaced, and nobody is left out or told twice."""
     await add_connections(admin, 3000)
-    seen = []
+    seen: list[UUID] = []
     async for one in house.expiring(within=timedelta(days=30)):
         seen.append(one.user_id)
         if len(seen) == 1000:

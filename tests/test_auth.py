@@ -39,7 +39,7 @@ class Server:
 
     spotify: FakeSpotify
     url: str = ""
-    seen: list[tuple[str, str | None, bytes]] = field(default_factory=list)
+    seen: list[tuple[str, str | None, bytes]] = field(default_factory=list[tuple[str, str | None, bytes]])
     """Path, Authorization and body of the requests to its own routes."""
 
     def app(self) -> Starlette:

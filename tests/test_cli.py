@@ -33,13 +33,11 @@ def grant(minutes: float = 60) -> TokenGrant:
 
 
 @pytest.fixture
-async def environ(monkeypatch: pytest.MonkeyPatch, database: Database, admin: asyncpg.Connection) -> dict[str, str]:
+def environ(monkeypatch: pytest.MonkeyPatch, chief: str) -> dict[str, str]:
     """The environment of an operator whose login is one of the store and may become service_role."""
     for name in [name for name in os.environ if name.startswith(("SPOT", "DATABASE", "PG"))]:
         monkeypatch.delenv(name)
-    if not await admin.fetchval("select exists (select from pg_roles where rolname = 'chief')"):
-        await admin.execute("create role chief login password 'chief'; grant service_role, spotconn to chief")
-    return {"DATABASE_URL": database.login_dsn("chief"), **APP}
+    return {"DATABASE_URL": chief, **APP}
 
 
 @pytest.fixture

@@ -116,26 +116,26 @@ async def test_an_expired_callback_is_refused(
     assert await pending(admin) == 0
 
 
-@pytest.mark.parametrize(
-    "tamper",
-    [
-        lambda url: altered(url, state=WRONG_STATE),
-        lambda url: altered(url, state=""),
-        lambda url: altered(url, state=state_of(url) + "x"),
-        lambda url: altered(url, state=state_of(url)[:-1]),
-        lambda url: altered(url, state=f"{'f' * 400}.x"),
-        lambda url: url + "&state=" + state_of(url),
-        lambda url: url + "&code=other",
-        lambda url: altered(url, error="access_denied", state=WRONG_STATE),
-        lambda url: url.partition("?")[0],
-        lambda url: url.replace("?", "#"),
-        lambda _url: "",
-        lambda _url: "http://[",
-        lambda _url: "http://127.0.0.1/callback?state=\x00",
-        lambda _url: "http://127.0.0.1/callback?state=\ud800&code=x",
-        lambda _url: "/callback?" + "&".join(f"a{n}=b" for n in range(1000)),
-    ],
-)
+TAMPERED: list[Callable[[str], str]] = [
+    lambda url: altered(url, state=WRONG_STATE),
+    lambda url: altered(url, state=""),
+    lambda url: altered(url, state=state_of(url) + "x"),
+    lambda url: altered(url, state=state_of(url)[:-1]),
+    lambda url: altered(url, state=f"{'f' * 400}.x"),
+    lambda url: url + "&state=" + state_of(url),
+    lambda url: url + "&code=other",
+    lambda url: altered(url, error="access_denied", state=WRONG_STATE),
+    lambda url: url.partition("?")[0],
+    lambda url: url.replace("?", "#"),
+    lambda _url: "",
+    lambda _url: "http://[",
+    lambda _url: "http://127.0.0.1/callback?state=\x00",
+    lambda _url: "http://127.0.0.1/callback?state=\ud800&code=x",
+    lambda _url: "/callback?" + "&".join(f"a{n}=b" for n in range(1000)),
+]
+
+
+@pytest.mark.parametrize("tamper", TAMPERED)
 async def test_a_tampered_callback_is_refused(
     flow: ConnectFlow,
     admin: asyncpg.Connection,

@@ -62,7 +62,8 @@ class Case:
                 return ReauthorizationRequired if self.failure in TERMINAL else SpotifyUnavailable
             case Outcome.BUSY:
                 return RefreshInProgress
-        return None
+            case _:
+                return None
 
     def calls(self) -> int:
         """How often Spotify must be asked, in the background or not."""

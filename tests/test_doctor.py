@@ -167,8 +167,8 @@ def test_the_way_to_the_server() -> None:
     unverified = tls_finding(encrypted=True, verified=False, host="db.example.org")
     assert (unverified.state, "verify-full" in str(unverified.remedy)) == ("warn", True)
     assert "openly" in tls_finding(encrypted=False, verified=False, host="db.example.org").text
-    assert pooler_finding(direct=True).state == "ok"
-    assert "statement_cache_size=0" in str(pooler_finding(direct=False).remedy)
+    assert pooler_finding(pooled=False).state == "ok"
+    assert "statement_cache_size=0" in str(pooler_finding(pooled=True).remedy)
 
 
 async def test_the_command_shows_marks_and_remedies(database: Database, admin: asyncpg.Connection) -> None:

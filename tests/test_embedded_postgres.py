@@ -20,7 +20,7 @@ from spotconn.testing import _postgres
 from spotconn.testing._postgres import EmbeddedPostgres, postgres_binaries
 
 SYSTEM_15 = Path("/usr/lib/postgresql/15/bin")
-SERVERS = list(dict.fromkeys([postgres_binaries(), *([SYSTEM_15] if SYSTEM_15.is_dir() else [])]))
+SERVERS: list[Path] = list(dict.fromkeys([postgres_binaries(), *([SYSTEM_15] if SYSTEM_15.is_dir() else [])]))
 
 PARENT = """
 import sys

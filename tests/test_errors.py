@@ -81,8 +81,13 @@ def test_every_leaf_is_tried() -> None:
     assert {type(error) for error in EVERY} >= _classes() - {SpotconnError, AskUser, CallEngineer}
 
 
+def pickled(error: SpotconnError) -> SpotconnError:
+    twin: SpotconnError = pickle.loads(pickle.dumps(error))
+    return twin
+
+
 @pytest.mark.parametrize("error", EVERY, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("again", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy])
+@pytest.mark.parametrize("again", [pickled, copy.copy, copy.deepcopy])
 def test_an_error_survives_a_copy(error: SpotconnError, again: Callable[[SpotconnError], SpotconnError]) -> None:
     """Pickling and copying keep the class, the text and every attribute."""
     twin = again(error)

@@ -12,28 +12,19 @@ import pytest
 
 from spotconn import ConfigurationError, ConnectFailed, ReauthorizationRequired, SpotifyAccounts, SpotifyUnavailable
 from spotconn._oauth import code_challenge, new_code_verifier
-from spotconn.testing import Answer, FakeSpotify
+from spotconn.testing import Answer, FakeClock, FakeSpotify
 
 REDIRECT = "http://127.0.0.1:8000/callback"
 MONTH = 31 * 24 * 3600
 
 
-class Clock:
-    """A clock that a test sets."""
-
-    now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock(1_800_000_000.0)
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def fake(clock: Clock) -> FakeSpotify:
+def fake(clock: FakeClock) -> FakeSpotify:
     made = FakeSpotify(clock=clock)
     made.add_account("ann", display_name="<Ann>", email="ann@example.com")
     made.add_account("ben", refusal="User not registered in the Developer Dashboard")
@@ -47,7 +38,7 @@ async def browser(fake: FakeSpotify) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-def _accounts(browser: httpx.AsyncClient, clock: Clock, secret: str | None = "demo-secret") -> SpotifyAccounts:
+def _accounts(browser: httpx.AsyncClient, clock: FakeClock, secret: str | None = "demo-secret") -> SpotifyAccounts:
     return SpotifyAccounts("demo-client", secret, http=browser, clock=clock)
 
 
@@ -67,7 +58,7 @@ async def _consent(browser: httpx.AsyncClient, accounts: SpotifyAccounts, verifi
 
 
 @pytest.mark.parametrize("secret", ["demo-secret", None])
-async def test_consent_code_tokens_profile(browser: httpx.AsyncClient, clock: Clock, secret: str | None) -> None:
+async def test_consent_code_tokens_profile(browser: httpx.AsyncClient, clock: FakeClock, secret: str | None) -> None:
     """Both kinds of client get from the consent page to tokens and a profile; a code works once."""
     accounts, verifier = _accounts(browser, clock, secret), new_code_verifier()
     callback = await _consent(browser, accounts, verifier, account="ann", decision="agree")
@@ -81,7 +72,7 @@ async def test_consent_code_tokens_profile(browser: httpx.AsyncClient, clock: Cl
         await accounts.exchange_code(callback["code"], redirect_uri=REDIRECT, code_verifier=verifier)
 
 
-async def test_cancel_is_access_denied(browser: httpx.AsyncClient, clock: Clock) -> None:
+async def test_cancel_is_access_denied(browser: httpx.AsyncClient, clock: FakeClock) -> None:
     """Cancel comes back as access_denied with the state."""
     callback = await _consent(browser, _accounts(browser, clock), new_code_verifier(), decision="cancel")
     assert callback == {"error": "access_denied", "state": 's"1'}
@@ -95,12 +86,14 @@ async def test_cancel_is_access_denied(browser: httpx.AsyncClient, clock: Clock)
         ({"code_verifier": "x" * 43}, "code_verifier was incorrect"),
     ],
 )
-async def test_a_code_is_bound(browser: httpx.AsyncClient, clock: Clock, change: dict[str, Any], words: str) -> None:
+async def test_a_code_is_bound(
+    browser: httpx.AsyncClient, clock: FakeClock, change: dict[str, Any], words: str
+) -> None:
     """A code is bound to ten minutes, its redirect URI and its verifier."""
     accounts, verifier = _accounts(browser, clock), new_code_verifier()
     callback = await _consent(browser, accounts, verifier, account="ann", decision="agree")
-    clock.now += change.pop("wait", 0)
-    arguments = {"redirect_uri": REDIRECT, "code_verifier": verifier} | change
+    clock.step(change.pop("wait", 0))
+    arguments: dict[str, Any] = {"redirect_uri": REDIRECT, "code_verifier": verifier} | change
     with pytest.raises(ConnectFailed, match=words):
         await accounts.exchange_code(callback["code"], **arguments)
 
@@ -132,7 +125,7 @@ async def test_the_consent_page_escapes(browser: httpx.AsyncClient) -> None:
     assert "<script>" not in page
 
 
-async def test_a_wrong_client_is_refused(browser: httpx.AsyncClient, clock: Clock, fake: FakeSpotify) -> None:
+async def test_a_wrong_client_is_refused(browser: httpx.AsyncClient, clock: FakeClock, fake: FakeSpotify) -> None:
     """A wrong id or secret, or a secret where the app has none, is invalid_client and counts no refresh."""
     grant = fake.authorize("ann")
     public = FakeSpotify(client_secret=None)
@@ -157,7 +150,7 @@ async def test_an_unknown_grant_type_is_refused(browser: httpx.AsyncClient) -> N
 
 
 async def test_rotation_off_keeps_the_refresh_token(
-    browser: httpx.AsyncClient, clock: Clock, fake: FakeSpotify
+    browser: httpx.AsyncClient, clock: FakeClock, fake: FakeSpotify
 ) -> None:
     """Without rotation a refresh gives no new refresh token and the old one stays good."""
     first = fake.authorize("ann", ["user-read-email"]).refresh_token or ""
@@ -169,7 +162,7 @@ async def test_rotation_off_keeps_the_refresh_token(
     assert fake.refreshes["ann"] == fake.refresh_calls == fake.token_calls == 2
 
 
-async def test_rotation_makes_refresh_tokens_single_use(clock: Clock) -> None:
+async def test_rotation_makes_refresh_tokens_single_use(clock: FakeClock) -> None:
     """With rotation a refresh token that was used is revoked, and the new one works."""
     fake = FakeSpotify(rotation=True, clock=clock)
     fake.add_account("ann")
@@ -184,13 +177,15 @@ async def test_rotation_makes_refresh_tokens_single_use(clock: Clock) -> None:
     assert raised.value.reason == "revoked"
 
 
-async def test_refresh_tokens_end_after_six_months(browser: httpx.AsyncClient, clock: Clock, fake: FakeSpotify) -> None:
+async def test_refresh_tokens_end_after_six_months(
+    browser: httpx.AsyncClient, clock: FakeClock, fake: FakeSpotify
+) -> None:
     """Six months after the authorization the refresh token has expired, whatever was refreshed."""
     refresh_token = fake.authorize("ann").refresh_token or ""
-    clock.now += 5 * MONTH
+    clock.step(5 * MONTH)
     assert fake.accepts_refresh(refresh_token)
     await _accounts(browser, clock).refresh(refresh_token)
-    clock.now += MONTH
+    clock.step(MONTH)
     assert not fake.accepts_refresh(refresh_token)
     with pytest.raises(ReauthorizationRequired) as raised:
         await _accounts(browser, clock).refresh(refresh_token)
@@ -198,7 +193,7 @@ async def test_refresh_tokens_end_after_six_months(browser: httpx.AsyncClient, c
 
 
 async def test_revoking_ends_refreshes_and_not_access_tokens(
-    browser: httpx.AsyncClient, clock: Clock, fake: FakeSpotify
+    browser: httpx.AsyncClient, clock: FakeClock, fake: FakeSpotify
 ) -> None:
     """A revoked app cannot refresh; an access token handed out works until it expires."""
     grant = fake.authorize("ann")
@@ -206,12 +201,12 @@ async def test_revoking_ends_refreshes_and_not_access_tokens(
     assert fake.accepts(grant.access_token)
     with pytest.raises(ReauthorizationRequired, match="revoked"):
         await _accounts(browser, clock).refresh(grant.refresh_token or "")
-    clock.now += 3600
+    clock.step(3600)
     assert not fake.accepts(grant.access_token)
 
 
 async def test_the_profile_refuses_as_the_web_api_does(
-    browser: httpx.AsyncClient, clock: Clock, fake: FakeSpotify
+    browser: httpx.AsyncClient, clock: FakeClock, fake: FakeSpotify
 ) -> None:
     """401 in its three wordings, 403 as plain text, and no email without its scope."""
     grant, rejected = fake.authorize("ann"), fake.authorize("ann")
@@ -220,7 +215,7 @@ async def test_the_profile_refuses_as_the_web_api_does(
     assert (await browser.get("/v1/me")).json()["error"]["message"] == "No token provided"
     answer = await browser.get("/v1/me", headers=_bearer(rejected.access_token))
     assert answer.json()["error"] == {"status": 401, "message": "Invalid access token"}
-    clock.now += 3600
+    clock.step(3600)
     answer = await browser.get("/v1/me", headers=_bearer(grant.access_token))
     assert answer.json()["error"]["message"] == "The access token expired"
     refused = await browser.get("/v1/me", headers=_bearer(fake.authorize("ben").access_token))
@@ -283,7 +278,7 @@ async def test_two_servers_do_not_share_a_port(fake: FakeSpotify) -> None:
 
 
 async def test_a_refresh_token_is_named_revoked_only_if_it_was_good_once(
-    browser: httpx.AsyncClient, clock: Clock, fake: FakeSpotify
+    browser: httpx.AsyncClient, clock: FakeClock, fake: FakeSpotify
 ) -> None:
     """A token that was never given out is invalid, and a call without one is a bug in the client."""
     with pytest.raises(ReauthorizationRequired) as raised:
@@ -358,7 +353,7 @@ async def test_a_redirect_uri_keeps_its_query() -> None:
 
 
 async def test_the_end_of_an_inner_hold_leaves_the_outer_one(
-    browser: httpx.AsyncClient, clock: Clock, fake: FakeSpotify
+    browser: httpx.AsyncClient, clock: FakeClock, fake: FakeSpotify
 ) -> None:
     """Holds nest: a call made after the inner block is held by the outer one."""
     refresh_token = fake.authorize("ann").refresh_token or ""

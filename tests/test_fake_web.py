@@ -43,6 +43,19 @@ async def test_a_limit_out_of_range_is_refused(spotify: FakeSpotify, client: htt
     assert (status, body["error"]["message"]) == (400, "Invalid limit")
 
 
+async def test_a_page_leads_to_the_next(spotify: FakeSpotify, client: httpx.AsyncClient) -> None:
+    """Pages of five: the first and the last, which together are all, and a refusal of what is no offset."""
+    headers = bearing(spotify, "user-top-read")
+    _, first = await top_tracks(client, headers, limit="5")
+    second = (await client.get(first["next"], headers=headers)).json()
+    assert (first["previous"], second["next"], len(second["items"])) == (None, None, 3)
+    assert (await client.get(second["previous"], headers=headers)).json()["items"] == first["items"]
+    assert (await top_tracks(client, headers, limit="8"))[1]["items"] == first["items"] + second["items"]
+    for offset in ("-1", "x", "", "12345"):
+        status, body = await top_tracks(client, headers, offset=offset)
+        assert (status, body["error"]["message"]) == (400, "Invalid offset")
+
+
 async def test_the_web_api_refuses_in_spotifys_manner(spotify: FakeSpotify, client: httpx.AsyncClient) -> None:
     """401 for the token, 403 for a scope that is missing, 403 in plain text for an account that may not."""
     for headers, message in (({}, "No token provided"), ({"Authorization": "Bearer x"}, "Invalid access token")):

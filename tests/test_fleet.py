@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import asyncpg
@@ -42,7 +42,7 @@ async def test_a_dead_connection_costs_no_calls(database: Database, admin: async
 
 
 @asynccontextmanager
-async def faults(admin: asyncpg.Connection, spotify: FakeSpotify) -> AsyncIterator[None]:
+async def faults(admin: asyncpg.Connection, spotify: FakeSpotify) -> AsyncGenerator[None]:
     """For some seconds, Spotify refuses some calls and backends of the fleet are terminated."""
 
     async def strike() -> None:

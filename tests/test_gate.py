@@ -50,7 +50,8 @@ def test_a_passing_failure_silences_nobody() -> None:
 
 def test_a_refused_app_is_probed_by_one_call_per_growing_pause() -> None:
     """While Spotify refuses the app, of a thousand calls a second only the probes pass, and ever fewer."""
-    gate, probes = Gate(), []
+    gate = Gate()
+    probes: list[float] = []
     for tick in range(600_000):
         now = tick / 1000
         try:

@@ -157,7 +157,7 @@ async def outcome(admin: asyncpg.Connection, role: str, acting: UUID, statement:
 async def matrix(admin: asyncpg.Connection, users: list[UUID]) -> dict[tuple[str, str], list[str]]:
     """The cells of every actor and operation: own row, other row."""
     a, b, c = users
-    cells = {}
+    cells: dict[tuple[str, str], list[str]] = {}
     for actor, role in ACTORS.items():
         own, other = (b, a) if actor.endswith(" b") else (a, b)
         for name, statement in OPERATIONS.items():

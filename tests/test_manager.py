@@ -363,7 +363,7 @@ async def test_bad_input_is_named(tokens: TokenManager) -> None:
 async def test_bad_numbers_are_named(store: ConnectionStore, accounts: SpotifyAccounts, name: str, value: int) -> None:
     """A constructor argument out of range is a ValueError that names it."""
     with pytest.raises(ValueError, match=name):
-        TokenManager(store, accounts, **{name: value})  # type: ignore[arg-type]
+        TokenManager(store, accounts, **{name: value})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 async def test_aclose_waits_until_a_refresh_is_saved(

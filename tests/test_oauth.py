@@ -47,7 +47,7 @@ def test_a_minimal_grant() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scope", "expected"), [("", frozenset()), (" a  a ", {"a"}), (None, None), (["a"], None)], ids=repr
+    ("scope", "expected"), [("", frozenset[str]()), (" a  a ", {"a"}), (None, None), (["a"], None)], ids=repr
 )
 def test_scope(scope: object, expected: object) -> None:
     """A scope that is no text says nothing; an empty one says that nothing is granted."""

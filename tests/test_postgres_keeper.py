@@ -21,6 +21,10 @@ from spotconn.testing._postgres_keeper import Keeper, main
 SETTINGS = {"binaries": str(postgres_binaries()), "options": {"fsync": "off"}, "password": "hush"}
 
 
+def unchanged(*_: object) -> None:
+    """The signals of the test's own process stay as they are."""
+
+
 def _run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *lines: str) -> list[dict[str, Any]]:
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
     main()
@@ -29,7 +33,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *l
 
 def test_it_obeys_until_its_input_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """It tells port and folder at the start and after each restart, and removes the folder at the end."""
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", unchanged)
     answers = _run(monkeypatch, capsys, json.dumps(SETTINGS), "restart", "restart-immediate")
     assert len(answers) == 3
     assert len({answer["port"] for answer in answers}) == 1
@@ -40,7 +44,7 @@ def test_it_says_why_the_server_does_not_start(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], open_folder: Path
 ) -> None:
     """A server that refuses its settings is an answer with the end of its log, and nothing is left."""
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", unchanged)
     monkeypatch.setattr(tempfile, "tempdir", str(open_folder))
     [answer] = _run(monkeypatch, capsys, json.dumps(SETTINGS | {"options": {"max_connections": "many"}}))
     assert "max_connections" in answer["error"]
@@ -49,7 +53,7 @@ def test_it_says_why_the_server_does_not_start(
 
 def test_without_settings_it_does_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A parent that is gone before it has said anything leaves nothing to do."""
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", unchanged)
     assert _run(monkeypatch, capsys) == []
 
 
@@ -102,7 +106,7 @@ def test_a_closed_temporary_folder_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where the server's account may not enter the temporary folder, the answer says what to set."""
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", unchanged)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     tmp_path.chmod(0o700)
     [answer] = _run(monkeypatch, capsys, json.dumps(SETTINGS))

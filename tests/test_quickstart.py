@@ -1,41 +1,17 @@
 """The quickstart as a user runs it: its output, and what it leaves behind when it is killed."""
 
-import asyncio
-import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
-from helpers import descendants
-
-QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.py"
-
-
-def _environment(**settings: str) -> dict[str, str]:
-    hidden = ("DATABASE_URL", "SPOTCONN_", "SPOTIFY_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(hidden)} | settings
-
-
-async def _run(*arguments: str, **settings: str) -> tuple[int | None, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-W",
-        "error",
-        str(QUICKSTART),
-        *arguments,
-        env=_environment(**settings),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    return process.returncode, out.decode(), err.decode()
+from helpers import descendants, gone
+from programs import run, started
 
 
 async def test_it_shows_the_main_job_without_settings() -> None:
     """With no settings it serves, refreshes, isolates and disconnects, and says what is simulated."""
-    status, out, err = await _run()
+    status, out, err = await run("quickstart.py")
     assert (status, err) == (0, "")
     for words in (
         "Spotify is simulated",
@@ -52,7 +28,7 @@ async def test_it_shows_the_main_job_without_settings() -> None:
 async def test_with_settings_it_uses_them() -> None:
     """A database that does not answer is named, and the password in its address is not shown."""
     dsn = "postgresql://app:hush@127.0.0.1:1/db"
-    status, out, err = await _run(DATABASE_URL=dsn, SPOTIFY_CLIENT_ID="0123456789abcdef")
+    status, out, err = await run("quickstart.py", DATABASE_URL=dsn, SPOTIFY_CLIENT_ID="0123456789abcdef")
     assert status == 1
     assert "DatabaseUnavailable" in out
     assert "hush" not in out + err
@@ -61,18 +37,11 @@ async def test_with_settings_it_uses_them() -> None:
 @pytest.mark.parametrize("lines", [1, 4], ids=["while the server starts", "in the middle"])
 async def test_killed_it_leaves_nothing_running_or_lying_about(open_folder: Path, lines: int) -> None:
     """After SIGKILL its server and the server's folder are gone."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        str(QUICKSTART),
-        env=_environment(TMPDIR=str(open_folder)),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    for _ in range(lines):
-        await process.stdout.readline()
-    helpers = await descendants(process.pid)
-    process.send_signal(signal.SIGKILL)
-    await process.wait()
-    async with asyncio.timeout(20):
-        while any(Path(f"/proc/{pid}").exists() for pid in helpers) or list(open_folder.iterdir()):
-            await asyncio.sleep(0.02)
+    async with started("quickstart.py", TMPDIR=str(open_folder)) as process:
+        assert process.stdout is not None
+        for _ in range(lines):
+            await process.stdout.readline()
+        helpers = await descendants(process.pid)
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+    await gone(helpers, open_folder)

@@ -70,7 +70,7 @@ async def test_a_half_rewritten_row_is_finished(
     """A live refresh that keeps the refresh token leaves the two values under two keys: the older is rewritten."""
     async with ConnectionStore.open(database.dsn, cipher=OLD) as store:
         await store.save(user, grant("a"), ALICE)
-    value = NEW.encrypt("other", user_id=user, column=what)  # type: ignore[arg-type]
+    value = NEW.encrypt("other", user_id=user, column=what)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await admin.execute(f"update public.spotify_connections set {what} = $1", value)
     assert (await house.rekey()).done == 1
     (row,) = await admin.fetch(ROWS)

@@ -240,6 +240,7 @@ async def test_no_operation_leaves_anything_behind(
         store.verify,
         lambda: store.get(a),
         lambda: store.get(users[2]),
+        lambda: store.get_many(users),
         lambda: store.save(a, grant("new"), Profile(spotify_user_id="account")),
         lambda: store.save(UUID(int=1), grant("new"), Profile(spotify_user_id="account")),
         lambda: store.begin_refresh(a, seen=END, lease=-1),
@@ -257,6 +258,23 @@ async def test_no_operation_leaves_anything_behind(
     assert await state_of(store) == before
     await store.fail_refresh(await store.begin_refresh(users[1], seen=END), RefreshFailure(reason="revoked"))
     assert await state_of(store) == before
+
+
+async def test_many_are_read_each_as_the_own_user(
+    store: ConnectionStore, pair: tuple[UUID, UUID], users: list[UUID], admin: asyncpg.Connection
+) -> None:
+    """The function for several users gives each no row but the own, also when its query has lost the WHERE."""
+    whole: str = await admin.fetchval("select pg_get_functiondef('spotconn.get_connections(uuid[])'::regprocedure)")
+    careless = whole.replace(" where connection.user_id = one", "")
+    assert careless != whole
+    await admin.execute(careless)
+    try:
+        for asked in ([pair[0]], [pair[1], users[2]], [users[2]], [*pair, users[2], UUID(int=1)], []):
+            async with store._pool.acquire() as connection:
+                rows = await connection.fetch("select user_id, access_token from spotconn.get_connections($1)", asked)
+            assert [tuple(row) for row in rows] == [(user, f"access-{user}") for user in asked if user in pair]
+    finally:
+        await admin.execute(whole)
 
 
 async def test_claims_of_the_session_do_not_count(

@@ -171,6 +171,34 @@ async def test_the_files_may_be_applied_again_and_at_once(
     assert await describe(scratch) == await describe(admin)
 
 
+OLD_SAVE = """
+create function spotconn.save_connection(
+    p_user_id uuid, p_spotify_user_id text, p_access_token text, p_refresh_token text, p_expires_at timestamptz,
+    p_scope text, p_display_name text, p_email text
+) returns setof spotconn.connection language sql as 'select * from spotconn.connection'
+"""
+
+
+async def test_a_function_of_before_does_not_stay_beside_its_successor(dsn: Dsn, scratch: asyncpg.Connection) -> None:
+    """`save_connection` without the moment of the authorization is replaced, and a call in the old form still works."""
+    await apply_schema(dsn())
+    await scratch.execute("drop function spotconn.save_connection")
+    await scratch.execute(OLD_SAVE)
+    await apply_schema(dsn())
+    count = "select count(*) from pg_proc where proname = 'save_connection'"
+    assert await scratch.fetchval(count) == 1
+    await _no_function_is_open(scratch)
+    user = await scratch.fetchval("insert into auth.users (email) values ('a') returning id")
+    saved = await scratch.fetchrow(
+        "select * from spotconn.save_connection($1, 'alice', 'access', 'refresh', now(), null, null, null)", user
+    )
+    assert saved is not None
+    assert saved["user_id"] == user
+    assert await scratch.fetchval(
+        "select $1::timestamptz between now() - interval '5 s' and now()", saved["connected_at"]
+    )
+
+
 async def test_a_refused_file_leaves_nothing(scratch: asyncpg.Connection) -> None:
     """Without the schema auth the file fails as a whole and says which file to apply first."""
     with pytest.raises(asyncpg.PostgresError, match="schema auth is missing") as raised:
@@ -220,7 +248,7 @@ A, B = UUID(int=10), UUID(int=11)
         ({"claims": f'{{"sub": "{A}"}}', "claim.sub": ""}, (A, None, {"sub"})),
         ({"claims": f'{{"sub": "{A}"}}', "claim": '{"old": 1}'}, (A, None, {"old"})),
         ({"claims": '{"sub": null}'}, (None, None, {"sub"})),
-        ({"claims": "{}"}, (None, None, set())),
+        ({"claims": "{}"}, (None, None, set[str]())),
     ],
 )
 async def test_the_claims_are_read_as_on_supabase(

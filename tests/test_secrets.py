@@ -5,6 +5,7 @@ objects as they print and pickle, log records of all loggers at DEBUG, spans and
 attributes and pickles, and with the local variables of every frame that is not a test's.
 """
 
+import asyncio
 import base64
 import copy
 import inspect
@@ -19,6 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID, uuid4
 
 import asyncpg
+import httpx
 import pytest
 
 import spotconn
@@ -31,6 +33,7 @@ from spotconn import (
     Connection,
     ConnectionAdmin,
     ConnectionStore,
+    DecryptionError,
     Profile,
     RefreshFailure,
     SpotifyAccounts,
@@ -91,7 +94,8 @@ def drives(*names: str) -> Callable[[Step], Step]:
     return register
 
 
-@drives("ConnectionStore.get", "ConnectionStore.save", "ConnectionStore.delete", "ConnectionStore.verify")
+@drives("ConnectionStore.get", "ConnectionStore.get_many", "ConnectionStore.save", "ConnectionStore.delete",
+        "ConnectionStore.verify")  # fmt: skip
 async def the_store(house: House) -> None:
     witness, store, user = house.witness, house.store, house.users[0]
     stored = await house.connected(user)
@@ -99,7 +103,8 @@ async def the_store(house: House) -> None:
         access_token=stored.access_token, refresh_token=stored.refresh_token, expires_at=stored.expires_at
     )
     await store.verify()
-    witness.sees(grant, await store.get(user))
+    witness.sees(grant, await store.get(user), *(await store.get_many([user])).values())
+    await witness.fails(store.get_many([user, stored.access_token]))
     profile = Profile(spotify_user_id="alice")
     await witness.fails(store.get(stored.access_token))
     await witness.fails(store.save(uuid4(), grant, profile))
@@ -165,6 +170,10 @@ async def the_cipher(house: House) -> None:
         )
         await witness.fails(ours.get(user))
         await witness.fails(theirs.begin_refresh(user, seen=stored.expires_at))
+        await house.connected(user)  # in plain text, which one that requires encryption refuses
+        (refusal,) = (await theirs.get_many([user])).values()
+        assert isinstance(refusal, DecryptionError)
+        witness.said.append(said_by(refusal))
     await witness.fails(at_once(lambda: strange.decrypt(stored.access_token, user_id=user, column="access_token")))
     await witness.fails(at_once(lambda: AesGcmSivCipher([KEY, KEY])))
     await witness.fails(at_once(lambda: AesGcmSivCipher([KEY, STRANGE_KEY[:-3]])))
@@ -241,6 +250,58 @@ async def the_manager(house: House) -> None:
             spotify._script.clear()
             witness.sees(other)
     await witness.fails(at_once(lambda: TokenManager(house.store, house.accounts, lease=-1)))
+
+
+@drives("TokenManager.auth", "SpotifyAuth.async_auth_flow", "SpotifyAuth.sync_auth_flow", "SpotifyAuth.auth_flow")
+async def the_clients(house: House) -> None:
+    witness, user, spotify = house.witness, house.users[0], house.spotify
+    stored = await house.connected(user, ttl=3600)
+    auth = house.tokens.auth(user, allow=[house.accounts.api_url])
+    url = f"{house.accounts.api_url}/v1/me"
+    async with httpx.AsyncClient(auth=auth) as client:
+        witness.sees(client, auth, (await client.get(url)).text)
+        spotify.revoke("alice")
+        await house.admin.execute("update public.spotify_connections set access_token = 'marked-access-token'")
+        await witness.fails(client.get(url))
+        await witness.fails(client.request("GET", url, content=_chunks()))
+    with httpx.Client(auth=auth) as blocking, pytest.raises(RuntimeError) as raised:
+        blocking.get(url)  # noqa: ASYNC212  the point
+    witness.said.append(said_by(raised.value))
+    witness.secrets.add(stored.access_token)
+    await witness.fails(at_once(lambda: house.tokens.auth("marked-access-token")))
+    await witness.fails(at_once(lambda: house.tokens.auth(user, allow=["http://marked-secret"])))
+
+
+async def _chunks() -> AsyncIterator[bytes]:
+    yield b"once"
+
+
+@drives("TokenManager.get_valid_tokens")
+async def the_many(house: House) -> None:
+    witness, tokens, users = house.witness, house.tokens, house.users
+    house.spotify.add_account("bob")
+    await connect(house.store, house.spotify, users[0], account="alice", ttl=-1)
+    stored = await connect(house.store, house.spotify, users[1], account="bob", ttl=-1)
+    house.spotify.revoke("alice")
+    found = {user: answer async for user, answer in tokens.get_valid_tokens([*users, uuid4()], progress=witness.sees)}
+    errors = [answer for answer in found.values() if not isinstance(answer, str)]
+    witness.said += [said_by(error) for error in errors]
+    assert len(found) - len(errors) == 1
+    started = tokens.get_valid_tokens(users)
+    witness.sees(started, await anext(started) and tokens._many, *asyncio.all_tasks())
+    await started.aclose()
+    await witness.fails(anext(tokens.get_valid_tokens([stored.access_token])))
+    await witness.fails(at_once(lambda: tokens.get_valid_tokens(stored.access_token)))
+    wrong = SpotifyAccounts("demo-client", "marked-secret", accounts_url=house.accounts._accounts_url)
+    await house.connected(users[0])
+    async with TokenManager(house.store, wrong) as other:
+        await witness.fails(anext(other.get_valid_tokens(users[:1])))
+    await wrong.aclose()
+    await house.admin.execute("revoke execute on function spotconn.get_connections from spotconn")
+    try:
+        await witness.fails(anext(tokens.get_valid_tokens(users)))
+    finally:
+        await house.admin.execute("grant execute on function spotconn.get_connections to spotconn")
 
 
 @drives("ConnectFlow.start", "ConnectFlow.finish", "ConnectFlow.from_env", "ConnectFlow.__init__")
@@ -349,7 +410,7 @@ async def house(
 
 def public_calls() -> set[str]:
     """Every public method, and constructor with a body, of the classes that do something."""
-    found = set()
+    found = set[str]()
     for name in spotconn.__all__:
         thing = getattr(spotconn, name)
         if not inspect.isclass(thing) or issubclass(thing, Exception) or hasattr(thing, "model_fields"):
@@ -390,9 +451,9 @@ async def test_nothing_that_is_emitted_holds_a_secret(
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: TokenGrant(access_token="marked\nsecret", expires_at="marked secret"),  # type: ignore[arg-type]
+        lambda: TokenGrant(access_token="marked\nsecret", expires_at="marked secret"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         lambda: TokenGrant.model_validate({"access_token": ["marked secret"]}),
-        lambda: RefreshFailure(reason="marked secret"),  # type: ignore[arg-type]
+        lambda: RefreshFailure(reason="marked secret"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_a_refused_value_is_not_repeated(make: Callable[[], object]) -> None:

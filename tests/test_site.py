@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 from starlette.staticfiles import StaticFiles
@@ -76,9 +77,9 @@ def test_every_page_is_in_the_navigation() -> None:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real site, built as `make docs` does, from a copy of what it is made of."""
     folder = tmp_path_factory.mktemp("site")
-    for name in ("docs", "src"):
-        shutil.copytree(ROOT / name, folder / name)
-    for name in ("zensical.toml", "CHANGELOG.md", "SECURITY.md"):
+    shutil.copytree(ROOT / "docs", folder / "docs")
+    shutil.copytree(Path(spotconn.__file__).parent, folder / "src" / "spotconn")
+    for name in ("zensical.toml", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"):
         shutil.copy(ROOT / name, folder)
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=50)
@@ -95,7 +96,7 @@ def test_the_site_has_no_faults(built: Path) -> None:
 def test_every_public_name_is_in_the_reference(built: Path) -> None:
     """Whatever can be imported has a place in the reference that a link can lead to."""
     pages = [site_check.read_page(file) for file in (built / "reference").rglob("*.html")]
-    places = set().union(*(page.ids for page in pages))
+    places = set[str]().union(*(page.ids for page in pages))
     for package in (spotconn, spotconn.telemetry, spotconn.testing):
         assert {f"{package.__name__}.{name}" for name in package.__all__} <= places
 
@@ -117,7 +118,6 @@ async def test_no_page_loads_anything_from_another_host(built: Path) -> None:
 
 def test_the_picture_of_the_rooms_shows_every_public_module() -> None:
     """A module that is added is drawn, too."""
-    package = Path(spotconn.__file__).parent
-    modules = {path.stem for path in package.iterdir() if not path.name.startswith(("_", "py."))}
+    modules = {module.name for module in iter_modules(spotconn.__path__) if not module.name.startswith("_")}
     drawn = (ROOT / "docs" / "images" / "rooms.svg").read_text()
     assert [module for module in sorted(modules) if f">{module}</text>" not in drawn] == []

@@ -16,6 +16,7 @@ import pytest
 
 from conftest import Database
 from spotconn import (
+    AesGcmSivCipher,
     ConfigurationError,
     Connection,
     ConnectionStore,
@@ -71,6 +72,33 @@ async def test_what_is_saved_is_read(store: ConnectionStore, user: UUID) -> None
     assert saved.model_dump(include=set(Profile.model_fields)) == ALICE.model_dump()
 
 
+async def test_many_are_read_as_one_is(store: ConnectionStore, users: list[UUID]) -> None:
+    """Each connection is the one that `get` gives, by its user; who has none is left out, and twice is once."""
+    for user in users[:2]:
+        await store.save(user, grant(str(user)), ALICE)
+    found = await store.get_many([*users, str(users[0]), uuid4()])
+    assert found == {user: await store.get(user) for user in users[:2]}
+    assert await store.get_many([]) == {}
+    with pytest.raises(ValueError, match="user_id"):
+        await store.get_many([users[0], "no-uuid"])
+
+
+async def test_one_of_many_that_does_not_decrypt_is_its_own_error(
+    database: Database, users: list[UUID], admin: asyncpg.Connection
+) -> None:
+    """A value that was moved from another row is a DecryptionError for its user; the others are read."""
+    async with ConnectionStore.open(database.dsn, cipher=AesGcmSivCipher([AesGcmSivCipher.generate_key()])) as store:
+        saved = [await store.save(user, grant(str(user)), ALICE) for user in users]
+        await admin.execute(
+            "update public.spotify_connections as stored set access_token = other.access_token "
+            "from public.spotify_connections as other where stored.user_id = $1 and other.user_id = $2",
+            *users[:2],
+        )
+        found = await store.get_many(users)
+    assert isinstance(found.pop(users[0]), DecryptionError)
+    assert found == {connection.user_id: connection for connection in saved[1:]}
+
+
 @pytest.mark.parametrize("scope", [None, frozenset[str](), frozenset({"a"}), frozenset({"b", "a"})])
 async def test_a_scope_that_was_not_told_differs_from_none_granted(
     store: ConnectionStore, user: UUID, scope: frozenset[str] | None
@@ -96,6 +124,31 @@ async def test_a_reconnect_replaces_all_and_starts_again(
     assert second.connected_at is not None
     assert aged.connected_at is not None
     assert second.connected_at - aged.connected_at > timedelta(days=100)
+
+
+@pytest.mark.parametrize("age", [timedelta(days=100), timedelta(days=400), timedelta(seconds=1)])
+@pytest.mark.parametrize("connected", [False, True])
+async def test_the_moment_of_the_authorization_is_kept(
+    store: ConnectionStore, user: UUID, age: timedelta, *, connected: bool
+) -> None:
+    """Tokens from elsewhere keep the day on which their six months began, on an empty row and over a stored one."""
+    if connected:
+        await store.save(user, grant("one"), ALICE)
+    authorized = datetime.now(UTC) - age
+    saved = await store.save(user, grant("two"), ALICE, connected_at=authorized)
+    assert (await store.get(user)).connected_at == saved.connected_at == authorized
+
+
+async def test_nobody_has_authorized_tomorrow(store: ConnectionStore, user: UUID) -> None:
+    """A moment in the future is refused and nothing changes; one that two clocks may differ by is now."""
+    before = await store.save(user, grant("one"), ALICE)
+    for ahead in (timedelta(minutes=2), timedelta(days=1)):
+        with pytest.raises(ValueError, match=r"^connected_at: lies in the future"):
+            await store.save(user, grant("two"), ALICE, connected_at=datetime.now(UTC) + ahead)
+    assert await store.get(user) == before
+    saved = await store.save(user, grant("two"), ALICE, connected_at=datetime.now(UTC) + timedelta(seconds=40))
+    assert saved.connected_at is not None
+    assert saved.connected_at - datetime.now(UTC) < timedelta(seconds=20)
 
 
 async def test_a_disconnect_removes_everything(store: ConnectionStore, user: UUID, admin: asyncpg.Connection) -> None:
@@ -133,6 +186,7 @@ async def test_bad_input_is_named_before_any_query(store: ConnectionStore, user:
         ("user_id", lambda: store.begin_refresh("nobody", seen=NOW)),
         ("user_id", lambda: store.as_user("nobody").__aenter__()),
         ("grant", lambda: store.save(user, grant("x", refresh=False), ALICE)),
+        ("connected_at", lambda: store.save(user, grant("x"), ALICE, connected_at=NOW.replace(tzinfo=None))),
         ("turn", lambda: store.finish_refresh(busy, grant("x"))),
         ("turn", lambda: store.fail_refresh(busy, RefreshFailure())),
     ]
@@ -355,6 +409,7 @@ async def test_tokens_are_encrypted_at_rest(database: Database, users: list[UUID
     cipher = Reversible()
     async with ConnectionStore.open(database.dsn, cipher=cipher) as store:
         turn = await begun(store, users[0])
+        assert turn.connection is not None
         assert turn.connection == await store.get(users[0])
         assert turn.connection.access_token == "access-old"
         for name, refresh in (("old", "old"), ("new", "new"), ("newer", "new")):
@@ -430,6 +485,29 @@ async def test_an_exhausted_pool_is_unavailable(database: Database, users: list[
                 await store.get(users[0])
         with pytest.raises(NotConnected):
             await store.get(users[0])
+
+
+async def test_a_commit_that_does_not_end_is_unavailable(
+    database: Database, user: UUID, admin: asyncpg.Connection
+) -> None:
+    """The end of a block has the time of a statement; then the session is closed, and the next call has another."""
+    await admin.execute("""
+        create table public.slow (id integer);
+        grant insert on public.slow to spotconn;
+        create function public.wait() returns trigger language plpgsql
+            as 'begin perform pg_catalog.pg_sleep(2); return null; end';
+        create constraint trigger wait after insert on public.slow deferrable initially deferred
+            for each row execute function public.wait();
+    """)
+    try:
+        async with ConnectionStore.open(database.dsn, timeout=0.3, max_size=1) as store:
+            with pytest.raises(DatabaseUnavailable, match="did not end in time"):
+                async with asyncio.timeout(10), store.as_user(user) as connection:
+                    await connection.execute("insert into public.slow values (1)")
+            with pytest.raises(NotConnected):
+                await store.get(user)
+    finally:
+        await admin.execute("drop table public.slow; drop function public.wait()")
 
 
 async def test_no_error_repeats_a_row(store: ConnectionStore, user: UUID, admin: asyncpg.Connection) -> None:

@@ -31,7 +31,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 def said_by(error: BaseException) -> str:
     """An error as a crash reporter shows it: texts, attributes, pickle, and the locals of every frame but a test's."""
-    parts = []
+    parts: list[str] = []
     for one in chain(error):
         parts += [str(one), repr(one), repr(one.args), repr(vars(one)), *getattr(one, "__notes__", ())]
         shown = traceback.TracebackException.from_exception(one, capture_locals=True)
@@ -71,7 +71,7 @@ class Witness:
 
     def forms(self) -> set[str]:
         """The secrets as they are and as they travel."""
-        found = set()
+        found = set[str]()
         for secret in self.secrets:
             raw = secret.encode()
             found |= {secret, quote(secret, safe=""), b64encode(raw).decode(), urlsafe_b64encode(raw).decode()}

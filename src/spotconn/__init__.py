@@ -38,7 +38,7 @@ from spotconn.models import (
     TokenSource,
     freshness,
 )
-from spotconn.overview import ConnectionOverview, ConnectionStats, RekeyProgress
+from spotconn.overview import ConnectionOverview, ConnectionStats, RekeyProgress, TokensProgress
 from spotconn.store import ConnectionStore
 
 __all__ = [
@@ -77,6 +77,7 @@ __all__ = [
     "TokenGrant",
     "TokenManager",
     "TokenSource",
+    "TokensProgress",
     "TryLater",
     "freshness",
 ]

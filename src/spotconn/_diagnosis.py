@@ -1,7 +1,7 @@
 """The checks of `spotconn doctor` on an open session. What has to be tried is tried and rolled back."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import asyncpg
 from pydantic import BaseModel, ConfigDict
 
-from spotconn._pool import APPLY_SCHEMA, translated
+from spotconn._pool import APPLY_SCHEMA, is_pooled, translated
 from spotconn._schema import SCHEMA_VERSION
 from spotconn.errors import DatabaseUnavailable
 
@@ -120,7 +120,7 @@ class Patient:
         raise DatabaseUnavailable("the database went away; try again later")
 
     @asynccontextmanager
-    async def rolled_back(self) -> AsyncIterator[None]:
+    async def rolled_back(self) -> AsyncGenerator[None]:
         """A transaction that leaves nothing."""
         transaction = self.session.transaction()
         await translated(transaction.start())
@@ -164,19 +164,20 @@ async def _server(patient: Patient) -> Finding:
 
 
 async def _pooler(patient: Patient) -> Finding:
-    backend = await patient.value("select pg_catalog.pg_backend_pid()")
-    return pooler_finding(direct=backend == patient.session.get_server_pid())
+    return pooler_finding(pooled=await is_pooled(patient.session, seconds=TIMEOUT))
 
 
-def pooler_finding(*, direct: bool) -> Finding:
+def pooler_finding(*, pooled: bool) -> Finding:
     """What a pooler in between means."""
-    if direct:
-        return Finding(state="ok", subject="pooler", text="no transaction pooler in between")
+    if not pooled:
+        return Finding(state="ok", subject="pooler", text="none in between")
     return Finding(
         state="warn",
         subject="pooler",
-        text="a transaction pooler is in between: LISTEN hears nothing, and the statement cache breaks queries",
-        remedy="open the store with statement_cache_size=0, or connect to the server itself (on Supabase, port 5432)",
+        text="one is in between: all works, with two round trips where the server itself takes one, and LISTEN hears "
+        "nothing in transaction mode",
+        remedy="connect to the server itself where you can (on Supabase, port 5432); "
+        "a pool of your own needs statement_cache_size=0",
     )
 
 

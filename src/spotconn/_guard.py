@@ -6,11 +6,11 @@ but what the library's own variables held (tokens, codes, keys, rows, settings) 
 
 import inspect
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import wraps
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 _C = TypeVar("_C")
 _P = ParamSpec("_P")
@@ -36,7 +36,8 @@ def guarded(cls: type[_C]) -> type[_C]:
         if name == "__init__" or (inspect.isfunction(value) and not name.startswith("_")):
             setattr(cls, name, _guarded(value))
         elif isinstance(value, classmethod):
-            setattr(cls, name, classmethod(_guarded(value.__func__)))
+            function = cast("classmethod[Any, ..., Any]", value).__func__
+            setattr(cls, name, classmethod(_guarded(function)))
     return cls
 
 
@@ -69,7 +70,7 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def guarded_context(
-    function: Callable[_P, AsyncIterator[_T]],
+    function: Callable[_P, AsyncGenerator[_T]],
 ) -> Callable[_P, AbstractAsyncContextManager[_T]]:
     """As `contextlib.asynccontextmanager`; an error on the way into the block leaves without locals."""
     make = asynccontextmanager(function)
@@ -78,7 +79,7 @@ def guarded_context(
     def entered(*args: _P.args, **kwargs: _P.kwargs) -> AbstractAsyncContextManager[_T]:
         return _Entering(make(*args, **kwargs))
 
-    entered.__guarded__ = True  # type: ignore[attr-defined]
+    entered.__guarded__ = True  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     return entered
 
 

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from urllib.parse import quote, urlencode, urlsplit
 
 from spotconn._redirect import is_loopback
@@ -207,7 +207,12 @@ def _json_object(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         # Not raised onwards: a JSON error carries the whole document, tokens included.
         return {}
-    return value if isinstance(value, dict) else {}
+    return _object(value)
+
+
+def _object(value: object) -> dict[str, Any]:
+    """`value`, if it is a JSON object; else an empty one."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def _token_grant(answer: dict[str, Any], now: float) -> TokenGrant:
@@ -266,8 +271,7 @@ def _refusal(body: bytes) -> str:
     """Spotify's words in a 403; empty where they are not its own, as in a gateway's HTML page."""
     text = body.decode("utf-8", "replace").strip()
     if text.startswith("{"):
-        error = _json_object(body).get("error")
-        text = str(error.get("message", "")) if isinstance(error, dict) else ""
+        text = str(_object(_json_object(body).get("error")).get("message", ""))
     words = "".join(letter for letter in text if letter.isprintable())
     return "" if words.startswith("<") else words[:LONGEST_WORDS]
 
@@ -286,7 +290,8 @@ def _oauth_error(status: int, answer: dict[str, Any], now: float, grant_type: Gr
             return ConnectFailed("code_rejected", f"Spotify rejected the authorization code ({told}); start again")
         case "invalid_request" | "unsupported_grant_type" | "invalid_scope" if status == BAD_REQUEST:
             return ConfigurationError(f"Spotify refuses the request of this app ({_stated(code, description)})")
-    return None
+        case _:
+            return None
 
 
 def _reason(description: object) -> ReauthorizationReason:

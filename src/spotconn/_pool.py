@@ -1,7 +1,7 @@
 """The pool under the store: opening, acquiring and closing it in bounded time, its errors made the library's own."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,20 +30,59 @@ APPLY_SCHEMA = 'apply the schema of this version of spotconn: psql "$DATABASE_UR
 _UNAVAILABLE = {"08", "25", "40", "53", "55", "57", "58"}
 _NO_SCHEMA = {"3F000", "42883", "42P01", "42703", "42704", "42846", "42804"}
 _NO_LOGIN = {"28", "3D"}
+_BAD_INPUT = {
+    "23503": "user_id: no such user in auth.users",
+    "SC001": "connected_at: lies in the future, by the clock of the database",  # from spotconn.save_connection
+}
+
+# PgBouncer has one SQLSTATE for whatever keeps it from serving.
+_POOLER_REFUSES = "or a pooler refuses user, password, database or a setting of the session: its log says which"
+
+_NO_STATEMENTS = {"statement_cache_size": 0}
+_OF_THE_POOL = {"init", "init_size", "max_size", "min_size", "reset", "setup"}
 
 
 async def open_pool(dsn: str, options: dict[str, Any], *, seconds: float = TIMEOUT) -> asyncpg.Pool:
-    """A connected pool.
+    """A connected pool; behind a transaction pooler, without prepared statements.
 
     Args:
         dsn: a postgresql:// URL.
-        options: of `asyncpg.create_pool`; they win over the defaults given here.
-        seconds: to wait for a connection.
+        options: of `asyncpg.create_pool`; they win over the defaults given here. With `statement_cache_size` among
+            them nobody looks for a pooler.
+        seconds: to wait for a connection, and before that for one that looks for a pooler.
 
     Raises:
         ConfigurationError: the DSN or an option is malformed, or the login is refused.
         DatabaseUnavailable: no connection in time.
     """
+    if "statement_cache_size" not in options and await _leads_to_pooler(dsn, options, seconds):
+        options = options | _NO_STATEMENTS
+    return await _opened(dsn, options, seconds)
+
+
+async def is_pooled(connection: "asyncpg.Connection | PoolConnectionProxy[asyncpg.Record]", *, seconds: float) -> bool:
+    """Whether a pooler is in between: it answers a login with a process id of its own making.
+
+    Args:
+        connection: one without a statement cache.
+        seconds: for the answer.
+    """
+    backend = await translated(connection.fetchval("select pg_catalog.pg_backend_pid()", timeout=seconds))
+    return bool(backend != connection.get_server_pid())
+
+
+async def _leads_to_pooler(dsn: str, options: dict[str, Any], seconds: float) -> bool:
+    # The caller's hooks are left out: what they prepare would not survive a pooler, and stay behind on its server.
+    plain = {name: value for name, value in options.items() if name not in _OF_THE_POOL}
+    pool = await _opened(dsn, plain | {"min_size": 1, "max_size": 1} | _NO_STATEMENTS, seconds)
+    try:
+        async with acquired(pool, seconds=seconds) as connection:
+            return await is_pooled(connection, seconds=seconds)
+    finally:
+        await close_pool(pool, seconds=seconds)
+
+
+async def _opened(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.Pool:
     # Nothing that the store runs outlives its transaction, so a released connection needs no reset: it would cost
     # every call a second round trip.
     defaults: dict[str, Any] = {"min_size": 1, "max_size": 10, "timeout": seconds, "reset": _no_reset}
@@ -87,7 +126,7 @@ async def close_pool(pool: asyncpg.Pool, *, seconds: float = TIMEOUT) -> None:
 @asynccontextmanager
 async def acquired(
     pool: asyncpg.Pool, *, seconds: float = TIMEOUT, observer: Observer = NOBODY
-) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
     """A connection of the pool.
 
     Raises:
@@ -104,25 +143,6 @@ async def acquired(
         raise
     finally:
         await translated(pool.release(connection, timeout=seconds))
-
-
-async def clean(connection: "PoolConnectionProxy[asyncpg.Record]", *, seconds: float) -> None:
-    """Take every role and setting off a connection that the caller's own SQL has used; else it is closed.
-
-    Raises:
-        DatabaseUnavailable: the database did not answer in time.
-    """
-    try:
-        if connection.is_closed():
-            return
-    except asyncpg.InterfaceError:  # it died, and the pool has taken it back already
-        return
-    try:
-        await translated(connection.execute("set session authorization default", timeout=seconds))
-        await translated(connection.reset(timeout=seconds))
-    except BaseException:  # also a cancellation: what was not cleaned must not go back to the pool
-        connection.terminate()
-        raise
 
 
 async def translated(call: Awaitable[_T]) -> _T:
@@ -149,14 +169,15 @@ def _meaning(error: asyncpg.PostgresError) -> SpotconnError | ValueError:
             "the login role may not act under row level security: GRANT spotconn TO it (with INHERIT), or "
             + APPLY_SCHEMA
         )
-    if state == "23503":
-        return ValueError("user_id: no such user in auth.users")
+    if state in _BAD_INPUT:
+        return ValueError(_BAD_INPUT[state])
     if state in _NO_SCHEMA:
         return SchemaMismatch(f"the database lacks what this library needs ({name}): {APPLY_SCHEMA}")
     if state[:2] in _NO_LOGIN:
         return ConfigurationError(f"the database refused the login ({name}): check user, password and database name")
     if state[:2] in _UNAVAILABLE:
-        return DatabaseUnavailable(f"the database cannot serve now ({name}, SQLSTATE {state}); try again later")
+        advice = _POOLER_REFUSES if state == "08P01" else "try again later"
+        return DatabaseUnavailable(f"the database cannot serve now ({name}, SQLSTATE {state}); {advice}")
     return SchemaMismatch(f"the database refused the statement ({name}, SQLSTATE {state}): {APPLY_SCHEMA}")
 
 

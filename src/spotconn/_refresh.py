@@ -104,7 +104,7 @@ class Refresher:
         connection = await self._store.get(user_id)
         if connection.expires_at > seen:
             return connection
-        raise _reauthorization(connection) or error
+        raise reauthorization(connection) or error
 
     async def _take_turns(self, user_id: UUID, seen: datetime, patience: float) -> Connection:
         deadline = _now() + patience
@@ -146,7 +146,7 @@ class Refresher:
 
     def _blocked(self, turn: RefreshTurn) -> SpotconnError:
         """The error for a connection whose recorded failure still counts."""
-        if refusal := _reauthorization(_stored(turn)):
+        if refusal := reauthorization(_stored(turn)):
             return refusal
         error = SpotifyUnavailable("Spotify did not refresh this connection lately", retry_after=turn.retry_after)
         self._pauses.begin(turn.user_id, error, _now())
@@ -231,7 +231,8 @@ def _stored(turn: RefreshTurn) -> Connection:
     return turn.connection
 
 
-def _reauthorization(connection: Connection) -> ReauthorizationRequired | None:
+def reauthorization(connection: Connection) -> ReauthorizationRequired | None:
+    """The error for a connection whose recorded failure is final; None for any other."""
     if connection.failure is None or connection.reauthorization is None:
         return None
     return ReauthorizationRequired(connection.reauthorization, connection.failure.since)

@@ -58,7 +58,7 @@ class Rewriter:
     total: int
     done: int = 0
     lost: int = 0
-    unreadable: set[UUID] = field(default_factory=set)
+    unreadable: set[UUID] = field(default_factory=set[UUID])
 
     @property
     def progress(self) -> RekeyProgress:

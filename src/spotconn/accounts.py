@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -220,7 +220,7 @@ class SpotifyAccounts:
             return read_profile(answer.status, answer.headers, answer.body, now=self._clock())
 
     @asynccontextmanager
-    async def _passing(self, gate: Gate, begin_by: float) -> AsyncIterator[None]:
+    async def _passing(self, gate: Gate, begin_by: float) -> AsyncGenerator[None]:
         """One call under way: it waits for its place, passes the gate, and tells the gate what came of it."""
         loop = asyncio.get_running_loop()
         async with _place(self._places, begin_by):
@@ -249,7 +249,7 @@ class SpotifyAccounts:
 
 
 @asynccontextmanager
-async def _place(places: asyncio.Semaphore, begin_by: float) -> AsyncIterator[None]:
+async def _place(places: asyncio.Semaphore, begin_by: float) -> AsyncGenerator[None]:
     try:
         async with asyncio.timeout_at(begin_by):
             await places.acquire()

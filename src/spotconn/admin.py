@@ -4,7 +4,7 @@ It acts as `service_role`, which row level security does not bind, one short tra
 it belongs in a service that answers users.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
@@ -22,6 +22,7 @@ from spotconn.overview import ConnectionOverview, ConnectionStats, RekeyProgress
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
+    from asyncpg.transaction import Transaction
 
 BATCH = 1000
 """Rows read or changed in one statement."""
@@ -86,7 +87,8 @@ class ConnectionAdmin:
     """Looks over and mends the connections of all users.
 
     Args:
-        pool: of a login that may become `service_role` (on Supabase, `postgres`). It is not closed here.
+        pool: of a login that may become `service_role` (on Supabase, `postgres`); behind a transaction pooler, made
+            with `statement_cache_size=0`. It is not closed here.
         cipher: the ring of keys that `rekey` needs; nothing else here reads a token.
     """
 
@@ -96,13 +98,15 @@ class ConnectionAdmin:
 
     @classmethod
     @guarded_context
-    async def open(cls, dsn: str, *, cipher: AesGcmSivCipher | None = None, **pool_options: Any) -> AsyncIterator[Self]:
+    async def open(
+        cls, dsn: str, *, cipher: AesGcmSivCipher | None = None, **pool_options: Any
+    ) -> AsyncGenerator[Self]:
         """An admin over a pool of its own, which is closed at the end.
 
         Args:
             dsn: a postgresql:// URL.
             cipher: the ring of keys that `rekey` needs.
-            pool_options: of `asyncpg.create_pool`. By default 1 or 2 connections.
+            pool_options: of `asyncpg.create_pool`, as for `ConnectionStore.open`. By default 1 or 2 connections.
 
         Raises:
             ConfigurationError: the DSN is malformed, or the login is refused.
@@ -239,7 +243,7 @@ class ConnectionAdmin:
             return await translated(connection.fetch(query, *args, timeout=TIMEOUT))
 
     @asynccontextmanager
-    async def _acting(self) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+    async def _acting(self) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
         """A transaction as service_role."""
         async with acquired(self._pool) as connection:
             transaction = connection.transaction()
@@ -253,9 +257,7 @@ class ConnectionAdmin:
             await translated(transaction.commit())
 
 
-async def _roll_back(
-    connection: "PoolConnectionProxy[asyncpg.Record]", transaction: "asyncpg.transaction.Transaction"
-) -> None:
+async def _roll_back(connection: "PoolConnectionProxy[asyncpg.Record]", transaction: "Transaction") -> None:
     """End a failed transaction; where that fails too, the connection, or it would go back to the pool as it is."""
     rolled_back = False
     try:

@@ -6,7 +6,7 @@ else to standard error.
 """
 
 import os
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
@@ -36,7 +36,7 @@ from spotconn.overview import ConnectionStats, RekeyProgress
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -120,7 +120,7 @@ def status(user: User, *, as_json: Json = False) -> None:
         write_json(found)
         return
     for name, value in found.model_dump(mode="json", exclude_none=True).items():
-        write(f"{name.replace('_', ' ')}: {' '.join(value) if isinstance(value, list) else value}\n")
+        write(f"{name.replace('_', ' ')}: {' '.join(cast('list[str]', value)) if isinstance(value, list) else value}\n")
 
 
 async def _status(user: str) -> ConnectionStatus:

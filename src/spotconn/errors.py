@@ -56,7 +56,7 @@ class ReauthorizationRequired(AskUser):
     def __init__(self, reason: ReauthorizationReason, since: datetime) -> None:
         found = f"{since.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
         super().__init__(f"refresh token {reason} (found {found}); the user must connect again")
-        self.reason = reason
+        self.reason: ReauthorizationReason = reason
         self.since = since
 
     def __reduce__(self) -> tuple[type, tuple[ReauthorizationReason, datetime]]:
@@ -72,7 +72,7 @@ class MissingScope(AskUser):
     """
 
     def __init__(self, missing: Iterable[str]) -> None:
-        self.missing = frozenset(missing)
+        self.missing: frozenset[str] = frozenset(missing)
         super().__init__(f"not granted: {' '.join(sorted(self.missing))}; connect again with these scopes")
 
     def __reduce__(self) -> tuple[type, tuple[frozenset[str]]]:
@@ -90,7 +90,7 @@ class ConnectFailed(AskUser):
 
     def __init__(self, reason: ConnectFailure, message: str) -> None:
         super().__init__(message)
-        self.reason = reason
+        self.reason: ConnectFailure = reason
 
     def __reduce__(self) -> tuple[type, tuple[ConnectFailure, str]]:
         """Pickle by the arguments."""

@@ -5,7 +5,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Self
 from uuid import UUID
@@ -14,14 +14,16 @@ from spotconn import events
 from spotconn._cache import ConnectionCache
 from spotconn._flights import Flights
 from spotconn._guard import guarded, guarded_context
+from spotconn._many import ManyTokens, Serving
 from spotconn._observer import NOBODY, Observer
 from spotconn._refresh import Refresher
 from spotconn._settings import Settings
 from spotconn.accounts import SpotifyAccounts
 from spotconn.auth import SpotifyAuth
 from spotconn.cipher import cipher_for
-from spotconn.errors import AskUser, MissingScope, NotConnected, RefreshInProgress, SpotifyUnavailable
+from spotconn.errors import AskUser, MissingScope, NotConnected, RefreshInProgress, SpotconnError, SpotifyUnavailable
 from spotconn.models import Connection, ConnectionStatus, Freshness, freshness, parse_user_id
+from spotconn.overview import TokensProgress
 from spotconn.store import ConnectionStore
 
 _log = logging.getLogger("spotconn")
@@ -94,10 +96,12 @@ class TokenManager:
         self._clock = clock
         self._flights = Flights(self._obtain)
         self._background: dict[UUID, asyncio.Task[Connection]] = {}
+        serving = Serving(self._newer, window=refresh_window, margin=expiry_margin, clock=clock)
+        self._many = ManyTokens(store, serving, self._flights.check_open)
 
     @classmethod
     @guarded_context
-    async def from_env(cls, **overrides: Any) -> AsyncIterator[Self]:
+    async def from_env(cls, **overrides: Any) -> AsyncGenerator[Self]:
         """A manager from DATABASE_URL (or SPOTCONN_DATABASE_URL), SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET.
 
         Without a secret the client is a public one. SPOTCONN_ENCRYPTION_KEYS encrypts the stored
@@ -169,6 +173,39 @@ class TokenManager:
             raise MissingScope(missing)
         self._refresh_if_stale(connection)
         return connection.access_token
+
+    def get_valid_tokens(
+        self,
+        user_ids: Iterable[UUID | str] | AsyncIterable[UUID | str],
+        *,
+        concurrency: int = 20,
+        progress: Callable[[TokensProgress], object] | None = None,
+    ) -> AsyncGenerator[tuple[UUID, str | SpotconnError], None]:
+        """For many users, an access token that Spotify accepts now, or why there is none: for nightly jobs.
+
+        An async generator of pairs (user id as a UUID, token or `SpotconnError`), as they come and not in the order
+        of the input; an id that is given twice has two answers. The connections are read in batches of 200. Tokens
+        in the last 5 minutes (`refresh_window`) are refreshed first, as `get_valid_token` does; where that fails and
+        the stored token is still good, it is the answer. What is read is not cached. Memory does not grow with the
+        number of users; at most some 400 ids are taken ahead of the answers.
+
+        What is wrong for one user is the answer for that user, DatabaseUnavailable for a whole batch. What is wrong
+        for all ends the job. Leave it early within `contextlib.aclosing`, which ends at once what is under way;
+        refreshes that Spotify has been asked for are completed and saved all the same.
+
+        Args:
+            user_ids: whose tokens, as an iterable or async iterable, such as a cursor of the database. An iterable
+                that blocks holds up the event loop.
+            concurrency: refreshes at once, 1 or more.
+            progress: called after every 200 answers, and at the end.
+
+        Raises:
+            ValueError: an argument is malformed, or an id is no UUID: the text gives its place in the input, and
+                all ids before it have been answered.
+            ConfigurationError, SchemaMismatch, RowSecurityError: call an engineer.
+            RuntimeError: the manager was closed.
+        """
+        return self._many.answers(user_ids, concurrency=concurrency, progress=progress)
 
     async def replace_rejected(self, user_id: UUID | str, rejected_token: str) -> str:
         """Another access token than the one that the Web API refused with 401.
@@ -246,7 +283,8 @@ class TokenManager:
         Running refreshes have the time of the lease. What Spotify has granted and the database does not take within
         10 seconds more is lost; that is logged as critical.
         """
-        await self._flights.close(seconds=self._patience, others=set(self._background.values()))
+        passes = self._many.cancel()
+        await self._flights.close(seconds=self._patience, others={*self._background.values(), *passes})
         await self._refresher.kept.flush(seconds=FLUSH_TIMEOUT)
         await self._events.drained(seconds=EVENTS_TIMEOUT)
         self._store.unwatch(self._cache.discard)

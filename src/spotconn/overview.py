@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import ClassVar
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
@@ -10,7 +11,7 @@ from spotconn.models import REFRESH_TOKEN_MONTHS, RecordedFailure, add_months
 
 
 class _Overview(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class ConnectionOverview(_Overview):
@@ -62,6 +63,18 @@ class ConnectionStats(_Overview):
     invalid: int
     plain_text: int
     by_key: Mapping[str, int]
+
+
+class TokensProgress(_Overview):
+    """How far `TokenManager.get_valid_tokens` has come.
+
+    Attributes:
+        done: user ids that the caller has had an answer for.
+        failed: those of them whose answer was an error.
+    """
+
+    done: int
+    failed: int
 
 
 class RekeyProgress(_Overview):

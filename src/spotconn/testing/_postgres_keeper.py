@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 START_TIMEOUT = 30.0
 """Seconds for initdb, and again for the server, to come up."""
@@ -25,6 +25,15 @@ STOP_TIMEOUT = 10.0
 """Seconds for each way of stopping before the next harder one."""
 TRIES = 5
 """Ports to try; one found free can be lost to another program."""
+
+
+class _Account(TypedDict, total=False):
+    """As whom the server's programs run, and what they see of the environment."""
+
+    env: dict[str, str]
+    user: int
+    group: int
+    extra_groups: list[int]
 
 
 class Keeper:
@@ -36,7 +45,7 @@ class Keeper:
         self._options: dict[str, str] = settings["options"]
         self._password: str = settings["password"]
         # The parent's settings and secrets are none of the server's business.
-        self._account: dict[str, Any] = {"env": {"PATH": os.environ.get("PATH", os.defpath)}}
+        self._account: _Account = {"env": {"PATH": os.environ.get("PATH", os.defpath)}}
         self._server: subprocess.Popen[bytes] | None = None
         self._binaries = Path(settings["binaries"])
 
@@ -50,8 +59,7 @@ class Keeper:
         """Make the data folder, with a superuser that needs its password."""
         password_file = self.folder / "password"
         password_file.write_text(self._password, encoding="ascii")
-        if "user" in self._account:
-            os.chown(password_file, self._account["user"], self._account["group"])
+        os.chown(password_file, self._account.get("user", -1), self._account.get("group", -1))
         password_file.chmod(0o600)
         method = ("--auth-local=scram-sha-256", "--auth-host=scram-sha-256", f"--pwfile={password_file}")
         self._run("initdb", "-D", str(self._data), "-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8", *method)

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import uvicorn
@@ -13,7 +13,7 @@ CLOSE_TIMEOUT = 5
 
 
 @asynccontextmanager
-async def serve(app: ASGIApp, port: int = 0) -> AsyncIterator[str]:
+async def serve(app: ASGIApp, port: int = 0) -> AsyncGenerator[str]:
     """Serve while the block lasts; requests still under way at its end are cancelled.
 
     It takes over no signals and logs nothing.

@@ -63,10 +63,10 @@ class _Code:
 
 @dataclass
 class _Tokens:
-    codes: dict[str, _Code] = field(default_factory=dict, repr=False)
-    access: dict[str, tuple[Consent, float]] = field(default_factory=dict, repr=False)
-    refresh: dict[str, Consent] = field(default_factory=dict, repr=False)
-    revoked: set[str] = field(default_factory=set, repr=False)
+    codes: dict[str, _Code] = field(default_factory=dict[str, _Code], repr=False)
+    access: dict[str, tuple[Consent, float]] = field(default_factory=dict[str, tuple[Consent, float]], repr=False)
+    refresh: dict[str, Consent] = field(default_factory=dict[str, Consent], repr=False)
+    revoked: set[str] = field(default_factory=set[str], repr=False)
 
 
 class FakeSpotify:
@@ -112,8 +112,8 @@ class FakeSpotify:
         self._hold: Hold | None = None
         self._app = build_app(self)
         self.accounts: dict[str, FakeAccount] = {}
-        self.token_calls = 0
-        self.refresh_calls = 0
+        self.token_calls: int = 0
+        self.refresh_calls: int = 0
         self.refreshes: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -203,7 +203,7 @@ class FakeSpotify:
         scripted = self._script.pop(0) if self._script else None
         if hold and hold.before:
             await hold.wait()
-        reply = self.decide(form, authorization) if scripted is None or scripted.lost else (200, {})
+        reply: Reply = self.decide(form, authorization) if scripted is None or scripted.lost else (200, {})
         if hold and not hold.before:
             await hold.wait()
         return scripted or reply

@@ -1,28 +1,18 @@
 """The part of Spotify's Web API that the simulated one has: the profile and the top tracks."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from spotconn.testing._catalogue import tracks_of, user
 from spotconn.testing._rules import Reply
 
 if TYPE_CHECKING:
     from spotconn.testing._spotify import Consent, FakeSpotify
 
-TRACKS = (
-    ("First Light over the Harbour", "The Loopback Trio", 214),
-    ("Nine Lanterns", "Paper Satellites", 187),
-    ("Slow Train, Open Window", "The Loopback Trio", 263),
-    ("Cobalt", "Ground Control Choir", 201),
-    ("What the Tide Left", "Paper Satellites", 242),
-    ("Half Past Summer", "Low Season", 176),
-    ("A Map of the Stairs", "Ground Control Choir", 229),
-    ("Northbound", "Low Season", 198),
-)
-"""Title, artist and seconds of what there is to hear."""
 LONGEST_PAGE = 50
 """Items of a page of the Web API."""
 
@@ -38,6 +28,7 @@ def web_routes(fake: "FakeSpotify") -> list[Route]:
 
     return [
         Route("/v1/me", me, methods=["GET"]),
+        Route("/v1/me/", me, methods=["GET"]),  # as tekore and spotipy have it
         Route("/v1/me/top/tracks", top_tracks, methods=["GET"]),
     ]
 
@@ -53,23 +44,35 @@ def _answer(fake: "FakeSpotify", request: Request, read: Callable[["Consent", Re
 
 def _profile(consent: "Consent", _request: Request) -> Reply:
     account = consent.account
-    body: dict[str, Any] = {"id": account.spotify_user_id, "display_name": account.display_name, "images": []}
-    if "user-read-email" in consent.scope and account.email:
-        body["email"] = account.email
-    return 200, body
+    email = account.email if "user-read-email" in consent.scope else None
+    return 200, user(account.spotify_user_id, account.display_name, email or None)
 
 
 def _top_tracks(consent: "Consent", request: Request) -> Reply:
     if "user-top-read" not in consent.scope:
         return 403, {"error": {"status": 403, "message": "Insufficient client scope"}}
-    asked = request.query_params.get("limit", "20")
-    if not (asked.isascii() and asked.isdigit() and 1 <= int(asked[:4]) <= LONGEST_PAGE):
+    limit, offset = _number(request, "limit", 20), _number(request, "offset", 0)
+    if limit is None or not 1 <= limit <= LONGEST_PAGE:
         return 400, {"error": {"status": 400, "message": "Invalid limit"}}
-    # Each account has another order, always the same.
-    first = sum(consent.account.spotify_user_id.encode()) % len(TRACKS)
-    items = [_track(*track) for track in (TRACKS[first:] + TRACKS[:first])[: int(asked)]]
-    return 200, {"items": items, "total": len(TRACKS), "limit": int(asked), "offset": 0}
+    if offset is None:
+        return 400, {"error": {"status": 400, "message": "Invalid offset"}}
+    tracks = tracks_of(consent.account.spotify_user_id)
+    return 200, {
+        "href": str(request.url),
+        "items": tracks[offset : offset + limit],
+        "limit": limit,
+        "next": _page(request, offset + limit) if offset + limit < len(tracks) else None,
+        "offset": offset,
+        "previous": _page(request, max(0, offset - limit)) if offset else None,
+        "total": len(tracks),
+    }
 
 
-def _track(name: str, artist: str, seconds: int) -> dict[str, Any]:
-    return {"type": "track", "name": name, "artists": [{"name": artist}], "duration_ms": seconds * 1000}
+def _number(request: Request, name: str, default: int) -> int | None:
+    """A number of at most four digits from the query; None where it is none."""
+    text = request.query_params.get(name, str(default))
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= len("9999") else None
+
+
+def _page(request: Request, offset: int) -> str:
+    return str(request.url.include_query_params(offset=offset))

@@ -1,0 +1,92 @@
+"""Measure everything in one run: `python -m benchmarks`, or `make bench`.
+
+Prints a table, and writes results.json and the picture for the README. It ends with 0 whatever the figures are.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from benchmarks import (
+    ROOT,
+    cold,
+    decrypt,
+    imports,
+    memory,
+    pace,
+    peers,
+    picture,
+    rows,
+    starved,
+    storm,
+    table,
+    warm,
+    wire,
+)
+from benchmarks.goals import GOALS
+from benchmarks.rounds import Figure
+from benchmarks.sizes import FULL, QUICK, Size
+from spotconn.testing import EmbeddedPostgres
+
+PARTS = (imports, wire, decrypt, warm, cold, rows, starved, storm, pace, memory)
+ON_UVLOOP = (warm, cold, pace)
+
+Loop = Callable[[], asyncio.AbstractEventLoop]
+
+
+def main() -> None:
+    """Run as the command line says."""
+    parser = argparse.ArgumentParser(prog="benchmarks", description="Measure what the library costs.")
+    parser.add_argument("--quick", action="store_true", help="run everything once, for figures that mean nothing")
+    parser.add_argument("--folder", type=Path, help="where results.json and benchmarks.svg go")
+    options = parser.parse_args()
+    figures = measured(QUICK if options.quick else FULL)
+    print("\n".join(table.lines(figures)))
+    results = options.folder or ROOT / "benchmarks"
+    drawings = options.folder or ROOT / "docs" / "images"
+    (results / "results.json").write_text(json.dumps(as_json(figures), indent=2) + "\n")
+    (drawings / "benchmarks.svg").write_text(picture.drawn(figures))
+
+
+def measured(size: Size) -> dict[str, float]:
+    """All figures; those of uvloop have it before their names."""
+    figures: dict[str, float] = {}
+    with EmbeddedPostgres() as server:
+        for part in PARTS:
+            figures |= _run(part.measure(server, size), asyncio.new_event_loop)
+        for part in ON_UVLOOP:
+            again = _run(part.measure(server, size), uvloop.new_event_loop)
+            figures |= {f"uvloop_{key}": value for key, value in again.items()}
+    return figures
+
+
+def _run(part: Coroutine[Any, Any, list[Figure]], loop: Loop) -> dict[str, float]:
+    with asyncio.Runner(loop_factory=loop) as runner:
+        figures = dict(runner.run(part))
+    for key, value in figures.items():
+        print(f"... {key} {table.shown(value)}", flush=True)
+    return figures
+
+
+def as_json(figures: dict[str, float]) -> dict[str, Any]:
+    """The figures that have a goal by their names, the others together, and what they were measured with."""
+    goals = {goal.key: figures[goal.key] for goal in GOALS}
+    machine = {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "processors": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+    extra = {key: value for key, value in figures.items() if key not in goals}
+    return goals | {"machine": machine, "peers": peers.versions(), "extra": extra}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The figures that the project has set itself, and what each means."""
+
+from typing import Literal, NamedTuple
+
+
+class Goal(NamedTuple):
+    """What a figure is to reach.
+
+    Attributes:
+        key: of the figure in results.json.
+        what: is measured.
+        bound: how it compares with `limit`.
+        limit: in the figure's own unit; most are ratios.
+    """
+
+    key: str
+    what: str
+    bound: Literal["at most", "at least", "exactly"]
+    limit: float
+
+    def reached(self, value: float) -> bool:
+        """Whether a figure is good enough."""
+        if self.bound == "exactly":
+            return value == self.limit
+        return value <= self.limit if self.bound == "at most" else value >= self.limit
+
+
+GOALS = (
+    Goal("warm_vs_limit", "cached token / bare coroutine with a dict lookup and a clock read", "at most", 1.8),
+    Goal("warm_vs_authlib", "authlib's ensure_active_token / cached token", "at least", 15),
+    Goal("cold_vs_fetchrow", "token from the database / pool.fetchrow without RLS", "at most", 1.7),
+    Goal("cold_vs_transaction", "hand-written RLS transaction / token from the database", "at least", 3),
+    Goal("cold_vs_transaction_1ms", "the same with the database 1 ms away each way", "at least", 4.5),
+    Goal("round_trips_read", "round trips of a read, on the wire", "exactly", 1),
+    Goal("round_trips_refresh", "round trips of a refresh, on the wire", "exactly", 2),
+    Goal("storm_calls_per_user", "calls of Spotify for each user whom 4 processes ask for at once", "exactly", 1),
+    Goal("storm_vs_httpx", "refreshes per second of one process / bare httpx POSTs per second", "at least", 0.6),
+    Goal("starved_read_p99_ms", "ms of a read while 200 refreshes hang on a pool of 2, 99th percentile", "at most", 25),
+    Goal("rows_1m_vs_1k", "token from a table of 1,000,000 rows / of 1,000", "at most", 1.3),
+    Goal("bytes_per_cached_user", "bytes beside the token itself", "at most", 600),
+    Goal("import_overhead", "import spotconn / import asyncpg, httpx, pydantic, tenacity", "at most", 1.15),
+    Goal("decrypt_share", "share of a token from the database that is decrypting", "at most", 0.05),
+)

@@ -1,0 +1,58 @@
+"""How much is measured: in full, and in a short form that shows only that everything runs."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured.
+
+    Attributes:
+        rounds: interleaved ones, of each comparison.
+        warm_calls: cached tokens in one round.
+        cold_calls: reads of the database in one round.
+        rows: in the small, the middle and the large table.
+        storm_users: users whose tokens have run out.
+        storm_rounds: interleaved ones.
+        starved_refreshes: that hang at once.
+        starved_rounds: bursts of them.
+        cached_users: in one process's cache.
+        imports: fresh interpreters of each kind.
+    """
+
+    rounds: int
+    warm_calls: int
+    cold_calls: int
+    rows: tuple[int, int, int]
+    storm_users: int
+    storm_rounds: int
+    starved_refreshes: int
+    starved_rounds: int
+    cached_users: int
+    imports: int
+
+
+FULL = Size(
+    rounds=41,
+    warm_calls=20_000,
+    cold_calls=200,
+    rows=(1_000, 100_000, 1_000_000),
+    storm_users=1_000,
+    storm_rounds=7,
+    starved_refreshes=200,
+    starved_rounds=10,
+    cached_users=100_000,
+    imports=31,
+)
+QUICK = Size(
+    rounds=2,
+    warm_calls=200,
+    cold_calls=5,
+    rows=(10, 20, 40),
+    storm_users=12,
+    storm_rounds=1,
+    starved_refreshes=8,
+    starved_rounds=1,
+    cached_users=50,
+    imports=1,
+)

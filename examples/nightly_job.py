@@ -1,0 +1,124 @@
+"""A nightly job that works for many users.
+
+    python examples/nightly_job.py [USER_ID ...]
+
+A few users at a time; one user's trouble does not stop the others. After SIGTERM or SIGINT no further user is begun,
+and those under way finish, in 20 seconds at most. The status is 0 if nothing is left to do, else 1: run it again. What
+only an engineer can mend is the same for every user and ends the job at once.
+"""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import httpx
+
+from spotconn import AskUser, CallEngineer, TokenManager, TryLater
+from stage import has_settings, run, say, service, simulated
+from web_api import asked
+
+AT_ONCE = 8
+PER_USER = 20
+"""Seconds for the work of one user."""
+
+Job = Callable[[UUID], Awaitable[object]]
+
+
+@dataclass
+class Report:
+    """What has become of the users."""
+
+    done: list[UUID] = field(default_factory=list)
+    ask: list[UUID] = field(default_factory=list)
+    later: list[UUID] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """Of those that were begun."""
+        return len(self.done) + len(self.ask) + len(self.later)
+
+
+async def for_each(user_ids: Iterable[UUID], job: Job, stop: asyncio.Event, *, per_user: float = PER_USER) -> Report:
+    """Do a job for each user, for a few at a time, until `stop` is set.
+
+    Raises:
+        CallEngineer: nothing can be done for anybody.
+    """
+    report, waiting, fatal = Report(), iter(user_ids), list[CallEngineer]()
+
+    async def work() -> None:
+        while not stop.is_set() and not fatal and (user_id := next(waiting, None)):
+            try:
+                async with asyncio.timeout(per_user):
+                    await job(user_id)
+                report.done.append(user_id)
+            except AskUser:
+                report.ask.append(user_id)
+            except (TryLater, TimeoutError):
+                report.later.append(user_id)
+            except CallEngineer as error:
+                fatal.append(error)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(AT_ONCE):
+            group.create_task(work())
+    if fatal:
+        raise fatal[0]
+    return report
+
+
+@contextmanager
+def stopped_by(*signals: signal.Signals) -> Iterator[asyncio.Event]:
+    """An event that these signals set."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in signals:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield stop
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+def tracks_of(tokens: TokenManager, http: httpx.AsyncClient) -> Job:
+    """The job: note what a user listens to most."""
+
+    async def note(user_id: UUID) -> None:
+        await tokens.get_valid_token(user_id, scopes=["user-top-read"])
+        page = await asked(http, tokens.auth(user_id), "/v1/me/top/tracks", limit=1)
+        say(f"{user_id}: {page['items'][0]['name']}")
+
+    return note
+
+
+@asynccontextmanager
+async def opened(user_ids: list[str]) -> AsyncIterator[tuple[TokenManager, list[UUID]]]:
+    """The users of the arguments; or forty of a simulation with a slow Spotify, two of whom have to be asked."""
+    if has_settings():
+        async with service(user_ids) as given:
+            yield given
+    else:
+        async with simulated(latency=(0.1, 0.2)) as simulation:
+            users = [await simulation.connect(f"user{number}", ttl=-60) for number in range(1, 40)]
+            simulation.spotify.revoke("user7")
+            yield simulation.tokens, [*users, await simulation.sign_up("user40")]
+
+
+async def main(user_ids: list[str]) -> int:
+    with stopped_by(signal.SIGTERM, signal.SIGINT) as stop:
+        async with (
+            opened(user_ids) as (tokens, users),
+            httpx.AsyncClient(base_url=tokens.accounts.api_url, timeout=10) as http,
+        ):
+            report = await for_each(users, tracks_of(tokens, http), stop)
+    left = len(users) - report.count
+    say(f"{len(report.done)} done, {len(report.ask)} to ask, {len(report.later)} to try later, {left} not begun")
+    return 1 if report.later or left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,29 @@
+"""One request to the Web API, with what may go wrong told in the errors of spotconn."""
+
+from typing import Any
+
+import httpx
+
+from spotconn import SpotifyAuth, SpotifyUnavailable
+
+
+async def asked(http: httpx.AsyncClient, auth: SpotifyAuth, path: str, **query: int | str) -> Any:
+    """The JSON of an answer.
+
+    Raises:
+        SpotconnError: there is no token for it, or Spotify gave no usable answer to it.
+    """
+    try:
+        answer = await http.get(path, params=query, auth=auth)
+    except httpx.RequestError as error:
+        failure = SpotifyUnavailable(f"no answer from Spotify: {type(error).__name__}", answered=False)
+    else:
+        if answer.is_success:
+            return answer.json()
+        pause = answer.headers.get("Retry-After", "")
+        failure = SpotifyUnavailable(
+            f"Spotify answered with status {answer.status_code}",
+            retry_after=float(pause) if pause.isdecimal() else None,
+        )
+    # Not raised from the error itself, which holds the request and with it the token.
+    raise failure

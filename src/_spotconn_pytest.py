@@ -1,0 +1,129 @@
+"""The plugin for pytest: a simulated Spotify, a private Postgres and a connected user for the tests of a service.
+
+Every run of pytest in the environment loads this module. So it stands outside the package, whose import takes time
+and would come before coverage is measured, and imports the library only when a fixture is used.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Generator
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import pytest
+
+if TYPE_CHECKING:
+    from spotconn import ConnectionStore, SpotifyAccounts, TokenManager
+    from spotconn.testing import EmbeddedPostgres, FakeClock, FakeSpotify
+
+if TYPE_CHECKING or find_spec("pytest_asyncio"):
+    from pytest_asyncio import fixture as async_fixture
+else:  # the fixtures can be asked for, and say what is missing
+    async_fixture = pytest.fixture
+
+
+@pytest.fixture(scope="session")
+def _spotconn_extra() -> None:
+    """What all others need."""
+    needed = ("pytest_asyncio", "python_multipart", "starlette", "uvicorn")
+    if missing := [name for name in needed if find_spec(name) is None]:
+        text = (
+            f'the fixtures of spotconn need an extra: pip install "spotconn[testing]" (without: {", ".join(missing)})'
+        )
+        pytest.fail(text, pytrace=False)
+
+
+@pytest.fixture
+def spotconn_clock(_spotconn_extra: None) -> "FakeClock":
+    """The time by which the manager and the simulated Spotify live: now, until the test steps it."""
+    from spotconn.testing import FakeClock
+
+    return FakeClock(time.time())
+
+
+@pytest.fixture
+def spotify_fake(spotconn_clock: "FakeClock") -> "FakeSpotify":
+    """A simulated Spotify; its refresh tokens are strictly single-use: what works there works with reusable ones."""
+    from spotconn.testing import FakeSpotify
+
+    return FakeSpotify(rotation=True, clock=spotconn_clock)
+
+
+@async_fixture
+async def spotify_url(spotify_fake: "FakeSpotify") -> AsyncGenerator[str]:
+    """The base URL at which the simulated Spotify answers on loopback, both as accounts service and as Web API."""
+    async with spotify_fake.serve() as url:
+        yield url
+
+
+@pytest.fixture
+def spotify_scopes() -> frozenset[str]:
+    """What the connected user has granted; to be overridden by a fixture of the same name."""
+    return frozenset({"user-read-email", "user-top-read"})
+
+
+@pytest.fixture(scope="session")
+def spotconn_postgres(_spotconn_extra: None) -> "Generator[EmbeddedPostgres]":
+    """A private Postgres with the schema applied, one for the whole run."""
+    from spotconn.testing import EmbeddedPostgres, apply_schema
+
+    with EmbeddedPostgres() as server:
+        asyncio.run(apply_schema(server.dsn()))
+        yield server
+
+
+@async_fixture
+async def spotconn_dsn(spotconn_postgres: "EmbeddedPostgres") -> str:
+    """The URL of that Postgres, as its superuser; the users and connections of earlier tests are gone."""
+    from spotconn.testing._database import remove_users
+
+    dsn = spotconn_postgres.dsn()
+    await remove_users(dsn)
+    return dsn
+
+
+@async_fixture
+async def spotconn_store(spotconn_dsn: str) -> "AsyncGenerator[ConnectionStore]":
+    """A `ConnectionStore` of that Postgres."""
+    from spotconn import ConnectionStore
+
+    async with ConnectionStore.open(spotconn_dsn) as store:
+        yield store
+
+
+@async_fixture
+async def spotconn_accounts(spotify_url: str, spotconn_clock: "FakeClock") -> "AsyncGenerator[SpotifyAccounts]":
+    """`SpotifyAccounts` of the app that the simulated Spotify knows."""
+    from spotconn import SpotifyAccounts
+
+    async with SpotifyAccounts(
+        "demo-client", "demo-secret", accounts_url=spotify_url, api_url=spotify_url, clock=spotconn_clock
+    ) as accounts:
+        yield accounts
+
+
+@async_fixture
+async def spotconn_tokens(
+    spotconn_store: "ConnectionStore", spotconn_accounts: "SpotifyAccounts", spotconn_clock: "FakeClock"
+) -> "AsyncGenerator[TokenManager]":
+    """A `TokenManager` over that store and that Spotify."""
+    from spotconn import TokenManager
+
+    async with TokenManager(spotconn_store, spotconn_accounts, clock=spotconn_clock) as tokens:
+        yield tokens
+
+
+@async_fixture
+async def spotconn_user(
+    spotconn_store: "ConnectionStore", spotify_fake: "FakeSpotify", spotify_scopes: frozenset[str], spotconn_dsn: str
+) -> UUID:
+    """The id of a user who has just connected the account "alice"; the access token is good for an hour."""
+    from spotconn import Profile
+    from spotconn.testing import add_user
+
+    user_id = await add_user(spotconn_dsn)
+    alice = spotify_fake.add_account("alice", display_name="Alice", email="alice@example.com")
+    profile = Profile(spotify_user_id=alice.spotify_user_id, display_name=alice.display_name, email=alice.email)
+    await spotconn_store.save(user_id, spotify_fake.authorize("alice", spotify_scopes), profile)
+    return user_id

@@ -1,0 +1,75 @@
+"""The bodies that the simulated Web API answers with: whole enough for clients that check every field."""
+
+from hashlib import sha256
+from typing import Any
+
+TRACKS = (
+    ("First Light over the Harbour", "The Loopback Trio", 214),
+    ("Nine Lanterns", "Paper Satellites", 187),
+    ("Slow Train, Open Window", "The Loopback Trio", 263),
+    ("Cobalt", "Ground Control Choir", 201),
+    ("What the Tide Left", "Paper Satellites", 242),
+    ("Half Past Summer", "Low Season", 176),
+    ("A Map of the Stairs", "Ground Control Choir", 229),
+    ("Northbound", "Low Season", 198),
+)
+"""Title, artist and seconds of what there is to hear."""
+
+
+def user(spotify_user_id: str, display_name: str | None, email: str | None) -> dict[str, Any]:
+    """A user as GET /v1/me shows them."""
+    body = _thing("user", spotify_user_id) | {
+        "account_id": _id("account", spotify_user_id),
+        "display_name": display_name,
+        "images": [],
+    }
+    return body if email is None else body | {"email": email}
+
+
+def tracks_of(spotify_user_id: str) -> list[dict[str, Any]]:
+    """All tracks in the order of one account, which is always the same and another for other accounts."""
+    first = sum(spotify_user_id.encode()) % len(TRACKS)
+    return [_track(*track) for track in TRACKS[first:] + TRACKS[:first]]
+
+
+def _track(name: str, artist: str, seconds: int) -> dict[str, Any]:
+    by = [_named("artist", artist)]
+    album = _named("album", name) | {
+        "album_type": "single",
+        "artists": by,
+        "images": [],
+        "release_date": "2020-02-20",
+        "release_date_precision": "day",
+        "total_tracks": 1,
+    }
+    return _named("track", name) | {
+        "album": album,
+        "artists": by,
+        "disc_number": 1,
+        "duration_ms": seconds * 1000,
+        "explicit": False,
+        "external_ids": {},
+        "is_local": False,
+        "popularity": 50,
+        "preview_url": None,
+        "track_number": 1,
+    }
+
+
+def _named(kind: str, name: str) -> dict[str, Any]:
+    return _thing(kind, _id(kind, name)) | {"name": name}
+
+
+def _thing(kind: str, spotify_id: str) -> dict[str, Any]:
+    return {
+        "id": spotify_id,
+        "type": kind,
+        "uri": f"spotify:{kind}:{spotify_id}",
+        "href": f"https://api.spotify.com/v1/{kind}s/{spotify_id}",
+        "external_urls": {"spotify": f"https://open.spotify.com/{kind}/{spotify_id}"},
+    }
+
+
+def _id(kind: str, name: str) -> str:
+    """22 characters, as Spotify's ids have."""
+    return sha256(f"{kind} {name}".encode()).hexdigest()[:22]
