@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -255,6 +256,21 @@ async def test_a_replaced_token_is_one_request(
     assert exported.outcomes() == {("refreshed",): 1, ("fresh",): 1}
     assert len(exported.spans("spotconn.replace_rejected")) == 2
     assert not exported.spans(CALL)
+
+
+async def test_a_job_over_many_users(
+    tokens: TokenManager, store: ConnectionStore, spotify: FakeSpotify, users: list[UUID], exported: Exported
+) -> None:
+    """Its refreshes are counted and traced, each for itself, linked to the job; no request is counted."""
+    for user in users:
+        await connect(store, spotify, user, account=str(user), ttl=-1)
+    with exported.tracing.get_tracer("service").start_as_current_span("job") as job:
+        async with aclosing(tokens.get_valid_tokens(users)) as answers:
+            assert len([token async for _, token in answers if isinstance(token, str)]) == 3
+    assert exported.outcomes() == {}
+    assert exported.points(REFRESH) == {(): 3}
+    refreshes = exported.spans("spotconn.refresh")
+    assert [link.context for span in refreshes for link in span.links] == [job.get_span_context()] * 3
 
 
 async def test_a_refresh_in_the_background_has_a_trace_of_its_own(
