@@ -1,6 +1,7 @@
 """Measure everything in one run: `python -m benchmarks`, or `make bench`.
 
-Prints a table, and writes results.json and the picture for the README. It ends with 0 whatever the figures are.
+Prints a table, and writes results.json, the picture for the README and the tables of docs/performance.md. It ends with
+0 whatever the figures are.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from benchmarks import (
     imports,
     memory,
     pace,
+    page,
     peers,
     picture,
     rows,
@@ -45,14 +47,20 @@ def main() -> None:
     """Run as the command line says."""
     parser = argparse.ArgumentParser(prog="benchmarks", description="Measure what the library costs.")
     parser.add_argument("--quick", action="store_true", help="run everything once, for figures that mean nothing")
-    parser.add_argument("--folder", type=Path, help="where results.json and benchmarks.svg go")
+    parser.add_argument("--folder", type=Path, help="where everything is written, in place of the project")
     options = parser.parse_args()
     figures = measured(QUICK if options.quick else FULL)
     print("\n".join(table.lines(figures)))
-    results = options.folder or ROOT / "benchmarks"
-    drawings = options.folder or ROOT / "docs" / "images"
-    (results / "results.json").write_text(json.dumps(as_json(figures), indent=2) + "\n")
-    (drawings / "benchmarks.svg").write_text(picture.drawn(figures))
+    write(figures, options.folder)
+
+
+def write(figures: dict[str, float], folder: Path | None) -> None:
+    """Write what a run leaves: into the project, or all into one folder."""
+    docs = ROOT / "docs"
+    text = page.refreshed((docs / "performance.md").read_text(), figures, platform.python_version())
+    ((folder or docs) / "performance.md").write_text(text)
+    ((folder or docs / "images") / "benchmarks.svg").write_text(picture.drawn(figures))
+    ((folder or ROOT / "benchmarks") / "results.json").write_text(json.dumps(as_json(figures), indent=2) + "\n")
 
 
 def measured(size: Size) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -28,7 +28,7 @@ class Child:
 
 
 @asynccontextmanager
-async def child(module: str, *arguments: object) -> AsyncIterator[Child]:
+async def child(module: str, *arguments: object) -> AsyncGenerator[Child]:
     """Run a module of this package as a process; it ends with its standard input, so also with this process."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -1,6 +1,6 @@
 """Users connected to a simulated Spotify of another process, whose tokens run out when told to."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from uuid import UUID
@@ -46,7 +46,7 @@ class Crowd:
 
 
 @asynccontextmanager
-async def gathered(server: EmbeddedPostgres, name: str, number: int, *, latency: float = 0) -> AsyncIterator[Crowd]:
+async def gathered(server: EmbeddedPostgres, name: str, number: int, *, latency: float = 0) -> AsyncGenerator[Crowd]:
     """That many users in a database of their own.
 
     Args:

@@ -1,7 +1,7 @@
 """Where everything is measured: databases of one private server, and managers over them."""
 
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +65,7 @@ async def new_database(server: EmbeddedPostgres, name: str, *, rows: int = 0) ->
 
 
 @asynccontextmanager
-async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+async def connected(dsn: str) -> AsyncGenerator[asyncpg.Connection]:
     """One connection of asyncpg."""
     connection = await asyncpg.connect(dsn)
     try:
@@ -89,7 +89,7 @@ def drawing(users: Sequence[UUID], number: int) -> Callable[[], list[UUID]]:
 @asynccontextmanager
 async def managing(
     dsn: str, *, spotify: str = NOWHERE, cipher: TokenCipher | None = None, connections: int = 10, **options: Any
-) -> AsyncIterator[TokenManager]:
+) -> AsyncGenerator[TokenManager]:
     """A manager over a store and a pool of its own."""
     async with (
         ConnectionStore.open(dsn, cipher=cipher, max_size=connections) as store,

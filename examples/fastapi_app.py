@@ -13,7 +13,7 @@ import math
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Annotated, Any, TypedDict
 from uuid import UUID
@@ -103,7 +103,7 @@ def build_app(opened: Opener) -> FastAPI:
     """
 
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(_app: FastAPI) -> AsyncGenerator[State]:
         async with opened() as tokens, httpx.AsyncClient(base_url=tokens.accounts.api_url, timeout=10) as http:
             yield {"tokens": tokens, "http": http}
 
@@ -117,7 +117,7 @@ app = build_app(TokenManager.from_env)
 
 
 @asynccontextmanager
-async def demonstrated(url: str) -> AsyncIterator[TokenManager]:
+async def demonstrated(url: str) -> AsyncGenerator[TokenManager]:
     """The tokens of two simulated users, one of whom has not connected Spotify."""
     async with simulated() as simulation:
         for user_id in (await simulation.connect("ann"), await simulation.sign_up("ben")):

@@ -10,7 +10,7 @@ only an engineer can mend is the same for every user and ends the job at once.
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -72,7 +72,7 @@ async def for_each(user_ids: Iterable[UUID], job: Job, stop: asyncio.Event, *, p
 
 
 @contextmanager
-def stopped_by(*signals: signal.Signals) -> Iterator[asyncio.Event]:
+def stopped_by(*signals: signal.Signals) -> Generator[asyncio.Event]:
     """An event that these signals set."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in signals:
@@ -96,7 +96,7 @@ def tracks_of(tokens: TokenManager, http: httpx.AsyncClient) -> Job:
 
 
 @asynccontextmanager
-async def opened(user_ids: list[str]) -> AsyncIterator[tuple[TokenManager, list[UUID]]]:
+async def opened(user_ids: list[str]) -> AsyncGenerator[tuple[TokenManager, list[UUID]]]:
     """The users of the arguments; or forty of a simulation with a slow Spotify, two of whom have to be asked."""
     if has_settings():
         async with service(user_ids) as given:

@@ -7,7 +7,7 @@ arguments. Without: a private Postgres and a simulated Spotify on loopback, gone
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -61,7 +61,7 @@ class Simulation:
 
 
 @asynccontextmanager
-async def simulated(**options: Any) -> AsyncIterator[Simulation]:
+async def simulated(**options: Any) -> AsyncGenerator[Simulation]:
     """A simulation.
 
     Args:
@@ -82,7 +82,7 @@ async def simulated(**options: Any) -> AsyncIterator[Simulation]:
 
 
 @asynccontextmanager
-async def service(user_ids: list[str]) -> AsyncIterator[tuple[TokenManager, list[UUID]]]:
+async def service(user_ids: list[str]) -> AsyncGenerator[tuple[TokenManager, list[UUID]]]:
     """The tokens of a service and the users to work for: the given ones, or two of a simulation."""
     if has_settings():
         if not user_ids:

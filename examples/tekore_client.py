@@ -8,7 +8,7 @@ nor its errors hold a token.
 """
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from uuid import UUID
 
@@ -36,7 +36,7 @@ class WebApi(tekore.AsyncSender):
 
 
 @asynccontextmanager
-async def client_of(tokens: TokenManager, user_id: UUID) -> AsyncIterator[tekore.Spotify]:
+async def client_of(tokens: TokenManager, user_id: UUID) -> AsyncGenerator[tekore.Spotify]:
     """A client that acts for one user."""
     async with httpx.AsyncClient(auth=tokens.auth(user_id), timeout=10) as http:
         yield tekore.Spotify(sender=WebApi(http, tokens.accounts.api_url), asynchronous=True)

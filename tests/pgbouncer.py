@@ -7,7 +7,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,7 @@ def program() -> str:
 
 
 @contextmanager
-def pgbouncer(server_port: int, *, size: int = 4) -> Iterator[PgBouncer]:
+def pgbouncer(server_port: int, *, size: int = 4) -> Generator[PgBouncer]:
     """PgBouncer with that many connections to the server for each login; it ends with the block and with its parent."""
     path = program()
     for _ in range(TRIES):

@@ -7,7 +7,7 @@ import ast
 import importlib
 import pkgutil
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -173,7 +173,7 @@ Call = Callable[[World], Awaitable[object]]
 
 
 @asynccontextmanager
-async def opened(planned: Planned, plans: str) -> AsyncIterator[World]:
+async def opened(planned: Planned, plans: str) -> AsyncGenerator[World]:
     """The library; `plans` is a plan_cache_mode."""
     options: dict[str, Any] = {"min_size": 1, "max_size": 1, "server_settings": {"plan_cache_mode": plans}}
     executed: set[str] = set()

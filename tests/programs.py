@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def started(name: str, *arguments: str, **settings: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def started(name: str, *arguments: str, **settings: str) -> AsyncGenerator[asyncio.subprocess.Process]:
     """A process, in which every warning is an error; it has ended when the block ends."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -11,6 +11,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from benchmarks import page
 from benchmarks.children import child
 from benchmarks.goals import GOALS, Goal
 from benchmarks.rounds import Rounds, each, interleaved
@@ -49,6 +50,8 @@ def test_the_quick_form_gives_every_figure(tmp_path: Path) -> None:
     assert results["storm_calls_per_user"] == 1
     assert (results["round_trips_read"], results["round_trips_refresh"]) == (1, 2)
     picture = ET.parse(tmp_path / "benchmarks.svg")
+    tables = (tmp_path / "performance.md").read_text()
+    assert [key for key in KEYS if tables.count(f"\n| `{key}` |") != 1] == []
     drawn = {element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")}
     assert {"spotconn", "authlib", "tekore", "google-auth"} < drawn
 
@@ -71,6 +74,19 @@ def test_a_goal_is_reached_or_missed(bound: str, reached: list[bool]) -> None:
 def test_a_ratio_is_the_median_within_the_rounds() -> None:
     """A slow round counts once, for both alike: 2, 3 and 1.5 make 2, where the medians alone would make 3."""
     assert Rounds({"one": [2, 30, 3], "other": [1, 10, 2]}).ratio("one", "other") == 2
+
+
+def test_the_page_takes_the_figures_of_a_run() -> None:
+    """What stands between the marks gives way to the new tables; the rest of the page stays, also a second time."""
+    figures = dict.fromkeys([*KEYS, *page.TIMES, *(f"uvloop_{key}" for key in page.TIMES)], 1.0)
+    old = f"before\n\n{page.BEGIN}\nold\n{page.END}\n\nafter\n"
+    new = page.refreshed(old, figures, "3.11.0")
+    assert new.startswith("before\n\n<!--")
+    assert new.endswith("-->\n\nafter\n")
+    assert "old" not in new
+    assert page.refreshed(new, figures, "3.11.0") == new
+    text = (ROOT / "docs" / "performance.md").read_text()
+    assert (text.count(page.BEGIN), text.count(page.END)) == (1, 1)
 
 
 async def test_contenders_take_turns() -> None:

@@ -1,7 +1,7 @@
 """The FastAPI example over real HTTP: each kind of error has its answer, and none tells what it must not."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import UUID
 
@@ -25,11 +25,11 @@ INSIDE = ("invalid_client", "SPOTIFY_CLIENT", "Traceback", "postgres", "schema",
 
 
 @asynccontextmanager
-async def serving(tokens: TokenManager) -> AsyncIterator[httpx.AsyncClient]:
+async def serving(tokens: TokenManager) -> AsyncGenerator[httpx.AsyncClient]:
     """A client of the running service, which has opened its manager and closes it."""
 
     @asynccontextmanager
-    async def opened() -> AsyncIterator[TokenManager]:
+    async def opened() -> AsyncGenerator[TokenManager]:
         async with tokens:
             yield tokens
 

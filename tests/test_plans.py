@@ -4,7 +4,7 @@ Every call is made at 5,000 rows under each plan_cache_mode; the server counts h
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 from uuid import uuid4
@@ -57,7 +57,7 @@ def open_copy(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> Open:
     monkeypatch.setattr(admin_room, "BATCH", BATCH)
 
     @asynccontextmanager
-    async def opening(plans: str, *damage: str) -> AsyncIterator[World]:
+    async def opening(plans: str, *damage: str) -> AsyncGenerator[World]:
         copy = await copied(planned, f"{planned.name}_copy")
         try:
             async with opened(copy, plans) as world:

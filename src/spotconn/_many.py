@@ -108,7 +108,7 @@ class ManyTokens:
         if concurrency < 1:
             raise ValueError("concurrency: expected 1 or more")
         # A string is an iterable, too, of strings.
-        if isinstance(user_ids, str) or not isinstance(user_ids, Iterable | AsyncIterable):
+        if isinstance(user_ids, str) or not isinstance(user_ids, Iterable | AsyncIterable):  # pyright: ignore[reportUnnecessaryIsInstance]  callers err
             raise ValueError("user_ids: expected an iterable of user ids")  # noqa: TRY004  bad input is a ValueError
         one = _Pass(self._store, self._serving, _UserIds(user_ids), concurrency)
         return self._handed_out(one, _Tally(progress))
@@ -186,7 +186,7 @@ class _UserIds:
             return None
         self._taken += 1
         try:
-            return parse_user_id(user_id)  # type: ignore[arg-type]
+            return parse_user_id(user_id)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         except ValueError:
             pass
         raise ValueError(f"user_ids[{self._taken - 1}]: expected a UUID")
@@ -259,7 +259,7 @@ class _Pass:
     async def _read(self, user_ids: list[UUID]) -> None:
         """Answer what a batch can answer, then hand on what is to be refreshed."""
         stored = await self._stored(user_ids)
-        due = []
+        due: list[Connection] = []
         for user_id in user_ids:
             found = stored.get(user_id) or NotConnected("no Spotify connection is stored for this user")
             answer = self._serving.at_once(found) if isinstance(found, Connection) else found

@@ -6,7 +6,7 @@ session, before the pooler may pass it on.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,7 @@ _KEPT = ("application_name", "client_encoding", "DateStyle", "standard_conformin
 
 
 @asynccontextmanager
-async def lent(session: "Session", *, seconds: float) -> AsyncIterator[None]:
+async def lent(session: "Session", *, seconds: float) -> AsyncGenerator[None]:
     """A transaction after which the session has the role, settings, locks and all that it had before.
 
     It commits at the end of the block; an exception rolls it back and passes through as it is, as does the database's
@@ -91,7 +91,7 @@ async def _end(session: "Session", transaction: "Transaction", statements: str, 
 
 
 @contextmanager
-def _closed_if_it_fails(session: "Session") -> Iterator[None]:
+def _closed_if_it_fails(session: "Session") -> Generator[None]:
     """Also when it is cancelled: a session in the middle of it must not go back to the pool, nor to a pooler's."""
     try:
         yield

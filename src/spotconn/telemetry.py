@@ -6,7 +6,7 @@ a token or a secret, and no user id is exported.
 
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sized
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sized
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import wraps
@@ -64,7 +64,7 @@ def instrument(
     release = version("spotconn")
     tracer = trace.get_tracer("spotconn", release, tracer_provider)
     meter = metrics.get_meter("spotconn", release, meter_provider)
-    tokens._observe(_Telemetry(tracer, meter))  # noqa: SLF001  the package's own seam
+    tokens._observe(_Telemetry(tracer, meter))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  our own seam
 
 
 class _Call:
@@ -141,7 +141,7 @@ class _Telemetry(Observer):
         return counted
 
     @contextmanager
-    def waiting(self, user_id: UUID) -> Iterator[None]:
+    def waiting(self, user_id: UUID) -> Generator[None]:
         call = _call.get()
         if call is None:  # it began before the manager was instrumented
             yield
@@ -159,7 +159,7 @@ class _Telemetry(Observer):
                 del self._waiting[user_id]
 
     @contextmanager
-    def refreshing(self, user_id: UUID) -> Iterator[None]:
+    def refreshing(self, user_id: UUID) -> Generator[None]:
         call = _call.get()
         waited_for = call is not None and call in self._waiting.get(user_id, ())
         span = self._refresh_span(waited_for=waited_for)
@@ -187,7 +187,7 @@ class _Telemetry(Observer):
         return _timed(self._pool_wait)
 
     @contextmanager
-    def asking(self) -> Iterator[Callable[[int], None]]:
+    def asking(self) -> Generator[Callable[[int], None]]:
         statuses: list[int] = []
         try:
             yield statuses.append
@@ -241,7 +241,7 @@ def _current(span: Span) -> AbstractContextManager[Span]:
 
 
 @contextmanager
-def _timed(histogram: Histogram) -> Iterator[None]:
+def _timed(histogram: Histogram) -> Generator[None]:
     begun, attributes = time.perf_counter(), dict[str, str]()
     try:
         yield

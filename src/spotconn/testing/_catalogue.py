@@ -18,10 +18,10 @@ TRACKS = (
 
 def user(spotify_user_id: str, display_name: str | None, email: str | None) -> dict[str, Any]:
     """A user as GET /v1/me shows them."""
-    body = _thing("user", spotify_user_id) | {
+    body: dict[str, Any] = _thing("user", spotify_user_id) | {
         "account_id": _id("account", spotify_user_id),
         "display_name": display_name,
-        "images": [],
+        "images": list[Any](),
     }
     return body if email is None else body | {"email": email}
 
