@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -102,7 +103,8 @@ async def test_a_refresh_is_counted_timed_and_traced(
     assert call.attributes == {"spotconn.outcome": "refreshed"}
     assert call.parent == request.get_span_context()
     assert refresh.parent == call.context
-    assert call.start_time <= refresh.start_time <= refresh.end_time <= call.end_time  # type: ignore[operator]
+    times = [call.start_time, refresh.start_time, refresh.end_time, call.end_time]
+    assert times == sorted(time for time in times if time)
     assert {span.status.status_code for span in (call, refresh)} == {StatusCode.UNSET}
 
 
@@ -203,6 +205,7 @@ async def test_an_outage_at_spotify(
     assert exported.outcomes() == {("SpotifyUnavailable", "error"): 1}
     assert exported.points(REFRESH) == {("SpotifyUnavailable",): 1}
     assert exported.points(RESPONSES) == {(503,): spotify.token_calls}
+    assert exported.points(REAUTHORIZE) == {}
     for name in (CALL, "spotconn.refresh"):
         assert exported.span(name).status.status_code is StatusCode.ERROR
     assert exported.span("spotconn.refresh").attributes == {"error.type": "SpotifyUnavailable"}
@@ -256,6 +259,21 @@ async def test_a_replaced_token_is_one_request(
     assert not exported.spans(CALL)
 
 
+async def test_a_job_over_many_users(
+    tokens: TokenManager, store: ConnectionStore, spotify: FakeSpotify, users: list[UUID], exported: Exported
+) -> None:
+    """Its refreshes are counted and traced, each for itself, linked to the job; no request is counted."""
+    for user in users:
+        await connect(store, spotify, user, account=str(user), ttl=-1)
+    with exported.tracing.get_tracer("service").start_as_current_span("job") as job:
+        async with aclosing(tokens.get_valid_tokens(users)) as answers:
+            assert len([token async for _, token in answers if isinstance(token, str)]) == 3
+    assert exported.outcomes() == {}
+    assert exported.points(REFRESH) == {(): 3}
+    refreshes = exported.spans("spotconn.refresh")
+    assert [link.context for span in refreshes for link in span.links] == [job.get_span_context()] * 3
+
+
 async def test_a_refresh_in_the_background_has_a_trace_of_its_own(
     tokens: TokenManager, store: ConnectionStore, spotify: FakeSpotify, user: UUID, exported: Exported
 ) -> None:
@@ -269,7 +287,9 @@ async def test_a_refresh_in_the_background_has_a_trace_of_its_own(
     refresh = exported.span("spotconn.refresh")
     assert refresh.parent is None
     assert [link.context for link in refresh.links] == [request.get_span_context()]
-    assert refresh.context.trace_id != request.get_span_context().trace_id
+    own = refresh.context
+    assert own is not None
+    assert own.trace_id != request.get_span_context().trace_id
 
 
 async def test_a_refresh_in_the_background_without_a_trace(

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import promql_parser
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
-from prometheus_client import CollectorRegistry
+from prometheus_client import REGISTRY
 from test_telemetry import everything
 
 import spotconn
@@ -36,7 +37,7 @@ def of_the_dashboard() -> Iterator[str]:
         yield expression.replace("$__rate_interval", "5m").replace("$job", ".*")
 
 
-def rules() -> list[dict[str, object]]:
+def rules() -> list[dict[str, Any]]:
     return [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
 
 
@@ -61,8 +62,7 @@ async def series(
     store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify, users: list[UUID]
 ) -> dict[str, set[str]]:
     """The labels of every series that Prometheus would find, by name."""
-    registry = CollectorRegistry()
-    provider = MeterProvider([PrometheusMetricReader(registry=registry)], shutdown_on_exit=False)
+    provider = MeterProvider([PrometheusMetricReader()], shutdown_on_exit=False)
     async with (
         SpotifyAccounts("demo-client", "demo-secret", accounts_url="http://127.0.0.1:1") as unreachable,
         TokenManager(store, accounts) as tokens,
@@ -75,7 +75,7 @@ async def series(
         with pytest.raises(SpotifyUnavailable):
             await cut_off.get_valid_token(users[2])
     found: dict[str, set[str]] = {}
-    for family in registry.collect():
+    for family in REGISTRY.collect():
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
     provider.shutdown()
@@ -96,7 +96,7 @@ async def test_every_series_that_is_asked_for_is_exported(series: dict[str, set[
 
 async def test_every_label_that_is_grouped_by_is_exported(series: dict[str, set[str]]) -> None:
     """In the dashboard and in the rules, also in legends and summaries."""
-    known = set().union(*series.values()) | OF_PROMETHEUS
+    known = OF_PROMETHEUS.union(*series.values())
     grouped = {label for expression in EXPRESSIONS for group in re.findall(r"by \((.*?)\)", expression)
                for label in group.split(", ")}  # fmt: skip
     legends = re.findall(r"\{\{(\w+)\}\}", DASHBOARD.read_text())
@@ -126,8 +126,8 @@ def test_every_alert_is_explained() -> None:
     assert len(rules()) > 5
     for rule in rules():
         assert str(rule["alert"]) in guide
-        assert rule["labels"]["severity"] in {"warning", "critical"}  # type: ignore[index]
-        assert rule["annotations"]["summary"]  # type: ignore[index]
+        assert rule["labels"]["severity"] in {"warning", "critical"}
+        assert rule["annotations"]["summary"]
 
 
 async def test_the_guide_lists_what_is_exported(series: dict[str, set[str]]) -> None:

@@ -203,9 +203,8 @@ class _Telemetry(Observer):
         """A child of the call that waits for the refresh; one that nobody waits for outlives what it came from."""
         if waited_for:
             return self._tracer.start_span("spotconn.refresh")
-        cause = trace.get_current_span().get_span_context()
-        links = [Link(cause)] if cause.is_valid else []
-        return self._tracer.start_span("spotconn.refresh", context=Context(), links=links)
+        cause = Link(trace.get_current_span().get_span_context())
+        return self._tracer.start_span("spotconn.refresh", context=Context(), links=[cause])
 
     def _tell(self, user_id: UUID, outcome: str | None, *, linked: Span, parent: _Call | None) -> None:
         """Tell all calls that have waited for a refresh."""
