@@ -116,7 +116,8 @@ def test_whatever_is_imported_is_declared(folder: Path) -> None:
     """No file imports what only came along with something else; the package itself does not live on the extra dev."""
     extras = set(PROJECT["optional-dependencies"]) - ({"dev"} if folder == PACKAGE else set())
     declared = _declared(extras | {""})
-    own = {"spotconn", "benchmarks"} | {path.stem for room in ("tests", "examples") for path in (ROOT / room).rglob("*")}
+    own = {"spotconn", "benchmarks", "_spotconn_pytest"}
+    own |= {path.stem for room in ("tests", "examples") for path in (ROOT / room).rglob("*")}
     foreign = [pair for pair in _imported(folder) if pair[0] not in own | sys.stdlib_module_names]
     providers = packages_distributions()
     assert foreign
