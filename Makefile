@@ -36,7 +36,7 @@ check: .venv/dev-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright
-	$(BIN)/pyright --verifytypes spotconn --ignoreexternal
+	PATH=$(BIN):$$PATH pyright --verifytypes spotconn --ignoreexternal  # it asks the first python on the path
 	$(BIN)/lint-imports
 	$(MAKE) test
 
