@@ -184,7 +184,7 @@ grant select on spotconn.connection to spotconn, service_role;
 
 create or replace function spotconn.schema_version() returns integer
 language sql immutable set search_path = ''
-return 1;
+return 2;
 
 -- Role and claims hold until the transaction ends. The legacy claim would win over request.jwt.claims: empty it.
 create or replace function spotconn.act_as(p_user_id uuid) returns void
@@ -462,6 +462,56 @@ begin
         delete from spotconn.pending_connect as pending
         where pending.state_hash = p_state_hash and pending.user_id = p_user_id
         returning pending.code_verifier, pending.expires_at <= pg_catalog.clock_timestamp();
+end
+$$;
+
+--------------------------------------------------------------------------------------------------------------------
+-- Who remembers connections hears of every change, by whomever
+--------------------------------------------------------------------------------------------------------------------
+
+-- On channel spotconn, as the transaction commits: {"user_id": ..., "expires_at": ...}, the version that is stored now;
+-- without a version the connection is gone, without a user all may be.
+create or replace function spotconn.tell_change() returns trigger
+language plpgsql set search_path = '' as $$
+begin
+    if tg_op = 'TRUNCATE' then
+        perform pg_catalog.pg_notify('spotconn', '{}');
+        return null;
+    end if;
+    if tg_op = 'DELETE' or (tg_op = 'UPDATE' and new.user_id <> old.user_id) then
+        perform pg_catalog.pg_notify('spotconn', pg_catalog.json_build_object('user_id', old.user_id)::text);
+    end if;
+    if tg_op <> 'DELETE' then
+        perform pg_catalog.pg_notify(
+            'spotconn', pg_catalog.json_build_object('user_id', new.user_id, 'expires_at', new.expires_at)::text
+        );
+    end if;
+    return null;
+end
+$$;
+
+create or replace trigger spotconn_tell_change
+    after insert or update or delete on public.spotify_connections
+    for each row execute function spotconn.tell_change();
+create or replace trigger spotconn_tell_truncate
+    after truncate on public.spotify_connections
+    for each statement execute function spotconn.tell_change();
+
+-- Also for what comes by replication.
+alter table public.spotify_connections enable always trigger spotconn_tell_change;
+alter table public.spotify_connections enable always trigger spotconn_tell_truncate;
+
+-- Who hears this knows that all before was heard, too. False where changes are not told.
+create or replace function spotconn.prove_telling(p_nonce text) returns boolean
+language plpgsql set search_path = '' as $$
+begin
+    perform pg_catalog.pg_notify('spotconn', 'proof ' || p_nonce);
+    return 2 = (
+        select pg_catalog.count(*) from pg_catalog.pg_trigger
+        where tgrelid = 'public.spotify_connections'::pg_catalog.regclass
+            and tgname in ('spotconn_tell_change', 'spotconn_tell_truncate')
+            and tgenabled = 'A'
+    );
 end
 $$;
 

@@ -20,6 +20,7 @@ import spotconn
 from bulk import add_connections, bulk_user
 from conftest import Database
 from spotconn import AesGcmSivCipher, ConnectionAdmin, ConnectionStore, Profile, RefreshFailure, TokenGrant
+from spotconn._cache import ConnectionCache
 from spotconn._diagnosis import CHECKS, Patient
 from spotconn.testing import apply_schema
 
@@ -239,6 +240,12 @@ async def _own_sql(world: World) -> None:
         assert len(await connection.fetch("select user_id from public.spotify_connections")) == 1
 
 
+async def _listening(world: World) -> None:
+    assert world.store.changes is not None
+    async with world.store.changes.told(ConnectionCache(ttl=1, size=1)) as hearing:
+        await hearing.prove()
+
+
 CALLS: dict[str, Call] = {
     "ConnectionStore.verify": lambda world: world.store.verify(),
     "ConnectionStore.get": lambda world: world.store.get(world.busy()),
@@ -250,6 +257,7 @@ CALLS: dict[str, Call] = {
     "ConnectionStore.finish_refresh": _refreshed,
     "ConnectionStore.fail_refresh": _failed,
     "ConnectionStore.as_user": _own_sql,
+    "Hearing.prove": _listening,
     "PendingConnects.put and take": _connecting,
     "ConnectionAdmin.expiring": lambda world: _listed(world.house.expiring(within=timedelta(days=30))),
     "ConnectionAdmin.failing": lambda world: _listed(world.house.failing()),

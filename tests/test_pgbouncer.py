@@ -16,6 +16,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from test_coherence import SECOND, covered, served_for, until
 from test_doctor import look
 from typer.testing import CliRunner
 
@@ -291,6 +292,56 @@ async def test_what_a_call_costs_through_it(
                 pass
             block = proxy.round_trips - before
     assert (saved, got, block) == (2, 2, 5)
+
+
+@pytest.mark.parametrize("options", [{}, {"statement_cache_size": 0}], ids=["detected", "declared"])
+async def test_changes_are_heard_past_it_or_the_ttl_counts(
+    bouncer: PgBouncer,
+    database: Database,
+    store: ConnectionStore,
+    accounts: SpotifyAccounts,
+    spotify: FakeSpotify,
+    user: UUID,
+    options: dict[str, Any],
+) -> None:
+    """Without a direct DSN nobody listens; with one a disconnect elsewhere is heard of within a second."""
+    dsn = bouncer.through(database.dsn)
+    async with (
+        ConnectionStore.open(dsn, **options) as through,
+        ConnectionStore.open(dsn, listen_dsn=database.dsn, **options) as past,
+        TokenManager(through, accounts, cache_ttl=0.3) as deaf,
+        TokenManager(past, accounts) as tokens,
+    ):
+        await connect(store, spotify, user)
+        await covered(tokens, user)
+        await deaf.get_valid_token(user)
+        assert deaf._listener._task is None
+        await store.delete(user)
+        assert await served_for(tokens, user) < SECOND
+        assert await served_for(deaf, user) <= 0.3
+
+
+async def test_a_pooler_is_no_place_to_listen(
+    bouncer: PgBouncer,
+    database: Database,
+    store: ConnectionStore,
+    accounts: SpotifyAccounts,
+    spotify: FakeSpotify,
+    user: UUID,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """LISTEN succeeds there and never receives: no proof arrives, a warning says why, and the TTL counts."""
+    dsn = bouncer.through(database.dsn)
+    async with (
+        ConnectionStore.open(dsn, listen_dsn=dsn, timeout=0.5) as misled,
+        TokenManager(misled, accounts, cache_ttl=0.3) as tokens,
+    ):
+        await connect(store, spotify, user)
+        await tokens.get_valid_token(user)
+        await until(lambda: "a transaction pooler is in between" in caplog.text)
+        assert not tokens._cache.covered
+        await store.delete(user)
+        assert await served_for(tokens, user) <= 0.3
 
 
 async def test_an_operator_works_through_it(

@@ -89,7 +89,7 @@ async def test_a_cached_token_of_the_old_account_is_not_served_again(
         assert await tokens.get_valid_token(user) == connection.access_token != old
         await store.delete(user)
         assert not (await tokens.status(user)).connected
-        assert not tokens._cache._entries
+        assert not tokens._cache.entries
     await tokens.aclose()
     assert not store._watchers
 

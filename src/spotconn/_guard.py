@@ -16,6 +16,8 @@ _C = TypeVar("_C")
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+_MARK = "__guarded__"
+
 
 def forget_locals(error: BaseException) -> None:
     """Clear the frames that an error, its causes and contexts have left; those that still run are untouched."""
@@ -41,8 +43,19 @@ def guarded(cls: type[_C]) -> type[_C]:
     return cls
 
 
+def guarded_method(method: Callable[_P, _T]) -> Callable[_P, _T]:
+    """A method that lets no error out with its locals."""
+    return cast("Callable[_P, _T]", _guarded(method))
+
+
+def guarded_within(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Tells `guarded` that a method needs no guard: its locals hold no secret where an error passes through."""
+    setattr(function, _MARK, True)
+    return function
+
+
 def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
-    if inspect.isasyncgenfunction(inspect.unwrap(method)) or hasattr(method, "__guarded__"):
+    if inspect.isasyncgenfunction(inspect.unwrap(method)) or hasattr(method, _MARK):
         return method
     if inspect.iscoroutinefunction(method):
 
@@ -79,8 +92,7 @@ def guarded_context(
     def entered(*args: _P.args, **kwargs: _P.kwargs) -> AbstractAsyncContextManager[_T]:
         return _Entering(make(*args, **kwargs))
 
-    entered.__guarded__ = True  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
-    return entered
+    return guarded_within(entered)
 
 
 class _Entering(AbstractAsyncContextManager[_T], Generic[_T]):

@@ -39,6 +39,8 @@ _BAD_INPUT = {
 _POOLER_REFUSES = "or a pooler refuses user, password, database or a setting of the session: its log says which"
 
 _NO_STATEMENTS = {"statement_cache_size": 0}
+_STATEMENTS = {"statement_cache_size": 100}
+"""As asyncpg has it by itself."""
 _OF_THE_POOL = {"init", "init_size", "max_size", "min_size", "reset", "setup"}
 
 
@@ -55,9 +57,45 @@ async def open_pool(dsn: str, options: dict[str, Any], *, seconds: float = TIMEO
         ConfigurationError: the DSN or an option is malformed, or the login is refused.
         DatabaseUnavailable: no connection in time.
     """
-    if "statement_cache_size" not in options and await _leads_to_pooler(dsn, options, seconds):
-        options = options | _NO_STATEMENTS
-    return await _opened(dsn, options, seconds)
+    return await _opened(dsn, await fitted(dsn, options, seconds=seconds), seconds)
+
+
+async def fitted(dsn: str, options: dict[str, Any], *, seconds: float = TIMEOUT) -> dict[str, Any]:
+    """The options of a pool with a `statement_cache_size` among them: 0 behind a transaction pooler.
+
+    Args:
+        dsn: a postgresql:// URL.
+        options: of `asyncpg.create_pool`. With `statement_cache_size` among them nobody looks for a pooler.
+        seconds: to wait for a connection.
+
+    Raises:
+        ConfigurationError, DatabaseUnavailable: as `open_pool`.
+    """
+    if "statement_cache_size" in options:
+        return options
+    pool = await open_single(dsn, options, seconds=seconds)
+    try:
+        async with acquired(pool, seconds=seconds) as connection:
+            pooled = await is_pooled(connection, seconds=seconds)
+    finally:
+        await close_pool(pool, seconds=seconds)
+    return options | (_NO_STATEMENTS if pooled else _STATEMENTS)
+
+
+async def open_single(dsn: str, options: dict[str, Any], *, seconds: float = TIMEOUT) -> asyncpg.Pool:
+    """A pool of one connection, without prepared statements, that works through whatever pooler there may be.
+
+    Args:
+        dsn: a postgresql:// URL.
+        options: of `asyncpg.create_pool`. The hooks are left out: what they prepare would not survive a pooler, and
+            stay behind on its server.
+        seconds: to wait for the connection.
+
+    Raises:
+        ConfigurationError, DatabaseUnavailable: as `open_pool`.
+    """
+    plain = {name: value for name, value in options.items() if name not in _OF_THE_POOL}
+    return await _opened(dsn, plain | {"min_size": 1, "max_size": 1} | _NO_STATEMENTS, seconds)
 
 
 async def is_pooled(connection: "asyncpg.Connection | PoolConnectionProxy[asyncpg.Record]", *, seconds: float) -> bool:
@@ -69,17 +107,6 @@ async def is_pooled(connection: "asyncpg.Connection | PoolConnectionProxy[asyncp
     """
     backend = await translated(connection.fetchval("select pg_catalog.pg_backend_pid()", timeout=seconds))
     return bool(backend != connection.get_server_pid())
-
-
-async def _leads_to_pooler(dsn: str, options: dict[str, Any], seconds: float) -> bool:
-    # The caller's hooks are left out: what they prepare would not survive a pooler, and stay behind on its server.
-    plain = {name: value for name, value in options.items() if name not in _OF_THE_POOL}
-    pool = await _opened(dsn, plain | {"min_size": 1, "max_size": 1} | _NO_STATEMENTS, seconds)
-    try:
-        async with acquired(pool, seconds=seconds) as connection:
-            return await is_pooled(connection, seconds=seconds)
-    finally:
-        await close_pool(pool, seconds=seconds)
 
 
 async def _opened(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.Pool:

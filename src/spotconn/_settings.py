@@ -24,6 +24,7 @@ class Settings(BaseModel):
 
     Attributes:
         database_url: DATABASE_URL, or SPOTCONN_DATABASE_URL, which wins; may hold a password.
+        listen_url: SPOTCONN_LISTEN_URL, past a transaction pooler; None to listen where `database_url` leads.
         client_id: SPOTIFY_CLIENT_ID.
         client_secret: SPOTIFY_CLIENT_SECRET; None for a public client, which uses PKCE alone.
         encryption_keys: SPOTCONN_ENCRYPTION_KEYS, separated by commas or spaces, the one that encrypts first.
@@ -33,6 +34,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     database_url: str = Field(repr=False)
+    listen_url: str | None = Field(repr=False)
     client_id: str
     client_secret: str | None = Field(repr=False)
     encryption_keys: tuple[str, ...] = Field(default=(), repr=False)
@@ -48,6 +50,7 @@ class Settings(BaseModel):
         client_id, client_secret = read_client(environ)
         return cls(
             database_url=read_database_url(environ),
+            listen_url=_dsn(environ, "SPOTCONN_LISTEN_URL") if environ.get("SPOTCONN_LISTEN_URL") else None,
             client_id=client_id,
             client_secret=client_secret,
             **read_encryption(environ),
@@ -61,10 +64,7 @@ def read_database_url(environ: Mapping[str, str]) -> str:
         ConfigurationError: it is missing or malformed; the text names it and never its value.
     """
     name = "SPOTCONN_DATABASE_URL" if environ.get("SPOTCONN_DATABASE_URL") else "DATABASE_URL"
-    database_url = _required(environ, name)
-    if not database_url.startswith(("postgresql://", "postgres://")):
-        raise ConfigurationError(f"{name} is malformed: expected postgresql://user:password@host:port/database")
-    return database_url
+    return _dsn(environ, name)
 
 
 def read_client(environ: Mapping[str, str]) -> tuple[str, str | None]:
@@ -111,6 +111,13 @@ def read_redirect_uri(environ: Mapping[str, str]) -> str:
     """
     name = "SPOTIFY_REDIRECT_URI"
     return checked_redirect_uri(_required(environ, name), name=name)
+
+
+def _dsn(environ: Mapping[str, str], name: str) -> str:
+    dsn = _required(environ, name)
+    if not dsn.startswith(("postgresql://", "postgres://")):
+        raise ConfigurationError(f"{name} is malformed: expected postgresql://user:password@host:port/database")
+    return dsn
 
 
 def _required(environ: Mapping[str, str], name: str) -> str:

@@ -11,9 +11,10 @@ from typing import Any, Self
 from uuid import UUID
 
 from spotconn import events
-from spotconn._cache import ConnectionCache
+from spotconn._cache import ConnectionCache, Remembered
 from spotconn._flights import Flights
-from spotconn._guard import guarded, guarded_context
+from spotconn._guard import guarded, guarded_context, guarded_method, guarded_within
+from spotconn._listener import Listener
 from spotconn._many import ManyTokens, Serving
 from spotconn._observer import NOBODY, Observer
 from spotconn._refresh import Refresher
@@ -52,7 +53,8 @@ class TokenManager:
         refresh_timeout: seconds for Spotify's answer to a refresh, all retries included, and seconds to wait for
             another process that is refreshing.
         lease: seconds after which another process may take over a refresh; longer than `refresh_timeout`.
-        cache_ttl: seconds that a connection is remembered without asking the database.
+        cache_ttl: seconds that a connection is remembered without asking the database while its changes cannot be
+            heard of; while they are, it is remembered until its token is due for a refresh. 0 remembers nothing.
         cache_size: number of connections remembered.
         on_event: is told what happens to connections, see `spotconn.events`; it runs in a thread of its own.
         clock: gives seconds since the epoch.
@@ -92,8 +94,12 @@ class TokenManager:
         self._margin = expiry_margin
         self._patience = lease
         self._cache = ConnectionCache(ttl=cache_ttl, size=cache_size)
+        self._remembered = self._cache.entries
         store.watch(self._cache.discard)
         self._clock = clock
+        self._listener = Listener(
+            store.changes if cache_ttl and cache_size else None, self._cache, ttl=cache_ttl, clock=clock
+        )
         self._flights = Flights(self._obtain)
         self._background: dict[UUID, asyncio.Task[Connection]] = {}
         serving = Serving(self._newer, window=refresh_window, margin=expiry_margin, clock=clock)
@@ -104,8 +110,9 @@ class TokenManager:
     async def from_env(cls, **overrides: Any) -> AsyncGenerator[Self]:
         """A manager from DATABASE_URL (or SPOTCONN_DATABASE_URL), SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET.
 
-        Without a secret the client is a public one. SPOTCONN_ENCRYPTION_KEYS encrypts the stored
-        tokens. Everything is closed at the end of the block.
+        Without a secret the client is a public one. SPOTCONN_ENCRYPTION_KEYS encrypts the stored tokens.
+        SPOTCONN_LISTEN_URL is where to listen for changes, if not where DATABASE_URL leads. Everything is closed at
+        the end of the block.
 
         Args:
             overrides: keyword arguments of the constructor.
@@ -118,7 +125,7 @@ class TokenManager:
         cipher = cipher_for(settings.encryption_keys, require_encrypted=settings.require_encrypted)
         async with (
             SpotifyAccounts(settings.client_id, settings.client_secret) as accounts,
-            ConnectionStore.open(settings.database_url, cipher=cipher) as store,
+            ConnectionStore.open(settings.database_url, cipher=cipher, listen_dsn=settings.listen_url) as store,
             cls(store, accounts, **overrides) as manager,
         ):
             yield manager
@@ -141,6 +148,7 @@ class TokenManager:
         """Where the connections are refreshed."""
         return self._accounts
 
+    @guarded_within
     async def get_valid_token(
         self, user_id: UUID | str, *, scopes: Iterable[str] = (), min_ttl: float | None = None
     ) -> str:
@@ -157,22 +165,21 @@ class TokenManager:
             SpotifyUnavailable, RefreshInProgress, DatabaseUnavailable: try later.
             ConfigurationError, SchemaMismatch, RowSecurityError, DecryptionError: call an engineer.
         """
-        self._flights.check_open()
-        user_id = parse_user_id(user_id)
-        needed = _scopes(scopes)
-        least = self._least_ttl(min_ttl)
-        now = self._clock()
-        connection = self._cache.get(user_id, now)
-        if (
-            connection is None
-            or connection.expires_at.timestamp() - now <= least
-            or _missing(connection, needed)  # the user may have granted it since, through another process
-        ):
-            connection = await self._newer(user_id, least)
-        if missing := _missing(connection, needed):
-            raise MissingScope(missing)
-        self._refresh_if_stale(connection)
-        return connection.access_token
+        # The hot path, which must not suspend: all that it does is measured by warm_vs_limit in benchmarks/.
+        try:
+            found = self._remembered.get(user_id)
+        except TypeError:  # unhashable; named below
+            found = None
+        if found is not None and not scopes and min_ttl is None:
+            now = self._clock()
+            if found.since <= now < found.fresh_until and now < self._cache.horizon:
+                return found.access_token
+        del found
+        try:
+            return await self._find_token(user_id, scopes, min_ttl)
+        except BaseException:
+            del user_id, scopes
+            raise
 
     def get_valid_tokens(
         self,
@@ -284,10 +291,12 @@ class TokenManager:
         10 seconds more is lost; that is logged as critical.
         """
         passes = self._many.cancel()
+        self._store.unwatch(self._cache.discard)
+        self._cache.close()
         await self._flights.close(seconds=self._patience, others={*self._background.values(), *passes})
+        await self._listener.close()
         await self._refresher.kept.flush(seconds=FLUSH_TIMEOUT)
         await self._events.drained(seconds=EVENTS_TIMEOUT)
-        self._store.unwatch(self._cache.discard)
 
     def _observe(self, observer: Observer) -> None:
         """From now on tell an observer what this manager, its store and its accounts do."""
@@ -299,6 +308,26 @@ class TokenManager:
         # On this object, not in the class: a call of a manager that nobody observes has no instruction more.
         for name in ("get_valid_token", "replace_rejected"):
             setattr(self, name, observer.counted(getattr(self, name)))
+
+    @guarded_method
+    async def _find_token(self, user_id: UUID | str, scopes: Iterable[str], min_ttl: float | None) -> str:
+        """What `get_valid_token` gives where the cache alone does not settle it."""
+        self._flights.check_open()
+        user_id = parse_user_id(user_id)
+        needed = _scopes(scopes)
+        least = self._least_ttl(min_ttl)
+        now = self._clock()
+        found: Remembered | Connection | None = self._cache.get(user_id, now)
+        if (
+            found is None
+            or found.expires_at.timestamp() - now <= least
+            or _missing(found, needed)  # the user may have granted it since, through another process
+        ):
+            found = await self._newer(user_id, least)
+        if missing := _missing(found, needed):
+            raise MissingScope(missing)
+        self._refresh_if_stale(user_id, found)
+        return found.access_token
 
     def _least_ttl(self, min_ttl: float | None) -> float:
         if min_ttl is None:
@@ -317,22 +346,24 @@ class TokenManager:
         return connection
 
     async def _obtain(self, user_id: UUID, seen: datetime, *, wait: bool = True) -> Connection:
-        generation = self._cache.generation
-        try:
-            connection = await self._refresher.obtain(user_id, seen, wait=wait)
-        except AskUser:
-            # What is remembered of this user is out of date.
-            self._cache.discard(user_id)
-            raise
-        self._cache.put(connection, self._clock(), generation)
+        self._listener.start()
+        with self._cache.filling(user_id) as fill:
+            try:
+                connection = await self._refresher.obtain(user_id, seen, wait=wait)
+            except AskUser:
+                # What is remembered of this user is out of date.
+                self._cache.discard(user_id)
+                raise
+            stale_at = connection.expires_at.timestamp() - self._window_of(user_id)
+            self._cache.put(connection, fill, now=self._clock(), stale_at=stale_at)
         return connection
 
-    def _refresh_if_stale(self, connection: Connection) -> None:
+    def _refresh_if_stale(self, user_id: UUID, connection: Remembered | Connection) -> None:
         """Start a refresh in the background if the token ends soon and nothing speaks against it."""
         now = self._clock()
         if connection.expires_at.timestamp() - now > self._window:
             return
-        user_id, ends = connection.user_id, connection.expires_at
+        ends = connection.expires_at
         state = freshness(ends, now, window=self._window_of(user_id), margin=self._margin)
         if state is Freshness.FRESH or connection.reauthorization or user_id in self._background:
             return
@@ -365,6 +396,6 @@ def _scopes(scopes: Iterable[str]) -> frozenset[str]:
     return frozenset(scopes)
 
 
-def _missing(connection: Connection, needed: frozenset[str]) -> frozenset[str]:
+def _missing(connection: Remembered | Connection, needed: frozenset[str]) -> frozenset[str]:
     """The needed scopes that are known not to be granted."""
     return frozenset() if connection.scope is None else needed - connection.scope

@@ -12,10 +12,11 @@ from uuid import UUID
 
 import asyncpg
 
+from spotconn._changes import Changes
 from spotconn._guard import guarded, guarded_context
 from spotconn._observer import NOBODY
 from spotconn._pending import PendingConnects
-from spotconn._pool import APPLY_SCHEMA, TIMEOUT, acquired, close_pool, open_pool, translated
+from spotconn._pool import APPLY_SCHEMA, TIMEOUT, acquired, close_pool, fitted, open_pool, translated
 from spotconn._schema import SCHEMA_VERSION
 from spotconn._session import lent
 from spotconn.cipher import NoCipher, TokenCipher, TokenColumn
@@ -55,17 +56,28 @@ class ConnectionStore:
             `statement_cache_size=0`. The store does not close it.
         cipher: encrypts the tokens at rest; without one they are stored as they are.
         timeout: seconds to wait for a connection, and again for the answer to a statement.
+        listen_dsn: of the same database, with all that it takes to connect and without a transaction pooler in
+            between: where a `TokenManager` listens for changes. Without one it relies on its `cache_ttl`.
 
     Attributes:
         pending: the authorizations under way, for `ConnectFlow`.
+        changes: what happens to connections by whomever, for `TokenManager`; None where that cannot be heard.
     """
 
-    def __init__(self, pool: asyncpg.Pool, *, cipher: TokenCipher | None = None, timeout: float = TIMEOUT) -> None:
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        *,
+        cipher: TokenCipher | None = None,
+        timeout: float = TIMEOUT,
+        listen_dsn: str | None = None,
+    ) -> None:
         self._pool = pool
         self._cipher = cipher or NoCipher()
         self._timeout = timeout
         self._watchers: list[Callable[[UUID], None]] = []
         self.pending: PendingConnects = PendingConnects(pool, timeout=timeout)
+        self.changes: Changes | None = None if listen_dsn is None else Changes(pool, listen_dsn, {}, timeout=timeout)
         self.observer = NOBODY
 
     @classmethod
@@ -76,6 +88,7 @@ class ConnectionStore:
         *,
         cipher: TokenCipher | None = None,
         timeout: float = TIMEOUT,  # noqa: ASYNC109  of the store's calls, not of this one
+        listen_dsn: str | None = None,
         **pool_options: Any,
     ) -> AsyncGenerator[Self]:
         """A store over a pool of its own, verified, and closed at the end.
@@ -84,6 +97,7 @@ class ConnectionStore:
             dsn: a postgresql:// URL.
             cipher: encrypts the tokens at rest.
             timeout: seconds to wait for a connection, and again for the answer to a statement.
+            listen_dsn: as in the constructor; by default `dsn` itself, unless a transaction pooler is in between.
             pool_options: of `asyncpg.create_pool`. By default 1 to 10 connections, and no prepared statements behind
                 a transaction pooler. `statement_cache_size` tells instead of letting one connection look: 0 for a
                 pooler, 100 for the server itself.
@@ -93,9 +107,12 @@ class ConnectionStore:
             DatabaseUnavailable: the database does not answer in time.
             SchemaMismatch, RowSecurityError: as `verify`.
         """
-        pool = await open_pool(dsn, pool_options, seconds=timeout)
+        options = await fitted(dsn, pool_options, seconds=timeout)
+        pool = await open_pool(dsn, options, seconds=timeout)
         try:
-            store = cls(pool, cipher=cipher, timeout=timeout)
+            store = cls(pool, cipher=cipher, timeout=timeout, listen_dsn=listen_dsn)
+            if listen_dsn is None and options["statement_cache_size"]:
+                store.changes = Changes(pool, dsn, options, timeout=timeout)
             await store.verify()
             yield store
         finally:
