@@ -5,7 +5,8 @@ hidden block (see doc_blocks.py).
 
     user_id        a user who is connected to the account "alice", with a token good for an hour
     new_user_id    a user who has signed up and is not connected
-    dsn            of the service's login; operator_dsn: of one that may become service_role; admin_dsn: a superuser's
+    dsn, listen_dsn
+                   of the service's login; operator_dsn: of one that may become service_role; admin_dsn: a superuser's
     store, accounts, tokens, flow
                    a ConnectionStore, SpotifyAccounts, TokenManager and ConnectFlow over that database and that Spotify
     spotify        the FakeSpotify; spotify_url: where it answers
@@ -98,6 +99,7 @@ async def world(
             "user_id": users[0],
             "new_user_id": users[1],
             "dsn": database.dsn,
+            "listen_dsn": database.dsn,
             "operator_dsn": operator,
             "admin_dsn": database.admin_dsn,
             "store": store,

@@ -111,6 +111,18 @@ async def test_each_fault_is_found(
     assert states(await look(database.dsn), "fail") == set()
 
 
+async def test_missing_triggers_are_told(database: Database, admin: asyncpg.Connection) -> None:
+    """A service may mean to do without them, so it is no fault."""
+    await admin.execute("drop trigger spotconn_tell_truncate on public.spotify_connections")
+    try:
+        found = (await look(database.dsn))["changes"]
+    finally:
+        await apply_schema(database.admin_dsn)
+    assert found.state == "warn"
+    assert "others remember for up to cache_ttl" in found.text
+    assert (await look(database.dsn))["changes"].state == "ok"
+
+
 async def test_an_added_policy_is_told(database: Database, admin: asyncpg.Connection) -> None:
     """A permissive policy beside the documented ones widens what a user may do."""
     await admin.execute("create policy wide on public.spotify_connections for select using (email = 'x')")

@@ -5,8 +5,10 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from test_coherence import covered, until
 
 from conftest import Database
+from fault_proxy import FaultProxy
 from helpers import connect
 from spotconn import AesGcmSivCipher, ConfigurationError, ConnectionStore, DecryptionError, TokenManager
 from spotconn._settings import Settings
@@ -26,6 +28,7 @@ KEY = AesGcmSivCipher.generate_key()
         ({"DATABASE_URL": ""}, "DATABASE_URL"),
         ({"DATABASE_URL": "mysql://hush@host"}, "DATABASE_URL"),
         ({"SPOTCONN_DATABASE_URL": "hush"}, "SPOTCONN_DATABASE_URL"),
+        ({"SPOTCONN_LISTEN_URL": "hush"}, "SPOTCONN_LISTEN_URL"),
         ({"SPOTIFY_CLIENT_ID": " "}, "SPOTIFY_CLIENT_ID"),
         ({"SPOTIFY_CLIENT_ID": "hush hush"}, "SPOTIFY_CLIENT_ID"),
         ({"SPOTIFY_CLIENT_SECRET": "hush-hush"}, "SPOTIFY_CLIENT_SECRET"),
@@ -52,6 +55,7 @@ def test_the_own_database_variable_wins_and_the_secret_is_optional() -> None:
     environ = GOOD | {"SPOTCONN_DATABASE_URL": "postgres://own/db", "SPOTIFY_CLIENT_SECRET": ""}
     settings = Settings.read(environ)
     assert settings.database_url == "postgres://own/db"
+    assert settings.listen_url is None
     assert settings.client_secret is None
     assert "hush" not in repr(Settings.read(GOOD))
 
@@ -67,6 +71,22 @@ async def test_from_env_serves_a_stored_token(
         assert await tokens.get_valid_token(user) == connection.access_token
     with pytest.raises(RuntimeError, match="closed"):
         await tokens.status(user)
+
+
+async def test_from_env_listens_where_it_is_told_to(
+    monkeypatch: pytest.MonkeyPatch, database: Database, store: ConnectionStore, spotify: FakeSpotify, user: UUID
+) -> None:
+    """SPOTCONN_LISTEN_URL is the way past a pooler."""
+    await connect(store, spotify, user)
+    async with FaultProxy(database.server.port).serve() as proxy:
+        for name, value in (GOOD | {"DATABASE_URL": database.dsn}).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("SPOTCONN_LISTEN_URL", proxy.dsn(database.dsn))
+        async with TokenManager.from_env() as tokens:
+            await covered(tokens, user)
+            assert len(proxy._links) == 1
+            proxy.cut()
+            await until(lambda: not tokens._cache.covered)
 
 
 async def test_from_env_encrypts_with_the_first_key(

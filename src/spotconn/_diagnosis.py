@@ -240,6 +240,18 @@ async def _grants(patient: Patient) -> Finding:
     )
 
 
+async def _telling(patient: Patient) -> Finding:
+    if await patient.value("select spotconn.prove_telling('')"):
+        return Finding(state="ok", subject="changes", text="told to every process that listens")
+    return Finding(
+        state="warn",
+        subject="changes",
+        text="the triggers that tell of changes are gone or disabled: what one process disconnects, others remember "
+        "for up to cache_ttl",
+        remedy=f"unless that is meant: {APPLY_SCHEMA}",
+    )
+
+
 async def _readers(patient: Patient) -> Finding:
     names = [row["name"] for row in await patient.rows(_READERS)]
     if not names:
@@ -299,6 +311,7 @@ CHECKS: dict[str, Callable[[Patient], Awaitable[Finding]]] = {
     "isolation": _binding,
     "policies": _policies,
     "grants": _grants,
+    "changes": _telling,
     "token readers": _readers,
     "stored tokens": _encryption,
     "clocks": _clocks,
