@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -65,9 +66,9 @@ def test_the_goals_are_those_of_the_project() -> None:
     ("bound", "reached"),
     [("at most", [True, True, False]), ("at least", [False, True, True]), ("exactly", [False, True, False])],
 )
-def test_a_goal_is_reached_or_missed(bound: str, reached: list[bool]) -> None:
+def test_a_goal_is_reached_or_missed(bound: Literal["at most", "at least", "exactly"], reached: list[bool]) -> None:
     """A figure below, at and above its limit."""
-    goal = Goal("key", "what", bound, 2)  # type: ignore[arg-type]
+    goal = Goal("key", "what", bound, 2)
     assert [goal.reached(value) for value in (1.9, 2, 2.1)] == reached
 
 
