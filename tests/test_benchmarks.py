@@ -51,7 +51,7 @@ def test_the_quick_form_gives_every_figure(tmp_path: Path) -> None:
     assert results["storm_calls_per_user"] == 1
     assert (results["round_trips_read"], results["round_trips_refresh"]) == (1, 2)
     picture = ET.parse(tmp_path / "benchmarks.svg")
-    tables = (tmp_path / "performance.md").read_text()
+    tables = (tmp_path / "performance.md").read_text().partition(page.BEGIN)[2].partition(page.END)[0]
     assert [key for key in KEYS if tables.count(f"\n| `{key}` |") != 1] == []
     drawn = {element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")}
     assert {"spotconn", "authlib", "tekore", "google-auth"} < drawn
@@ -84,7 +84,7 @@ def test_the_page_takes_the_figures_of_a_run() -> None:
     new = page.refreshed(old, figures, "3.11.0")
     assert new.startswith("before\n\n<!--")
     assert new.endswith("-->\n\nafter\n")
-    assert "old" not in new
+    assert "\nold\n" not in new
     assert page.refreshed(new, figures, "3.11.0") == new
     text = (ROOT / "docs" / "performance.md").read_text()
     assert (text.count(page.BEGIN), text.count(page.END)) == (1, 1)
