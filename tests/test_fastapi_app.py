@@ -104,7 +104,7 @@ async def test_what_passes_gets_503_and_when_to_come_back(
 ) -> None:
     """Retry-After is what Spotify asked for, or a few seconds."""
     await connect(store, spotify, user, ttl=-1)
-    spotify.script(*[fault] * 10)
+    spotify.script(*[fault] * 30)
     answer, kind = await problem(client, "/me", user)
     assert (answer.status_code, kind) == (503, "try-later")
     seconds = int(answer.headers["retry-after"])
