@@ -43,7 +43,7 @@ class End(asyncio.Protocol):
         """Pass on later."""
         self._later(lambda transport: transport.write(data))
 
-    def connection_lost(self, _error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  the name is asyncio's
         """Close the other end once it has everything."""
         self._later(lambda transport: transport.close())
 

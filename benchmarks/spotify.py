@@ -16,7 +16,7 @@ from spotconn.testing import FakeSpotify
 async def main(accounts: str, latency: str) -> None:
     """Serve until the standard input ends."""
     spotify = FakeSpotify(latency=(float(latency), float(latency)))
-    grants = []
+    grants: list[tuple[str, str | None]] = []
     for number in range(int(accounts)):
         spotify.add_account(str(number))
         grant = spotify.authorize(str(number))

@@ -68,7 +68,7 @@ async def _during(tokens: TokenManager, expired: Sequence[UUID], fresh: Sequence
 async def _one_caller(read: Read, refreshes: "asyncio.Future[list[str]]") -> list[float]:
     """One read after the other."""
     loop = asyncio.get_running_loop()
-    taken = []
+    taken: list[float] = []
     while not refreshes.done():
         taken.append(await read(loop.time()))
     return taken
@@ -77,7 +77,7 @@ async def _one_caller(read: Read, refreshes: "asyncio.Future[list[str]]") -> lis
 async def _as_due(read: Read, refreshes: "asyncio.Future[list[str]]") -> list[float]:
     """A read at every interval: the busier the process is, the more of them wait."""
     loop = asyncio.get_running_loop()
-    reads = []
+    reads: list[asyncio.Future[float]] = []
     due = loop.time()
     while not refreshes.done():
         reads.append(asyncio.ensure_future(read(due)))

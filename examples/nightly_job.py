@@ -32,9 +32,9 @@ Job = Callable[[UUID], Awaitable[object]]
 class Report:
     """What has become of the users."""
 
-    done: list[UUID] = field(default_factory=list)
-    ask: list[UUID] = field(default_factory=list)
-    later: list[UUID] = field(default_factory=list)
+    done: list[UUID] = field(default_factory=list[UUID])
+    ask: list[UUID] = field(default_factory=list[UUID])
+    later: list[UUID] = field(default_factory=list[UUID])
 
     @property
     def count(self) -> int:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader, Metric, NumberDataPoint
+from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader, Metric, NumberDataPoint
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -48,7 +48,8 @@ class Exported:
 
     def seconds(self, name: str) -> float:
         """The sum of a histogram."""
-        return sum(point.sum for point in self.metrics()[name].data.data_points if hasattr(point, "sum"))
+        points = self.metrics()[name].data.data_points
+        return sum(point.sum for point in points if isinstance(point, HistogramDataPoint))
 
     def outcomes(self) -> dict[tuple[object, ...], float]:
         """The calls for a token by outcome, or by the type of their error and "error"."""

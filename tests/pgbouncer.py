@@ -11,7 +11,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pytest
 
@@ -41,6 +41,14 @@ log_disconnections = 0
 """
 # It ends with its standard input, whose other end only the parent holds; PgBouncer and the folder go with it.
 _KEEPER = '"$1" "$2/settings" 2>"$2/log" & cat; kill -KILL $!; rm -r "$2"'
+
+
+class _Account(TypedDict, total=False):
+    """As whom PgBouncer runs."""
+
+    user: int
+    group: int
+    extra_groups: list[int]
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ def _started(path: str, server_port: int, size: int) -> "tuple[subprocess.Popen[
     return subprocess.Popen(arguments, stdin=subprocess.PIPE, start_new_session=True, **account), made
 
 
-def _account(owned: list[Path]) -> dict[str, Any]:
+def _account(owned: list[Path]) -> _Account:
     """As root it refuses to run: then it is nobody, who owns its folder."""
     if os.geteuid() != 0:
         return {}

@@ -36,14 +36,14 @@ async def test_with_settings_users_have_to_be_named(name: str) -> None:
 async def test_the_service_runs_without_settings_and_ends_by_sigterm() -> None:
     """As a process of its own it serves one user, asks the other to connect, and leaves nothing running."""
     async with started("fastapi_app.py", PORT="0") as process:
-        statuses = []
+        served: list[tuple[str, str]] = []
         for _ in range(2):
             line = await line_with(process, "curl")
             found = re.fullmatch(r"curl -i -H 'X-User: (\S+)' (\S+)\n", line)
             assert found is not None
-            statuses.append(found.groups())
+            served.append((found[1], found[2]))
         async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(retries=5)) as client:
-            answers = [await client.get(url, headers={"X-User": user}) for user, url in statuses]
+            answers = [await client.get(url, headers={"X-User": user}) for user, url in served]
         assert [answer.status_code for answer in answers] == [200, 409]
         helpers = await descendants(process.pid)
         process.send_signal(signal.SIGTERM)

@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from fastapi_app import build_app
 from helpers import SCOPES, connect
@@ -37,7 +38,7 @@ async def serving(tokens: TokenManager) -> AsyncGenerator[httpx.AsyncClient]:
     async with app.router.lifespan_context(app) as kept:
         state = dict(kept or {})
 
-        async def with_state(scope, receive, send):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202  ASGI
+        async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
             await app({**scope, "state": dict(state)}, receive, send)
 
         async with serve(with_state) as url, httpx.AsyncClient(base_url=url) as client:
@@ -103,7 +104,7 @@ async def test_what_passes_gets_503_and_when_to_come_back(
 ) -> None:
     """Retry-After is what Spotify asked for, or a few seconds."""
     await connect(store, spotify, user, ttl=-1)
-    spotify.script(*[fault] * 10)
+    spotify.script(*[fault] * 30)
     answer, kind = await problem(client, "/me", user)
     assert (answer.status_code, kind) == (503, "try-later")
     seconds = int(answer.headers["retry-after"])

@@ -171,7 +171,7 @@ async def test_answers_come_when_they_are_there(
 ) -> None:
     """While refreshes hang, others of the batch are answered, and of the next ones unless too many wait for a turn."""
     users = await connect_many(admin, spotify, [-1] * expired + [3600] * fresh)
-    seen = []
+    seen: list[UUID] = []
     with spotify.hold() as held:
         async for user, _ in tokens.get_valid_tokens(users, concurrency=1):
             seen.append(user)
@@ -409,7 +409,7 @@ async def test_a_malformed_id_is_named_by_its_place(
     """It ends the job with a ValueError that does not repeat it, once all ids before it are answered."""
     await add_connections(admin, 300)
     users = [bulk_user(n) for n in range(1, 301)]
-    seen = set()
+    seen: set[UUID] = set()
     with pytest.raises(ValueError, match=rf"^user_ids\[{place}\]: expected a UUID$"):  # noqa: PT012
         async for user, _ in tokens.get_valid_tokens([*users[:place], "marked", *users[place:]]):
             seen.add(user)
@@ -427,7 +427,7 @@ async def test_an_error_of_the_input_passes_through(
             yield user
         raise LookupError("the cursor is gone")
 
-    seen = []
+    seen: list[UUID] = []
     with pytest.raises(LookupError, match="the cursor is gone"):  # noqa: PT012
         async for user, _ in tokens.get_valid_tokens(cut()):
             seen.append(user)
@@ -450,7 +450,7 @@ async def test_bad_arguments_are_named(tokens: TokenManager, user: UUID) -> None
     """At the call, before anything is read."""
     for wrong in (str(user), user, 5, None):
         with pytest.raises(ValueError, match=r"^user_ids: "):
-            tokens.get_valid_tokens(wrong)  # type: ignore[arg-type]
+            tokens.get_valid_tokens(wrong)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"^concurrency: "):
         tokens.get_valid_tokens([user], concurrency=0)
 
@@ -484,7 +484,7 @@ async def test_what_is_wrong_for_all_ends_the_job(
     users = await connect_many(admin, spotify, [3600] + [-1] * 500)
     wrong = SpotifyAccounts("demo-client", "wrong", accounts_url=accounts._accounts_url)
     async with TokenManager(store, wrong) as other:
-        seen = []
+        seen: list[UUID] = []
         with pytest.raises(ConfigurationError):  # noqa: PT012
             async for user, _ in other.get_valid_tokens(users, concurrency=4):
                 seen.append(user)

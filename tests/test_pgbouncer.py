@@ -157,7 +157,7 @@ async def test_hooks_of_the_pool_are_for_the_caller_alone(
     bouncer: PgBouncer, database: Database, admin: asyncpg.Connection, spotify: FakeSpotify
 ) -> None:
     """What looks for a pooler runs none of them; the pool's connections do, and prepare nothing that stays."""
-    made = []
+    made: list[asyncpg.Connection] = []
 
     async def note(connection: asyncpg.Connection) -> None:
         made.append(connection)

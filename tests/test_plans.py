@@ -75,7 +75,8 @@ async def test_every_call_reads_by_an_index(open_copy: Open, plans: str) -> None
     """None but the listed ones begins to read a whole table, or goes along a whole index, and these do; no function
     and no statement is left out.
     """
-    whole, long = set(), set()
+    whole: set[tuple[str, str]] = set()
+    long: set[str] = set()
     async with open_copy(plans) as world:
         for n in range(ROUNDS):
             for name, call in CALLS.items():

@@ -66,7 +66,8 @@ async def test_many_cost_one_round_trip_for_two_hundred(
     fresh = await connect_many(admin, spotify, [3600] * 1000)
     mixed = await connect_many(admin, spotify, [-1] * 8 + [3600] * 992)
     spotify.revoke("account-7")
-    costs, answers = [], []
+    costs: list[int] = []
+    answers: list[object] = []
     async with TokenManager(proxied, accounts, cache_ttl=0) as tokens:
         for user in mixed[:8]:
             with suppress(ReauthorizationRequired):
