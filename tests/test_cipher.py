@@ -4,9 +4,11 @@ import copy
 import json
 import pickle
 import random
+import string
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -158,6 +160,72 @@ def test_every_damaged_value_is_a_decryption_error() -> None:
             assert token not in str(raised.value)
         counts[kind] += 1
     assert counts == dict.fromkeys(KINDS, 1250)
+
+
+# Every letter of base64 and base64url, everything that a lenient decoder skips, and what only looks like a letter.
+LETTERS = [*map(chr, range(256)), "\N{FULLWIDTH LATIN CAPITAL LETTER A}", "\N{ARABIC-INDIC DIGIT THREE}", "\ud800"]
+
+
+@pytest.mark.parametrize("token", ["x", "xx", "xxx"], ids=["two left", "none left", "one left"])
+def test_a_value_has_one_way_of_being_written(token: str) -> None:
+    """With any letter changed, added or left out it is refused, however many bytes are left after the last three."""
+    cipher = AesGcmSivCipher([FIRST], require_encrypted=True)
+    stored = ""
+    while not {"-", "_"} < set(stored):  # base64 writes these two otherwise
+        stored = cipher.encrypt(token, user_id=ALICE, column="access_token")
+    places = range(len(stored) + 1)
+    changed = {stored[:place] + letter + stored[place + 1 :] for place in places for letter in ["", *LETTERS]}
+    # Four of them leave the number of letters after the last four as it was.
+    longer = {stored[:place] + n * letter + stored[place:] for place in places for letter in LETTERS for n in (1, 4)}
+    read = list[str]()
+    for other in (changed | longer) - {stored}:
+        with suppress(DecryptionError):
+            cipher.decrypt(other, user_id=ALICE, column="access_token")
+            read.append(other)
+    assert not read
+    assert cipher.decrypt(stored, user_id=ALICE, column="access_token") == token
+
+
+def test_a_key_has_one_way_of_being_written() -> None:
+    """Of the last letters, which say only four bits, one in four is taken, and each makes another key."""
+    ids = set[str]()
+    for last in string.ascii_letters + string.digits + "-_":
+        with suppress(ConfigurationError):
+            ids.update(AesGcmSivCipher([FIRST[:42] + last]).key_ids)
+    assert len(ids) == 16
+
+
+DAMAGED = "the stored access_token is damaged, or of a later version of spotconn"
+ALTERED = "the stored access_token was altered, or is that of another user or column"
+ABSENT = "the stored access_token is encrypted with key 01234567, which is not in the ring"
+
+
+@pytest.mark.parametrize(
+    ("stored", "text"),
+    [
+        ("spotconn", DAMAGED),
+        ("spotconn1.KNOWN", DAMAGED),
+        ("spotconn1.KNOWN.", DAMAGED),
+        ("spotconn2.KNOWN.AAAA", DAMAGED),
+        ("spotconn1.0123456F.AAAA", DAMAGED),
+        ("spotconn1.KNOWN.AAAA.AAAA", DAMAGED),
+        ("spotconn1.KNOWN.AAA=", DAMAGED),
+        ("spotconn1.KNOWN.AA+/", DAMAGED),
+        ("spotconn1.01234567.AA A", DAMAGED),
+        ("spotconn1.01234567.AAAA", ABSENT),
+        ("spotconn1.KNOWN.A", ALTERED),
+        ("spotconn1.KNOWN.AAAA", ALTERED),
+        ("spotconn1.KNOWN.AAB", ALTERED),
+        ("spotconn1.KNOWN." + 10 * "AAAA", ALTERED),
+    ],
+)
+def test_an_error_says_what_is_wrong_with_a_value(stored: str, text: str) -> None:
+    """The form is looked at first, then the key, then whether the value is authentic."""
+    cipher = AesGcmSivCipher([FIRST])
+    with pytest.raises(DecryptionError) as raised:
+        cipher.decrypt(stored.replace("KNOWN", cipher.key_ids[0]), user_id=ALICE, column="access_token")
+    assert str(raised.value) == text
+    assert raised.value.__context__ is None
 
 
 @pytest.mark.parametrize(

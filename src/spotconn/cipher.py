@@ -8,9 +8,11 @@ and the user id, so a value that is moved to another row or column does not decr
 import hashlib
 import re
 import secrets
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64encode
+from binascii import a2b_base64
 from collections.abc import Iterable
 from contextlib import suppress
+from string import ascii_lowercase, ascii_uppercase, digits
 from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 from uuid import UUID
 
@@ -18,6 +20,7 @@ from spotconn._guard import guarded
 from spotconn.errors import ConfigurationError, DecryptionError
 
 if TYPE_CHECKING:
+    from cryptography.exceptions import InvalidTag
     from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
 TokenColumn = Literal["access_token", "refresh_token"]
@@ -28,8 +31,15 @@ VERSION = f"{MARK}1"
 KEY_BYTES = 32
 NONCE_BYTES = 12
 
-_STORED = re.compile(rf"{VERSION}\.([0-9a-f]{{8}})\.([A-Za-z0-9_-]+)", re.ASCII)
+_PREFIX_LENGTH = len(f"{VERSION}.01234567.")
+_STORED = re.compile(rf"{VERSION}\.([0-9a-f]{{8}})\.[A-Za-z0-9_-]+", re.ASCII)
 _KEY = re.compile(r"[A-Za-z0-9_-]{43}=?", re.ASCII)
+
+_LETTERS = ascii_uppercase + ascii_lowercase + digits + "-_"
+# By the number of letters after the last four: what the last one may be, so that its bits beyond the last byte are 0.
+_LAST_LETTERS = (_LETTERS, "", _LETTERS[::16], _LETTERS[::4])
+# From base64url to base64; what only the latter has becomes what neither has.
+_TO_BASE64 = bytes.maketrans(b"-_+/=", b"+/???")
 
 
 class TokenCipher(Protocol):
@@ -87,13 +97,14 @@ class AesGcmSivCipher:
     """
 
     def __init__(self, keys: Iterable[str], *, require_encrypted: bool = False) -> None:
+        # By what the values of a key start with.
         self._ring: dict[str, AESGCMSIV] = {}
         self._require_encrypted = require_encrypted
         for position, text in enumerate(keys, start=1):
-            name, key = _read_key(text, position)
-            if name in self._ring:
+            prefix, key = _read_key(text, position)
+            if prefix in self._ring:
                 raise ConfigurationError(f"encryption key {position} is in the ring twice")
-            self._ring[name] = key
+            self._ring[prefix] = key
         if not self._ring:
             raise ConfigurationError("the ring of encryption keys is empty")
 
@@ -105,19 +116,19 @@ class AesGcmSivCipher:
     @property
     def key_ids(self) -> tuple[str, ...]:
         """The ids of the keys in the ring, the one that encrypts first; they are no secret."""
-        return tuple(self._ring)
+        return tuple(prefix.split(".")[1] for prefix in self._ring)
 
     @property
     def current_prefix(self) -> str:
         """What every value starts with that the first key has encrypted."""
-        return f"{VERSION}.{self.key_ids[0]}."
+        return next(iter(self._ring))
 
     def encrypt(self, token: str, *, user_id: UUID, column: TokenColumn) -> str:
         """The text to store for a token, under the first key and with a nonce of its own."""
-        name = self.key_ids[0]
+        prefix = self.current_prefix
         nonce = secrets.token_bytes(NONCE_BYTES)
-        sealed = self._ring[name].encrypt(nonce, token.encode(), _bound_to(name, user_id, column))
-        return self.current_prefix + urlsafe_b64encode(nonce + sealed).decode().rstrip("=")
+        sealed = self._ring[prefix].encrypt(nonce, token.encode(), _bound_to(prefix, user_id, column))
+        return prefix + urlsafe_b64encode(nonce + sealed).decode().rstrip("=")
 
     def decrypt(self, stored: str, *, user_id: UUID, column: TokenColumn) -> str:
         """The token behind a stored text.
@@ -130,16 +141,11 @@ class AesGcmSivCipher:
             if self._require_encrypted:
                 raise DecryptionError(f"the stored {column} is not encrypted, which this service requires")
             return stored
-        parts = _STORED.fullmatch(stored)
-        if parts is None:
-            raise DecryptionError(f"the stored {column} is damaged, or of a later version of spotconn")
-        name, data = parts.groups()
-        key = self._ring.get(name)
-        if key is None:
-            raise DecryptionError(f"the stored {column} is encrypted with key {name}, which is not in the ring")
-        token = _opened(key, data, _bound_to(name, user_id, column))
+        prefix, data = stored[:_PREFIX_LENGTH], stored[_PREFIX_LENGTH:]
+        key = self._ring.get(prefix)
+        token = None if key is None else _opened(key, data, _bound_to(prefix, user_id, column))
         if token is None:
-            raise DecryptionError(f"the stored {column} was altered, or is that of another user or column")
+            raise DecryptionError(self._what_is_wrong(stored, column))
         return token
 
     def __repr__(self) -> str:
@@ -150,6 +156,15 @@ class AesGcmSivCipher:
         """Refuse to be pickled or copied: that would carry the keys along."""
         raise TypeError(f"a {type(self).__name__} cannot be pickled: it holds keys")
 
+    def _what_is_wrong(self, stored: str, column: TokenColumn) -> str:
+        """With a value that did not decrypt; of the value itself only the id of the key is told."""
+        parts = _STORED.fullmatch(stored)
+        if parts is None:
+            return f"the stored {column} is damaged, or of a later version of spotconn"
+        if parts[1] not in self.key_ids:
+            return f"the stored {column} is encrypted with key {parts[1]}, which is not in the ring"
+        return f"the stored {column} was altered, or is that of another user or column"
+
 
 def cipher_for(keys: Iterable[str], *, require_encrypted: bool) -> AesGcmSivCipher | None:
     """The cipher of a ring of keys; None for an empty one."""
@@ -158,11 +173,11 @@ def cipher_for(keys: Iterable[str], *, require_encrypted: bool) -> AesGcmSivCiph
 
 
 def _read_key(text: str, position: int) -> "tuple[str, AESGCMSIV]":
-    if _KEY.fullmatch(text) is None or (raw := _decoded(text)) is None:
+    if _KEY.fullmatch(text) is None or (raw := _decoded(text.rstrip("="))) is None:
         raise ConfigurationError(
             f"encryption key {position} is malformed: expected 32 bytes as base64url, from `spotconn keygen`"
         )
-    return _identify(raw), _with_key(raw)
+    return f"{VERSION}.{_identify(raw)}.", _with_key(raw)
 
 
 def _identify(raw: bytes) -> str:
@@ -182,28 +197,33 @@ def _with_key(raw: bytes) -> "AESGCMSIV":
     raise ConfigurationError('encryption needs an extra: pip install "spotconn[crypto]"')
 
 
-def _bound_to(name: str, user_id: UUID, column: TokenColumn) -> bytes:
-    return f"{VERSION}.{name}.{column}.{user_id}".encode()
+def _bound_to(prefix: str, user_id: UUID, column: TokenColumn) -> bytes:
+    return f"{prefix}{column}.{user_id}".encode()
 
 
 def _opened(key: "AESGCMSIV", data: str, associated: bytes) -> str | None:
     """The token; None where it is not authentic."""
-    from cryptography.exceptions import InvalidTag  # noqa: PLC0415  an extra, installed where there is a key
-
     raw = _decoded(data)
     if raw is None:
         return None
     try:
         return key.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], associated).decode()
-    except (InvalidTag, ValueError):
+    except _refusals():
         return None
+
+
+def _refusals() -> "tuple[type[InvalidTag], type[ValueError]]":
+    """What is raised for a value that is not authentic, too short or no text; looked up only then."""
+    from cryptography.exceptions import InvalidTag  # noqa: PLC0415  an extra, installed where there is a key
+
+    return InvalidTag, ValueError
 
 
 def _decoded(text: str) -> bytes | None:
-    """The bytes behind base64url; None where it is not the one way of writing them."""
-    text = text.rstrip("=")
+    """The bytes behind unpadded base64url; None where it is not the one way of writing them."""
+    if text[-1:] not in _LAST_LETTERS[len(text) % 4]:
+        return None
     try:
-        raw = urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        return a2b_base64(text.encode().translate(_TO_BASE64) + b"=" * (-len(text) % 4), strict_mode=True)
     except ValueError:
         return None
-    return raw if urlsafe_b64encode(raw).decode().rstrip("=") == text else None
