@@ -15,6 +15,7 @@ import pytest
 from benchmarks import page
 from benchmarks.children import child
 from benchmarks.goals import GOALS, Goal
+from benchmarks.imports import fresh
 from benchmarks.rounds import Rounds, each, interleaved
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +89,15 @@ def test_the_page_takes_the_figures_of_a_run() -> None:
     assert page.refreshed(new, figures, "3.11.0") == new
     text = (ROOT / "docs" / "performance.md").read_text()
     assert (text.count(page.BEGIN), text.count(page.END)) == (1, 1)
+
+
+async def test_an_import_is_timed_with_its_bytecode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling the source is no part of an import, also where the environment keeps Python from writing bytecode."""
+    (tmp_path / "timed.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    assert await fresh("import timed")() > 0
+    assert [path.name.split(".")[0] for path in tmp_path.glob("__pycache__/*.pyc")] == ["timed"]
 
 
 async def test_contenders_take_turns() -> None:
