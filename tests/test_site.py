@@ -116,6 +116,27 @@ async def test_no_page_loads_anything_from_another_host(built: Path) -> None:
         assert visitor.errors == []
 
 
+CUT = """() => [
+    ...[...document.querySelectorAll('pre > code')].filter(
+        code => /[│├└]/.test(code.textContent) && code.scrollWidth > code.clientWidth + 1),
+    ...[...document.querySelectorAll('td:first-child code')].filter(name => name.getClientRects().length > 1),
+].map(element => element.textContent)"""
+"""Drawings that are wider than their place, and names in the first column of a table that are broken in the middle."""
+
+
+async def test_pages_fit_a_laptop_and_a_phone(built: Path) -> None:
+    """On a laptop no drawing is cut and no name broken; on a phone no page is wider than the screen."""
+    async with serve(StaticFiles(directory=built, html=True)) as url, launched() as browser:
+        page = await browser.new_page(viewport={"width": 1280, "height": 900})
+        for path in ("", "reference/errors/", "how-to/telemetry/", "reference/settings/"):
+            await page.goto(f"{url}/{path}")
+            assert await page.evaluate(CUT) == [], path
+        await page.set_viewport_size({"width": 390, "height": 844})
+        for path in ("", "architecture/", "how-to/telemetry/", "reference/settings/", "reference/manager/"):
+            await page.goto(f"{url}/{path}")
+            assert await page.evaluate("document.scrollingElement.scrollWidth <= innerWidth"), path
+
+
 def test_the_picture_of_the_rooms_shows_every_public_module() -> None:
     """A module that is added is drawn, too."""
     modules = {module.name for module in iter_modules(spotconn.__path__) if not module.name.startswith("_")}
