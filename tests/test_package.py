@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -85,6 +86,14 @@ def test_every_entry_point_leads_somewhere(entry: EntryPoint) -> None:
 def test_the_command_is_an_entry_point() -> None:
     """An installation brings the command spotconn."""
     assert [entry.name for entry in INSTALLED.entry_points.select(group="console_scripts")] == ["spotconn"]
+
+
+@pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
+def test_without_the_extra_the_test_kit_names_it(missing: str) -> None:
+    """Where only the library is installed, `spotconn.testing` says what to install, as the command and telemetry do."""
+    code = f"import sys; sys.modules[{missing!r}] = None; import spotconn, spotconn.testing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50)
+    assert done.stderr.endswith('\nImportError: spotconn.testing needs an extra: pip install "spotconn[testing]"\n')
 
 
 def _declared(extras: set[str]) -> set[str]:
