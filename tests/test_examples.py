@@ -1,14 +1,16 @@
 """The examples as programs: without any settings, with settings of a real service, and ended by a signal."""
 
+import asyncio
 import re
 import signal
+import sys
 from uuid import UUID
 
 import httpx
 import pytest
 
 from helpers import descendants, gone
-from programs import line_with, run, started
+from programs import EXAMPLES, environment, line_with, run, started
 
 
 @pytest.mark.parametrize("name", ["tekore_client.py", "spotipy_client.py"])
@@ -51,6 +53,19 @@ async def test_the_service_runs_without_settings_and_ends_by_sigterm() -> None:
     assert b"Traceback" not in err
     assert process.returncode in {0, -signal.SIGTERM}
     await gone(helpers)
+
+
+async def test_the_service_can_be_started_as_its_first_lines_say() -> None:
+    """The command of uvicorn works from the folder of the project; here it gets as far as the database."""
+    (command,) = re.findall(r"`uvicorn (.*?)`", (EXAMPLES / "fastapi_app.py").read_text())
+    settings = {"DATABASE_URL": "postgresql://app:hush@127.0.0.1:1/db", "SPOTIFY_CLIENT_ID": "0123456789abcdef"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "uvicorn", "--port", "0", *command.split(),
+        cwd=EXAMPLES.parent, env=environment(**settings), stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    _, err = await process.communicate()
+    assert "DatabaseUnavailable" in err.decode()
+    assert "hush" not in err.decode()
 
 
 async def test_the_job_runs_without_settings() -> None:
