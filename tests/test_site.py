@@ -125,7 +125,7 @@ CUT = """() => [
 
 
 async def test_pages_fit_a_laptop_and_a_phone(built: Path) -> None:
-    """On a laptop no drawing is cut and no name broken; on a phone no page is wider than the screen."""
+    """On a laptop no drawing is cut and no name broken; on a phone no page is wider, and drawings keep their size."""
     async with serve(StaticFiles(directory=built, html=True)) as url, launched() as browser:
         page = await browser.new_page(viewport={"width": 1280, "height": 900})
         for path in ("", "reference/errors/", "how-to/telemetry/", "reference/settings/"):
@@ -135,6 +135,9 @@ async def test_pages_fit_a_laptop_and_a_phone(built: Path) -> None:
         for path in ("", "architecture/", "how-to/telemetry/", "reference/settings/", "reference/manager/"):
             await page.goto(f"{url}/{path}")
             assert await page.evaluate("document.scrollingElement.scrollWidth <= innerWidth"), path
+        await page.goto(f"{url}/architecture/")
+        widths = "[...document.querySelectorAll('article img')].map(drawing => drawing.width)"
+        assert min(await page.evaluate(widths)) > 700
 
 
 def test_the_picture_of_the_rooms_shows_every_public_module() -> None:
