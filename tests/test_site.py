@@ -1,8 +1,10 @@
 """The documentation site: it builds strictly, leads nowhere wrong and loads nothing from elsewhere."""
 
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -145,3 +147,16 @@ def test_the_picture_of_the_rooms_shows_every_public_module() -> None:
     modules = {module.name for module in iter_modules(spotconn.__path__) if not module.name.startswith("_")}
     drawn = (ROOT / "docs" / "images" / "rooms.svg").read_text()
     assert [module for module in sorted(modules) if f">{module}</text>" not in drawn] == []
+
+
+def test_the_floors_of_the_picture_are_those_of_the_contract() -> None:
+    """What stands side by side may not import each other, and what stands below may be imported from above."""
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    layers = [set(layer.split(" | ")) for layer in contract["layers"]]
+    picture = (ROOT / "docs" / "images" / "rooms.svg").read_text()
+    floors: dict[str, set[str]] = {}
+    for place, name in re.findall(r'<text class="code" x="[\d.]+" y="(\d+)" [^>]*>(\w+)</text>', picture):
+        floors.setdefault(place, set()).add(name)
+    drawn = [[index for index, layer in enumerate(layers) if names <= layer] for names in floors.values()]
+    assert len(drawn) > 5
+    assert drawn == sorted([index] for [index] in drawn)
