@@ -15,8 +15,8 @@ from programs import EXAMPLES, environment, line_with, run, started
 
 @pytest.mark.parametrize("name", ["tekore_client.py", "spotipy_client.py"])
 async def test_the_clients_run_without_settings(name: str) -> None:
-    """It works for a user with a good token and one with a token that has run out, and warns of nothing."""
-    status, out, err = await run(name)
+    """It works for a user with a good token and one with a token that has run out, also behind a proxy."""
+    status, out, err = await run(name, http_proxy="http://127.0.0.1:1")
     assert (status, err) == (0, "")
     assert "Ann listens to Half Past Summer, " in out
     assert "Bob listens to Cobalt, " in out
