@@ -1,4 +1,4 @@
-"""A FastAPI service: python examples/fastapi_app.py, or `uvicorn fastapi_app:app` with the settings of a real one.
+"""A FastAPI service: python examples/fastapi_app.py, or `uvicorn --app-dir examples fastapi_app:app` with settings.
 
 Each of the three kinds of errors has one answer, in the form of RFC 9457 (problem details):
 

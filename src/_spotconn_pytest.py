@@ -5,6 +5,7 @@ and would come before coverage is measured, and imports the library only when a 
 """
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Generator
 from importlib.util import find_spec
@@ -51,8 +52,11 @@ def spotify_fake(spotconn_clock: "FakeClock") -> "FakeSpotify":
 
 
 @async_fixture
-async def spotify_url(spotify_fake: "FakeSpotify") -> AsyncGenerator[str]:
+async def spotify_url(spotify_fake: "FakeSpotify", monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[str]:
     """The base URL at which the simulated Spotify answers on loopback, both as accounts service and as Web API."""
+    # A proxy of the environment cannot reach this host.
+    kept = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    monkeypatch.setenv("no_proxy", f"{kept},127.0.0.1" if kept else "127.0.0.1")
     async with spotify_fake.serve() as url:
         yield url
 

@@ -132,6 +132,17 @@ async def test_a_confidential_refresh() -> None:
     assert served.form == {"grant_type": ["refresh_token"], "refresh_token": ["secret-rt"]}
 
 
+@every_call
+async def test_a_proxy_of_the_environment_sees_no_plain_http(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without TLS a proxy would read secrets and tokens, so what is on this host is asked directly."""
+    async with upstream(answer(200, GRANT | PROFILE)) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        async with spotify(answer(200, GRANT | PROFILE)) as (accounts, served):
+            await call(accounts, AMPLE)
+    assert (len(served.requests), len(proxy.requests)) == (1, 0)
+
+
 async def test_a_public_refresh() -> None:
     """A public client names itself in the body and sends no Authorization header."""
     async with spotify(answer(200, GRANT), secret=None) as (accounts, served):

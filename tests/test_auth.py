@@ -208,6 +208,39 @@ async def test_streamed_body_is_not_sent_again(
     assert spotify.refresh_calls == 1
 
 
+async def test_cancelled_request_leaves_the_refresh_and_the_client_in_order(
+    client: Any, store: ConnectionStore, spotify: FakeSpotify, user: UUID
+) -> None:
+    """A caller that gives up while a 401 is being mended: the refresh is saved, and the client goes on."""
+    before = await connect(store, spotify, user)
+    spotify.reject_access_token(before.access_token)
+    with spotify.hold() as held:
+        caller = asyncio.create_task(client.get("/v1/me"))
+        await held.reached()
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+    assert (await client.get("/v1/me")).json()["id"] == "alice"
+    assert (await store.get(user)).access_token != before.access_token
+    assert spotify.refresh_calls == 1
+
+
+async def test_401_of_an_origin_that_is_not_allowed_says_nothing_of_the_token(http: Any) -> None:
+    """The clients keep the header where a redirect leads to https on the same host; no other token is asked for."""
+
+    class Source(_NoSource):
+        async def get_valid_token(self, user_id: UUID | str) -> str:  # noqa: ARG002  as the protocol has it
+            return "token"
+
+    flow = SpotifyAuth(Source(), uuid4(), allow=["http://127.0.0.1"]).async_auth_flow(
+        http.Request("GET", "http://127.0.0.1")
+    )
+    sent = await anext(flow)
+    led = http.Request("GET", "https://127.0.0.1", headers=sent.headers)
+    with pytest.raises(StopAsyncIteration):
+        await flow.asend(http.Response(401, request=led))
+
+
 async def test_streamed_answer_works(client: Any, store: ConnectionStore, spotify: FakeSpotify, user: UUID) -> None:
     """An answer that is read piece by piece is repeated as well before the caller reads it."""
     before = await connect(store, spotify, user)

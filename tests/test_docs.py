@@ -118,6 +118,13 @@ def test_no_block_is_left_out(page: Path) -> None:
     list(blocks(page))
 
 
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.name)
+def test_every_link_of_a_page_beside_the_site_leads_somewhere(page: Path) -> None:
+    """Links to files of the repository; `site_check.py` looks at those of the site."""
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]*)\)", page.read_text())]
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
 async def test_every_block_of_a_page_runs(page: Path, world: dict[str, Any], tmp_path: Path) -> None:
     """The blocks of a page run in their order, and each file among them is run by a later one."""

@@ -1,20 +1,22 @@
 """The examples as programs: without any settings, with settings of a real service, and ended by a signal."""
 
+import asyncio
 import re
 import signal
+import sys
 from uuid import UUID
 
 import httpx
 import pytest
 
 from helpers import descendants, gone
-from programs import line_with, run, started
+from programs import EXAMPLES, environment, line_with, run, started
 
 
 @pytest.mark.parametrize("name", ["tekore_client.py", "spotipy_client.py"])
 async def test_the_clients_run_without_settings(name: str) -> None:
-    """It works for a user with a good token and one with a token that has run out, and warns of nothing."""
-    status, out, err = await run(name)
+    """It works for a user with a good token and one with a token that has run out, also behind a proxy."""
+    status, out, err = await run(name, http_proxy="http://127.0.0.1:1")
     assert (status, err) == (0, "")
     assert "Ann listens to Half Past Summer, " in out
     assert "Bob listens to Cobalt, " in out
@@ -51,6 +53,19 @@ async def test_the_service_runs_without_settings_and_ends_by_sigterm() -> None:
     assert b"Traceback" not in err
     assert process.returncode in {0, -signal.SIGTERM}
     await gone(helpers)
+
+
+async def test_the_service_can_be_started_as_its_first_lines_say() -> None:
+    """The command of uvicorn works from the folder of the project; here it gets as far as the database."""
+    (command,) = re.findall(r"`uvicorn (.*?)`", (EXAMPLES / "fastapi_app.py").read_text())
+    settings = {"DATABASE_URL": "postgresql://app:hush@127.0.0.1:1/db", "SPOTIFY_CLIENT_ID": "0123456789abcdef"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "uvicorn", "--port", "0", *command.split(),
+        cwd=EXAMPLES.parent, env=environment(**settings), stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    _, err = await process.communicate()
+    assert "DatabaseUnavailable" in err.decode()
+    assert "hush" not in err.decode()
 
 
 async def test_the_job_runs_without_settings() -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -87,6 +88,14 @@ def test_the_command_is_an_entry_point() -> None:
     assert [entry.name for entry in INSTALLED.entry_points.select(group="console_scripts")] == ["spotconn"]
 
 
+@pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
+def test_without_the_extra_the_test_kit_names_it(missing: str) -> None:
+    """Where only the library is installed, `spotconn.testing` says what to install, as the command and telemetry do."""
+    code = f"import sys; sys.modules[{missing!r}] = None; import spotconn, spotconn.testing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50)
+    assert done.stderr.endswith('\nImportError: spotconn.testing needs an extra: pip install "spotconn[testing]"\n')
+
+
 def _declared(extras: set[str]) -> set[str]:
     """The distributions that the package asks for, with these extras."""
     asked = [Requirement(line) for line in INSTALLED.requires or ()]
@@ -123,3 +132,21 @@ def test_whatever_is_imported_is_declared(folder: Path) -> None:
     assert foreign
     for name, file in foreign:
         assert declared & {canonicalize_name(each) for each in providers.get(name, [name])}, f"{file} imports {name}"
+
+
+@pytest.mark.parametrize(
+    ("package", "knowing"),
+    [
+        ("asyncpg", {"_changes", "_diagnosis", "_pending", "_pool", "_rekey", "_session", "admin", "store"}),
+        ("httpx", {"accounts", "auth"}),
+        ("httpx2", {"accounts", "auth"}),
+    ],
+)
+def test_every_other_module_is_kept_from_the_network(package: str, knowing: set[str]) -> None:
+    """The contracts of import-linter forbid it by name, so a new module has to be entered there."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    kept = {
+        name for each in contracts if package in each.get("forbidden_modules", ()) for name in each["source_modules"]
+    }
+    modules = {file.stem for file in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    assert kept == {f"spotconn.{name}" for name in modules - knowing}

@@ -61,6 +61,13 @@ def test_the_example_passes(example: pytest.Pytester, mode: str, loops: str, ope
     assert not list(open_folder.iterdir())
 
 
+def test_the_example_passes_behind_a_proxy(example: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulated Spotify is on this host: whatever proxy the environment names is not asked for it."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    run(example).assert_outcomes(passed=6)
+
+
 @pytest.mark.parametrize(
     ("without", "failed"),
     [("auth=auth, ", 6), ("    except AskUser:\n        return", 2), ("    except TryLater:\n        return", 1)],

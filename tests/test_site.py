@@ -1,8 +1,10 @@
 """The documentation site: it builds strictly, leads nowhere wrong and loads nothing from elsewhere."""
 
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -116,8 +118,45 @@ async def test_no_page_loads_anything_from_another_host(built: Path) -> None:
         assert visitor.errors == []
 
 
+CUT = """() => [
+    ...[...document.querySelectorAll('pre > code')].filter(
+        code => /[│├└]/.test(code.textContent) && code.scrollWidth > code.clientWidth + 1),
+    ...[...document.querySelectorAll('td:first-child code')].filter(name => name.getClientRects().length > 1),
+].map(element => element.textContent)"""
+"""Drawings that are wider than their place, and names in the first column of a table that are broken in the middle."""
+
+
+async def test_pages_fit_a_laptop_and_a_phone(built: Path) -> None:
+    """On a laptop no drawing is cut and no name broken; on a phone no page is wider, and drawings keep their size."""
+    async with serve(StaticFiles(directory=built, html=True)) as url, launched() as browser:
+        page = await browser.new_page(viewport={"width": 1280, "height": 900})
+        for path in ("", "reference/errors/", "how-to/telemetry/", "reference/settings/"):
+            await page.goto(f"{url}/{path}")
+            assert await page.evaluate(CUT) == [], path
+        await page.set_viewport_size({"width": 390, "height": 844})
+        for path in ("", "architecture/", "how-to/telemetry/", "reference/settings/", "reference/manager/"):
+            await page.goto(f"{url}/{path}")
+            assert await page.evaluate("document.scrollingElement.scrollWidth <= innerWidth"), path
+        await page.goto(f"{url}/architecture/")
+        widths = "[...document.querySelectorAll('article img')].map(drawing => drawing.width)"
+        assert min(await page.evaluate(widths)) > 700
+
+
 def test_the_picture_of_the_rooms_shows_every_public_module() -> None:
     """A module that is added is drawn, too."""
     modules = {module.name for module in iter_modules(spotconn.__path__) if not module.name.startswith("_")}
     drawn = (ROOT / "docs" / "images" / "rooms.svg").read_text()
     assert [module for module in sorted(modules) if f">{module}</text>" not in drawn] == []
+
+
+def test_the_floors_of_the_picture_are_those_of_the_contract() -> None:
+    """What stands side by side may not import each other, and what stands below may be imported from above."""
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    layers = [set(layer.split(" | ")) for layer in contract["layers"]]
+    picture = (ROOT / "docs" / "images" / "rooms.svg").read_text()
+    floors: dict[str, set[str]] = {}
+    for place, name in re.findall(r'<text class="code" x="[\d.]+" y="(\d+)" [^>]*>(\w+)</text>', picture):
+        floors.setdefault(place, set()).add(name)
+    drawn = [[index for index, layer in enumerate(layers) if names <= layer] for names in floors.values()]
+    assert len(drawn) > 5
+    assert drawn == sorted([index] for [index] in drawn)

@@ -32,6 +32,7 @@ from spotconn import (
     SpotifyUnavailable,
     TokenManager,
 )
+from spotconn.cipher import TokenColumn
 from spotconn.telemetry import instrument
 from spotconn.testing import Answer, FakeSpotify
 
@@ -192,6 +193,29 @@ async def test_errors_are_counted_by_their_type(
     assert unconnected.attributes == {"spotconn.outcome": "error", "error.type": "NotConnected"}
     assert missing.attributes == {"spotconn.outcome": "error", "error.type": "MissingScope"}
     assert not [span.events for span in (unconnected, missing) if span.events]
+
+
+class Faulty:
+    """A key store that fails with what it was given in its words."""
+
+    def encrypt(self, token: str, *, user_id: UUID, column: TokenColumn) -> str:
+        raise NotImplementedError
+
+    def decrypt(self, stored: str, *, user_id: UUID, column: TokenColumn) -> str:  # noqa: ARG002  as the protocol has it
+        raise RuntimeError(f"cannot decrypt {stored} of {user_id}")
+
+
+async def test_a_foreign_error_is_named_without_its_words(
+    store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify, user: UUID, exported: Exported
+) -> None:
+    """An error that is none of the library's may quote anything: only its class is exported."""
+    stored = await connect(store, spotify, user)
+    async with TokenManager(ConnectionStore(store._pool, cipher=Faulty()), accounts) as tokens:
+        with pytest.raises(RuntimeError, match=stored.access_token):
+            await exported.instrument(tokens).get_valid_token(user)
+    assert exported.outcomes() == {("RuntimeError", "error"): 1}
+    assert exported.span(CALL).status.status_code is StatusCode.ERROR
+    assert [word for word in (stored.access_token, str(user)) if word in exported.text()] == []
 
 
 async def test_an_outage_at_spotify(

@@ -69,7 +69,7 @@ async def simulated(stack: AsyncExitStack, port: int, arguments: list[str]) -> S
     return Service(
         tokens=await stack.enter_async_context(tokens),
         flow=ConnectFlow(tokens.store, tokens.accounts, redirect_uri=redirect_uri, scopes=SCOPES),
-        http=await stack.enter_async_context(httpx.AsyncClient(timeout=10)),
+        http=await stack.enter_async_context(httpx.AsyncClient(timeout=10, trust_env=False)),
         users=users,
         host="127.0.0.1",
         spotify_url=url,

@@ -88,7 +88,7 @@ class SpotifyAccounts:
         self._api_url = base_url(api_url, name="api_url")
         self._clock = clock
         self._owns_http = http is None
-        self._http = http or _new_client()
+        self._http = http or _new_client(self._accounts_url, self._api_url)
         self._places = asyncio.Semaphore(MOST_CALLS)
         self._token_gate, self._profile_gate = Gate(), Gate()
         self.observer = NOBODY
@@ -267,10 +267,14 @@ class _Answer(NamedTuple):
     body: bytes
 
 
-def _new_client() -> httpx.AsyncClient:
+def _new_client(*urls: str) -> httpx.AsyncClient:
     # One client speaks for many users: a cookie set for one must not be sent for the next.
     no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
-    return httpx.AsyncClient(timeout=httpx.Timeout(10, connect=5), follow_redirects=False, cookies=no_cookies)
+    # Plain http is for this host only: a proxy of the environment would read it.
+    direct = {url: None for url in urls if httpx.URL(url).scheme == "http"}
+    return httpx.AsyncClient(
+        timeout=httpx.Timeout(10, connect=5), follow_redirects=False, cookies=no_cookies, mounts=direct
+    )
 
 
 def _credential(value: str, *, name: str) -> str:

@@ -51,7 +51,8 @@ class SpotifyAuth(_Auth):
         source: gives the tokens; a `TokenManager`.
         user_id: whose token.
         allow: base URLs of further services that may see the token, such as a `FakeSpotify`: https, or http with a
-            loopback literal. Scheme, host and port count, the path does not.
+            loopback literal. Scheme, host and port count, the path does not. A client that has a proxy for http, be it
+            from the environment, shows it what plain http carries: give it `trust_env=False`, or set NO_PROXY.
 
     Raises:
         ValueError: the user id is no UUID.

@@ -7,8 +7,8 @@
     │   ├── MissingScope               .missing
     │   └── ConnectFailed              .reason
     ├── TryLater                       .retry_after: float | None, seconds
-    │   ├── SpotifyUnavailable         429, 5xx, an unreadable answer, a timeout, the network
-    │   ├── RefreshInProgress          another process is refreshing and the deadline came first
+    │   ├── SpotifyUnavailable         429, 5xx, unreadable answers, timeouts, the network
+    │   ├── RefreshInProgress          another process is refreshing, beyond the deadline
     │   └── DatabaseUnavailable        no connection to Postgres in time
     └── CallEngineer                   settings, schema or grants are wrong
         ├── ConfigurationError

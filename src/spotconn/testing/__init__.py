@@ -9,7 +9,11 @@ from spotconn.testing._answers import Answer, Hold
 from spotconn.testing._clock import FakeClock
 from spotconn.testing._database import add_user, apply_schema
 from spotconn.testing._postgres import EmbeddedPostgres, postgres_binaries
-from spotconn.testing._spotify import FakeAccount, FakeSpotify
+
+try:
+    from spotconn.testing._spotify import FakeAccount, FakeSpotify
+except ModuleNotFoundError:
+    raise ImportError('spotconn.testing needs an extra: pip install "spotconn[testing]"') from None
 
 __all__ = [
     "Answer",
