@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import logging
+import math
 import socket
 import time
 import traceback
@@ -16,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
+from spotconn import _clients
 from spotconn.accounts import LARGEST_BODY, SpotifyAccounts
 from spotconn.errors import (
     ConfigurationError,
@@ -365,12 +367,29 @@ async def test_a_given_client_stays_open() -> None:
     assert "authorization" not in served.requests[0][1]
 
 
-async def test_an_own_client_is_closed() -> None:
-    """aclose() closes the client that was made here, and may be called twice."""
-    accounts = SpotifyAccounts("app")
-    await accounts.aclose()
-    await accounts.aclose()
-    assert accounts._http.is_closed
+async def test_own_clients_are_few_in_quiet_and_many_in_a_storm() -> None:
+    """One call after the other has one client; what one pool of httpcore would take is spread over several."""
+    async with spotify(answer(200, GRANT)) as (accounts, _):
+        assert accounts._own is not None
+        for _ in range(3):
+            await accounts.refresh("secret-rt")
+        assert len(accounts._own._calls) == 1
+        await asyncio.gather(*[accounts.refresh("secret-rt") for _ in range(50)])
+        assert len(accounts._own._calls) == math.ceil(50 / _clients.CALLS)
+        assert set(accounts._own._calls.values()) == {0}
+
+
+async def test_own_clients_are_closed() -> None:
+    """aclose() closes the clients that were made here, and may be called twice; no other is made after it."""
+    async with spotify(answer(200, GRANT)) as (accounts, _):
+        await accounts.refresh("secret-rt")
+        await accounts.aclose()
+        await accounts.aclose()
+        assert accounts._own is not None
+        (client,) = accounts._own._calls
+        assert client.is_closed
+        with pytest.raises(RuntimeError, match="closed"):
+            await accounts.refresh("secret-rt")
 
 
 @pytest.mark.parametrize(

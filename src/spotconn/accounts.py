@@ -3,11 +3,11 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import NamedTuple, Self, TypeVar
+from typing import Literal, NamedTuple, Self, TypeVar
 
 import httpx
 from tenacity import (
@@ -18,6 +18,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from spotconn._clients import Clients, Make
 from spotconn._gate import Gate
 from spotconn._guard import guarded
 from spotconn._oauth import (
@@ -87,8 +88,13 @@ class SpotifyAccounts:
         self._accounts_url = base_url(accounts_url, name="accounts_url")
         self._api_url = base_url(api_url, name="api_url")
         self._clock = clock
-        self._owns_http = http is None
-        self._http = http or _new_client(self._accounts_url, self._api_url)
+        self._own: Clients | None = None
+        self._client: Callable[[], AbstractContextManager[httpx.AsyncClient]]
+        if http is None:
+            self._own = Clients(_making(self._accounts_url, self._api_url))
+            self._client = self._own.lent
+        else:
+            self._client = lambda: nullcontext(http)
         self._places = asyncio.Semaphore(MOST_CALLS)
         self._token_gate, self._profile_gate = Gate(), Gate()
         self.observer = NOBODY
@@ -191,8 +197,8 @@ class SpotifyAccounts:
 
     async def aclose(self) -> None:
         """Close the HTTP client, unless it was given to the constructor."""
-        if self._owns_http:
-            await self._http.aclose()
+        if self._own is not None:
+            await self._own.aclose()
 
     async def __aenter__(self) -> Self:
         """Itself; nothing is opened before the first call."""
@@ -206,17 +212,16 @@ class SpotifyAccounts:
         data = {"grant_type": grant_type, **form}
         if self._basic is None:
             data["client_id"] = self._client_id
-        request = self._http.build_request("POST", f"{self._accounts_url}/api/token", data=data, headers=_HEADERS)
+        url = f"{self._accounts_url}/api/token"
         async with self._passing(self._token_gate, begin_by):
             sent = self._clock()
-            answer = await self._ask(request, auth=self._basic)
+            answer = await self._ask("POST", url, data=data, headers=_HEADERS, auth=self._basic)
             return read_grant(answer.status, answer.headers, answer.body, now=sent, grant_type=grant_type)
 
     async def _me(self, access_token: str, begin_by: float) -> Profile:
         headers = {**_HEADERS, "Authorization": f"Bearer {access_token}"}
-        request = self._http.build_request("GET", f"{self._api_url}/v1/me", headers=headers)
         async with self._passing(self._profile_gate, begin_by):
-            answer = await self._ask(request, auth=None)
+            answer = await self._ask("GET", f"{self._api_url}/v1/me", headers=headers)
             return read_profile(answer.status, answer.headers, answer.body, now=self._clock())
 
     @asynccontextmanager
@@ -232,15 +237,21 @@ class SpotifyAccounts:
                 raise
             gate.answered(None, loop.time())
 
-    async def _ask(self, request: httpx.Request, *, auth: httpx.Auth | None) -> "_Answer":
+    async def _ask(
+        self,
+        method: Literal["GET", "POST"],
+        url: str,
+        *,
+        headers: dict[str, str],
+        data: dict[str, str] | None = None,
+        auth: httpx.Auth | None = None,
+    ) -> "_Answer":
         try:
-            with self.observer.asking() as answered:
-                response = await self._http.send(request, auth=auth, stream=True, follow_redirects=False)
-                answered(response.status_code)
-                try:
+            with self._client() as http, self.observer.asking() as answered:
+                asked = http.stream(method, url, headers=headers, data=data, auth=auth, follow_redirects=False)
+                async with asked as response:
+                    answered(response.status_code)
                     return _Answer(response.status_code, response.headers, await _bounded_body(response))
-                finally:
-                    await response.aclose()
         except httpx.RequestError as error:
             failure = _network_failure(error)
         # Raised out here, because an httpx error that stayed on as __context__ would hold the request and with it
@@ -267,13 +278,18 @@ class _Answer(NamedTuple):
     body: bytes
 
 
-def _new_client(*urls: str) -> httpx.AsyncClient:
+def _making(*urls: str) -> Make:
+    """What makes a client for these base URLs."""
     # One client speaks for many users: a cookie set for one must not be sent for the next.
     no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
     # Plain http is for this host only: a proxy of the environment would read it.
     direct = {url: None for url in urls if httpx.URL(url).scheme == "http"}
-    return httpx.AsyncClient(
-        timeout=httpx.Timeout(10, connect=5), follow_redirects=False, cookies=no_cookies, mounts=direct
+    return partial(
+        httpx.AsyncClient,
+        timeout=httpx.Timeout(10, connect=5),
+        cookies=no_cookies,
+        mounts=direct,
+        verify=httpx.create_ssl_context(),  # it takes longer than all the rest, and serves them all
     )
 
 

@@ -1,0 +1,60 @@
+"""Clients of httpx for many calls at once.
+
+What httpcore does for one call grows with the connections and the calls of its pool: it looks through all of them. So
+many calls share several clients with few connections each. The first ones are preferred, so that a quiet process has
+one client and a warm connection.
+"""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Protocol
+
+import httpx
+
+CALLS = 4
+"""Calls under way at once that one client takes, each over a connection of its own."""
+
+
+class Make(Protocol):
+    """What makes a client."""
+
+    def __call__(self, *, limits: httpx.Limits) -> httpx.AsyncClient:
+        """A client with these limits."""
+        ...
+
+
+class Clients:
+    """Clients that are made as they are needed, and kept.
+
+    Args:
+        make: makes one, with the given limits.
+    """
+
+    def __init__(self, make: Make) -> None:
+        self._make = make
+        self._calls: dict[httpx.AsyncClient, int] = {}
+        self._closed = False
+
+    @contextmanager
+    def lent(self) -> Generator[httpx.AsyncClient]:
+        """Within: a client for one call.
+
+        Raises:
+            RuntimeError: they are closed.
+        """
+        if self._closed:
+            raise RuntimeError("this SpotifyAccounts is closed")
+        client = next((one for one, calls in self._calls.items() if calls < CALLS), None)
+        if client is None:
+            client = self._make(limits=httpx.Limits(max_connections=CALLS, max_keepalive_connections=CALLS))
+        self._calls[client] = self._calls.get(client, 0) + 1
+        try:
+            yield client
+        finally:
+            self._calls[client] -= 1
+
+    async def aclose(self) -> None:
+        """Close them all."""
+        self._closed = True
+        for client in self._calls:
+            await client.aclose()
