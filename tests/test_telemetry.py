@@ -298,6 +298,18 @@ async def test_a_job_over_many_users(
     assert [link.context for span in refreshes for link in span.links] == [job.get_span_context()] * 3
 
 
+async def test_a_batch_of_many_waits_for_the_pool_once(
+    tokens: TokenManager, store: ConnectionStore, spotify: FakeSpotify, users: list[UUID], exported: Exported
+) -> None:
+    """The wait of a job's one statement is recorded as that of any other."""
+    for user in users:
+        await connect(store, spotify, user, account=str(user))
+    before = exported.points(POOL)[()]
+    async with aclosing(tokens.get_valid_tokens(users)) as answers:
+        assert len([token async for _, token in answers if isinstance(token, str)]) == 3
+    assert exported.points(POOL)[()] == before + 1
+
+
 async def test_a_refresh_in_the_background_has_a_trace_of_its_own(
     tokens: TokenManager, store: ConnectionStore, spotify: FakeSpotify, user: UUID, exported: Exported
 ) -> None:

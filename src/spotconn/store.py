@@ -166,7 +166,7 @@ class ConnectionStore:
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: none could be read.
         """
         wanted = list({parse_user_id(user_id) for user_id in user_ids})
-        async with acquired(self._pool, seconds=self._timeout) as connection:
+        async with acquired(self._pool, seconds=self._timeout, observer=self.observer) as connection:
             rows = await translated(connection.fetch(_GET_MANY, wanted, timeout=self._timeout))
         return {row["user_id"]: self._readable(row) for row in rows}
 
