@@ -86,8 +86,10 @@ async def heard_from(database: Database) -> AsyncGenerator[list[Any]]:
 
     listening = await asyncpg.connect(database.dsn)
     await listening.add_listener(CHANNEL, notified)
-    yield heard
-    await listening.close()
+    try:
+        yield heard
+    finally:
+        await listening.close()
 
 
 async def test_a_disconnect_elsewhere_is_known_within_a_second(
@@ -145,6 +147,7 @@ async def test_a_process_keeps_what_it_has_refreshed_itself(
     await covered(tokens, user)
     async with heard_from(database) as heard:
         await connect(store, spotify, user, ttl=-1)
+        await until(lambda: user not in tokens._cache.entries)
         token = await tokens.get_valid_token(user)
         await until(lambda: len(heard) == 2)
     assert tokens._cache.entries[user].access_token == token
