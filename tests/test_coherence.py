@@ -174,6 +174,29 @@ async def test_a_read_under_way_does_not_bring_back_what_is_gone(
         await tokens.get_valid_token(user)
 
 
+async def test_a_grant_that_could_not_be_saved_is_not_trusted_until_it_is_stale(
+    opened: Opening, proxy: FaultProxy, database: Database, store: ConnectionStore, spotify: FakeSpotify, user: UUID
+) -> None:
+    """It is served while the pool is cut off; that the user disconnected was heard before, and is not told again."""
+    await connect(store, spotify, user, ttl=-1)
+    tokens = await opened(proxy.dsn(database.dsn), database.dsn)
+    with proxy.hold(b"finish_refresh") as held:
+        refreshing = asyncio.create_task(tokens.get_valid_token(user))
+        await held.reached()
+        await until(lambda: tokens._cache.covered)
+        proxy.refuses = True
+        proxy.cut()
+        token = await refreshing
+    await store.delete(user)
+    await until(lambda: user not in tokens._cache.entries)
+    assert await tokens.get_valid_token(user) == token
+    assert tokens._cache.entries[user].fresh_until <= time.time() + 30
+    proxy.heal()
+    await until(lambda: tokens._refresher.kept.get(user) is None)
+    with pytest.raises(NotConnected):
+        await tokens.get_valid_token(user)
+
+
 async def test_a_lost_connection_empties_the_cache_and_is_made_again(
     opened: Opening,
     proxy: FaultProxy,

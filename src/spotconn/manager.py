@@ -354,6 +354,8 @@ class TokenManager:
                 # What is remembered of this user is out of date.
                 self._cache.discard(user_id)
                 raise
+            if self._refresher.kept.get(user_id) is not None:
+                fill.covered = False  # not read: the end of what was stored before may have been heard of already
             stale_at = connection.expires_at.timestamp() - self._window_of(user_id)
             self._cache.put(connection, fill, now=self._clock(), stale_at=stale_at)
         return connection

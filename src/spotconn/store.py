@@ -226,7 +226,8 @@ class ConnectionStore:
     def watch(self, tell: Callable[[UUID], None]) -> None:
         """Call `tell` with the user id after every `save` and `delete` through this store, also a failed one.
 
-        What a process remembers of a user is out of date then. `tell` must neither block nor raise.
+        Also where `finish_refresh` finds that another's write came first. What a process remembers of a user is out
+        of date then. `tell` must neither block nor raise.
         """
         self._watchers.append(tell)
 
@@ -280,7 +281,10 @@ class ConnectionStore:
             grant.expires_at,
             _scope_text(grant.scope),
         )
-        return None if row is None else self._connection(row)
+        if row is None:
+            self._tell(turn.user_id)
+            return None
+        return self._connection(row)
 
     async def fail_refresh(self, turn: RefreshTurn, failure: RefreshFailure) -> bool:
         """End the lease without a grant and record why.
