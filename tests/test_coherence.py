@@ -17,7 +17,8 @@ from conftest import Database
 from fault_proxy import FaultProxy
 from helpers import connect
 from proxy import CountingProxy
-from spotconn import ConnectionStore, NotConnected, SpotifyAccounts, TokenManager
+from spotconn import ConnectionStore, DatabaseUnavailable, NotConnected, SpotifyAccounts, TokenManager
+from spotconn._cache import ConnectionCache
 from spotconn._changes import CHANNEL, Changes
 from spotconn.testing import FakeSpotify, apply_schema
 
@@ -292,7 +293,17 @@ async def test_without_the_triggers_nothing_is_trusted(
 
 
 @pytest.mark.parametrize(
-    "payload", ["", "{}", "[]", "7", "not json", '{"user_id": 5}', '{"user_id": "a", "expires_at": 1}']
+    "payload",
+    [
+        "",
+        "{}",
+        "[]",
+        "7",
+        "not json",
+        '{"user_id": 5}',
+        '{"user_id": "a", "expires_at": 1}',
+        pytest.param("[" * 7999, id="deep"),
+    ],
 )
 async def test_what_nobody_understands_empties_the_cache(
     opened: Opening, store: ConnectionStore, spotify: FakeSpotify, user: UUID, admin: asyncpg.Connection, payload: str
@@ -344,6 +355,24 @@ async def test_the_listening_connection_leads_to_the_same_database(
         await tokens.aclose()
     finally:
         await admin.execute(f"drop database {name} with (force)")
+
+
+async def test_waiting_for_a_proof_holds_no_connection_of_the_pool(
+    database: Database, proxy: FaultProxy, store: ConnectionStore, spotify: FakeSpotify, user: UUID
+) -> None:
+    """With one connection, a listener that hears nothing would keep every read waiting."""
+    await connect(store, spotify, user)
+    cache = ConnectionCache(ttl=1, size=1)
+    async with ConnectionStore.open(database.dsn, max_size=1) as small:
+        changes = Changes(small._pool, proxy.dsn(database.dsn), {}, timeout=2)
+        async with changes.told(cache) as hearing:
+            proxy.freeze()
+            proving = asyncio.create_task(hearing.prove())
+            while not proving.done():
+                async with asyncio.timeout(1):
+                    await small.get(user)
+            with pytest.raises(DatabaseUnavailable, match="hears nothing in time"):
+                await proving
 
 
 async def test_a_pool_of_ones_own_listens_where_it_is_told_to(

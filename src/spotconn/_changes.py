@@ -111,12 +111,17 @@ class Hearing:
             DatabaseUnavailable: there is no proof in time.
             SchemaMismatch: the database does not tell of changes.
         """
+        self._stirred.clear()
         if self._proven:
-            await self._prove(self._session)
+            await self._ask(self._session)
         else:
             # Behind a transaction pooler, or at another database, one would hear oneself and nobody else.
             async with acquired(self._pool, seconds=self._timeout) as elsewhere:
-                await self._prove(elsewhere)
+                await self._ask(elsewhere)
+        async with _within(self._timeout):
+            await self._stirred.wait()
+        if self._lost.is_set():
+            raise DatabaseUnavailable("the connection that listens for changes was lost")
         self._proven = True
 
     async def held(self, *, seconds: float) -> None:
@@ -130,15 +135,10 @@ class Hearing:
                 await self._lost.wait()
             raise DatabaseUnavailable("the connection that listens for changes was lost")
 
-    async def _prove(self, session: "Session") -> None:
-        self._stirred.clear()
+    async def _ask(self, session: "Session") -> None:
         query = "select spotconn.prove_telling($1)"
         if not await translated(session.fetchval(query, self._nonce, timeout=self._timeout)):
             raise SchemaMismatch(f"the triggers that tell of changes are gone or disabled: {APPLY_SCHEMA}")
-        async with _within(self._timeout):
-            await self._stirred.wait()
-        if self._lost.is_set():
-            raise DatabaseUnavailable("the connection that listens for changes was lost")
 
     def _end(self, _session: object) -> None:
         self._lost.set()
@@ -166,7 +166,7 @@ def _tell(hearer: Hearer, payload: str) -> None:
         change = json.loads(payload)
         user_id = UUID(change["user_id"])
         version = datetime.fromisoformat(change["expires_at"]) if "expires_at" in change else None
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         hearer.clear()
         return
     if version is None:
