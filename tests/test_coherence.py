@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -373,6 +374,66 @@ async def test_waiting_for_a_proof_holds_no_connection_of_the_pool(
                     await small.get(user)
             with pytest.raises(DatabaseUnavailable, match="hears nothing in time"):
                 await proving
+
+
+async def test_whatever_its_connection_raises_it_tries_again(
+    database: Database, accounts: SpotifyAccounts, store: ConnectionStore, spotify: FakeSpotify, user: UUID,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """As a callable that fetches the password: nothing of its error is in the log but its name."""
+    failing = iter([True])
+
+    def password() -> str:
+        if next(failing, False):
+            raise LookupError("hush")
+        return "app"
+
+    await connect(store, spotify, user)
+    store.changes = Changes(store._pool, database.dsn, {"password": password})
+    async with TokenManager(store, accounts) as tokens:
+        await covered(tokens, user)
+    assert "LookupError" in caplog.text
+    assert "hush" not in caplog.text
+
+
+async def test_what_a_caller_has_in_its_context_is_not_the_listeners(
+    opened: Opening, store: ConnectionStore, spotify: FakeSpotify, user: UUID
+) -> None:
+    """A trace of the first call would go on for as long as the process lives."""
+    traced = ContextVar("traced", default=False)
+    seen = list[bool]()
+
+    def clock() -> float:
+        task = asyncio.current_task()
+        if task is not None and task.get_name() == "spotconn-listener":
+            seen.append(traced.get())
+        return time.time()
+
+    await connect(store, spotify, user)
+    tokens = await opened(clock=clock)
+    traced.set(True)
+    await covered(tokens, user)
+    assert seen
+    assert not any(seen)
+
+
+async def test_a_short_ttl_costs_no_more_than_ten_proofs_a_second(
+    opened: Opening, store: ConnectionStore, spotify: FakeSpotify, user: UUID
+) -> None:
+    """The cover has gaps then, in which the database is asked."""
+    asked = list[float]()
+
+    def clock() -> float:
+        task = asyncio.current_task()
+        if task is not None and task.get_name() == "spotconn-listener":
+            asked.append(time.monotonic())
+        return time.time()
+
+    await connect(store, spotify, user)
+    tokens = await opened(cache_ttl=0.001, clock=clock)
+    await tokens.get_valid_token(user)
+    await until(lambda: len(asked) == 6)
+    assert asked[5] - asked[0] > 0.4
 
 
 async def test_a_pool_of_ones_own_listens_where_it_is_told_to(

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from contextvars import Context
 
 from spotconn._cache import ConnectionCache
 from spotconn._changes import Changes, Hearing
@@ -17,6 +18,8 @@ LONGEST_PAUSE = 60.0
 """Seconds of the longest such pause."""
 PROOFS = 3
 """In the time for which one lends cover, so that two may be late."""
+SHORTEST_WAIT = 0.1
+"""Seconds between two proofs at least, also where that leaves gaps in the cover."""
 STOP_TIMEOUT = 1.0
 """Seconds that the task has to end."""
 
@@ -46,7 +49,8 @@ class Listener:
     def start(self) -> None:
         """Begin, in the running event loop; may be repeated."""
         if self._task is None and self._changes is not None:
-            self._task = asyncio.create_task(self._run(self._changes), name="spotconn-listener")
+            # In a context of its own: it outlives the call that came first, and is no part of its trace.
+            self._task = asyncio.create_task(self._run(self._changes), name="spotconn-listener", context=Context())
 
     async def close(self) -> None:
         """End."""
@@ -68,6 +72,8 @@ class Listener:
                     await self._cover(hearing)
             except SpotconnError as error:
                 self._tell(error)
+            except Exception as error:  # noqa: BLE001  of a caller's own option, as a callable for the password
+                self._tell(type(error).__name__)
             finally:
                 self._connecting = False
                 self._cache.uncover()
@@ -85,10 +91,10 @@ class Listener:
                 _log.info("changes of connections are heard of")
                 self._pause = FIRST_PAUSE
             self._cache.cover(asked + self._ttl)
-            await hearing.held(seconds=self._ttl / PROOFS)
+            await hearing.held(seconds=max(self._ttl / PROOFS, SHORTEST_WAIT))
 
-    def _tell(self, error: SpotconnError) -> None:
+    def _tell(self, reason: object) -> None:
         """Loudly what is new, quietly what has been said before."""
         level = logging.WARNING if self._pause == FIRST_PAUSE else logging.DEBUG
         text = "changes of connections are not heard of, what is remembered of one lives %g s: %s"
-        _log.log(level, text, self._ttl, error)
+        _log.log(level, text, self._ttl, reason)
