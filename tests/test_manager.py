@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator
 from uuid import UUID, uuid4
 
@@ -357,10 +358,13 @@ async def test_bad_input_is_named(tokens: TokenManager) -> None:
         ("refresh_timeout", 0),
         ("lease", 10),
         ("cache_ttl", -1),
+        ("cache_ttl", math.inf),
         ("cache_size", -1),
     ],
 )
-async def test_bad_numbers_are_named(store: ConnectionStore, accounts: SpotifyAccounts, name: str, value: int) -> None:
+async def test_bad_numbers_are_named(
+    store: ConnectionStore, accounts: SpotifyAccounts, name: str, value: float
+) -> None:
     """A constructor argument out of range is a ValueError that names it."""
     with pytest.raises(ValueError, match=name):
         TokenManager(store, accounts, **{name: value})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import random
 import time
@@ -81,7 +82,7 @@ class TokenManager:
         _check(refresh_window >= expiry_margin, "refresh_window: expected no less than expiry_margin")
         _check(refresh_timeout > 0, "refresh_timeout: expected more than 0 seconds")
         _check(lease > refresh_timeout, "lease: expected more than refresh_timeout")
-        _check(cache_ttl >= 0, "cache_ttl: expected 0 or more seconds")
+        _check(0 <= cache_ttl < math.inf, "cache_ttl: expected 0 or more seconds, and not without end")
         _check(cache_size >= 0, "cache_size: expected 0 or more")
         self._store = store
         self._accounts = accounts
