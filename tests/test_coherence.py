@@ -1,6 +1,7 @@
 """What one process remembers, while others change the table: heard of by LISTEN, and bounded by time without it."""
 
 import asyncio
+import gc
 import json
 import logging
 import math
@@ -232,6 +233,18 @@ async def test_a_lost_connection_empties_the_cache_and_is_made_again(
     ]
 
 
+async def test_a_cut_is_known_at_once(
+    opened: Opening, proxy: FaultProxy, database: Database, store: ConnectionStore, spotify: FakeSpotify, user: UUID
+) -> None:
+    """And not only by the next proof, which is ten seconds away."""
+    await connect(store, spotify, user)
+    tokens = await opened(listen_dsn=proxy.dsn(database.dsn))
+    await covered(tokens, user)
+    proxy.cut()
+    async with asyncio.timeout(3):
+        await until(lambda: not tokens._cache.covered)
+
+
 async def test_a_connection_that_hears_nothing_is_trusted_for_the_ttl_at_most(
     opened: Opening, proxy: FaultProxy, database: Database, store: ConnectionStore, spotify: FakeSpotify, user: UUID
 ) -> None:
@@ -244,10 +257,17 @@ async def test_a_connection_that_hears_nothing_is_trusted_for_the_ttl_at_most(
     assert await served_for(tokens, user) <= 0.9
 
 
-async def test_a_process_that_stood_still_trusts_nothing_at_first(
-    opened: Opening, proxy: FaultProxy, database: Database, store: ConnectionStore, spotify: FakeSpotify, user: UUID
+@pytest.mark.parametrize("step", [30.0, -60.0])
+async def test_a_process_whose_clock_makes_a_step_trusts_nothing_at_first(
+    opened: Opening,
+    proxy: FaultProxy,
+    database: Database,
+    store: ConnectionStore,
+    spotify: FakeSpotify,
+    user: UUID,
+    step: float,
 ) -> None:
-    """As after a suspended machine: the first call asks the database, before any notification was read."""
+    """Ahead, as after a suspended machine, or back: the first call asks the database, before it was notified."""
     ahead = 0.0
     await connect(store, spotify, user)
     tokens = await opened(listen_dsn=proxy.dsn(database.dsn), clock=lambda: time.time() + ahead)
@@ -255,7 +275,7 @@ async def test_a_process_that_stood_still_trusts_nothing_at_first(
     proxy.freeze()
     await store.delete(user)
     assert await tokens.get_valid_token(user), "nothing has told it yet"
-    ahead = 30.0
+    ahead = step
     with pytest.raises(NotConnected):
         await tokens.get_valid_token(user)
 
@@ -462,10 +482,11 @@ async def test_a_manager_that_remembers_nothing_does_not_listen(
 
 async def test_closing_ends_it_at_every_step(
     database: Database, proxy: FaultProxy, accounts: SpotifyAccounts, store: ConnectionStore, spotify: FakeSpotify,
-    user: UUID, admin: asyncpg.Connection,
+    user: UUID, admin: asyncpg.Connection, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    """No task and no connection is left, be it that it connects, waits for a proof, or listens."""
+    """No task, connection or error is left, be it that it connects, waits for a proof, or listens."""
     await connect(store, spotify, user)
+    proxy.delay = 0.005  # so that it takes some steps to connect
     step, proven = 0, False
     while not proven:
         before = asyncio.all_tasks()
@@ -480,7 +501,10 @@ async def test_closing_ends_it_at_every_step(
         assert not {task for task in asyncio.all_tasks() - before if "spotconn" in task.get_name()}
         assert not tokens._cache.entries
         assert tokens._cache.horizon == math.inf
+        assert not other._watchers
         step += 1 + step // 4
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 async def test_the_notifications_are_those_of_every_writer(
