@@ -350,6 +350,18 @@ async def test_bad_input_is_named(tokens: TokenManager) -> None:
     assert not (await tokens.status(uuid4())).connected
 
 
+async def test_bad_input_is_named_for_a_cached_token_too(
+    tokens: TokenManager, store: ConnectionStore, spotify: FakeSpotify, user: UUID
+) -> None:
+    """The hot path serves only what is asked for rightly; an unhashable user id is named, too."""
+    await connect(store, spotify, user)
+    await tokens.get_valid_token(user)
+    with pytest.raises(ValueError, match="scopes"):
+        await tokens.get_valid_token(user, scopes="")
+    with pytest.raises(ValueError, match="user_id"):
+        await tokens.get_valid_token([user])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -171,7 +171,7 @@ class TokenManager:
             found = self._remembered.get(user_id)
         except TypeError:  # unhashable; named below
             found = None
-        if found is not None and not scopes and min_ttl is None:
+        if found is not None and scopes == () and min_ttl is None:
             now = self._clock()
             if found.since <= now < found.fresh_until and now < self._cache.horizon:
                 return found.access_token
