@@ -44,11 +44,13 @@ class Fill:
     """A read under way, and what was heard of its user meanwhile.
 
     Attributes:
+        user_id: as the caller has it: a look-up with the same object is the cheapest.
         covered: whether all changes have been heard of since it began.
         void: whether what it brings is out of date, whatever that is.
         heard: the version that was heard of last.
     """
 
+    user_id: UUID
     covered: bool
     void: bool = False
     heard: datetime | None = None
@@ -97,7 +99,7 @@ class ConnectionCache:
     @contextmanager
     def filling(self, user_id: UUID) -> Generator[Fill]:
         """Within: the connection of a user is read, to be `put` by what this gives."""
-        fill = Fill(self.covered)
+        fill = Fill(user_id, self.covered)
         self._fills.setdefault(user_id, []).append(fill)
         try:
             yield fill
@@ -120,10 +122,10 @@ class ConnectionCache:
         until = now + self._ttl
         if fill.covered:
             until = max(until, stale_at)
-        self.entries.pop(connection.user_id, None)
+        self.entries.pop(fill.user_id, None)
         if len(self.entries) >= self._size:
             del self.entries[next(iter(self.entries))]
-        self.entries[connection.user_id] = Remembered(
+        self.entries[fill.user_id] = Remembered(
             connection.access_token,
             connection.expires_at,
             connection.scope,

@@ -39,6 +39,9 @@ EVENTS_TIMEOUT = 2.0
 MAX_MIN_TTL = 3000.0
 """Seconds: the most that a caller may ask of a token's remaining life; Spotify's tokens live 3600."""
 
+# The default of `scopes`: there is one empty tuple only, and its identity is the cheapest thing to look at.
+_NO_SCOPES = ()
+
 
 @guarded
 class TokenManager:
@@ -167,15 +170,15 @@ class TokenManager:
             ConfigurationError, SchemaMismatch, RowSecurityError, DecryptionError: call an engineer.
         """
         # The hot path, which must not suspend: all that it does is measured by warm_vs_limit in benchmarks/.
-        try:
-            found = self._remembered.get(user_id)
-        except TypeError:  # unhashable; named below
-            found = None
-        if found is not None and scopes == () and min_ttl is None:
-            now = self._clock()
-            if found.since <= now < found.fresh_until and now < self._cache.horizon:
-                return found.access_token
-        del found
+        if scopes is _NO_SCOPES and min_ttl is None:
+            try:
+                found = self._remembered[user_id]
+            except (KeyError, TypeError):  # not remembered, or no hashable user id: that is named below
+                pass
+            else:
+                if found.since <= (now := self._clock()) < found.fresh_until and now < self._cache.horizon:
+                    return found.access_token
+                del found
         try:
             return await self._find_token(user_id, scopes, min_ttl)
         except BaseException:
