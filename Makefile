@@ -40,7 +40,7 @@ check: .venv/dev-installed
 	$(BIN)/lint-imports
 	$(MAKE) test
 
-# What the library costs beside what one would pick instead; a quarter of an hour. OPTIONS=--quick shows that it runs.
+# What the library costs beside what one would pick instead; ten minutes. OPTIONS=--quick shows that it runs.
 # The interpreter is that of .venv: `make clean bench PYTHON=python3.13` takes another.
 bench: .venv/bench-installed
 	$(GUARD) $(BIN)/python -m benchmarks $(OPTIONS)
