@@ -350,6 +350,22 @@ async def test_cancellation() -> None:
                 await accounts.refresh("secret-rt", timeout=0.1)
 
 
+async def test_a_call_cancelled_at_any_moment_leaves_room_for_the_next() -> None:
+    """httpcore keeps a connection of a call that is cancelled at the wrong moment; other calls do not wait for it."""
+    async with spotify(answer(200, GRANT)) as (accounts, _):
+        for steps in range(30):
+            for _ in range(_clients.CALLS):
+                task = asyncio.create_task(accounts.refresh("secret-rt"))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+            await accounts.refresh("secret-rt", timeout=AMPLE)
+        assert accounts._own is not None
+        assert list(accounts._own._calls.values()) == [0]
+
+
 async def test_no_cookie_is_kept() -> None:
     """A cookie set in one user's answer is not sent with the next user's request."""
     async with spotify(answer(200, GRANT, Set_Cookie="sp=1; Path=/")) as (accounts, served):

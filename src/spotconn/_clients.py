@@ -5,9 +5,8 @@ many calls share several clients with few connections each. The first ones are p
 one client and a warm connection.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Protocol
 
 import httpx
 
@@ -15,22 +14,15 @@ CALLS = 4
 """Calls under way at once that one client takes, each over a connection of its own."""
 
 
-class Make(Protocol):
-    """What makes a client."""
-
-    def __call__(self, *, limits: httpx.Limits) -> httpx.AsyncClient:
-        """A client with these limits."""
-        ...
-
-
 class Clients:
     """Clients that are made as they are needed, and kept.
 
     Args:
-        make: makes one, with the given limits.
+        make: makes one. It must not limit its connections: httpcore keeps one for good if its call is cancelled at
+            the wrong moment, and no call may have to wait for such a one.
     """
 
-    def __init__(self, make: Make) -> None:
+    def __init__(self, make: Callable[[], httpx.AsyncClient]) -> None:
         self._make = make
         self._calls: dict[httpx.AsyncClient, int] = {}
         self._closed = False
@@ -46,7 +38,7 @@ class Clients:
             raise RuntimeError("this SpotifyAccounts is closed")
         client = next((one for one, calls in self._calls.items() if calls < CALLS), None)
         if client is None:
-            client = self._make(limits=httpx.Limits(max_connections=CALLS, max_keepalive_connections=CALLS))
+            client = self._make()
         self._calls[client] = self._calls.get(client, 0) + 1
         try:
             yield client

@@ -18,7 +18,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from spotconn._clients import Clients, Make
+from spotconn._clients import Clients
 from spotconn._gate import Gate
 from spotconn._guard import guarded
 from spotconn._oauth import (
@@ -278,7 +278,7 @@ class _Answer(NamedTuple):
     body: bytes
 
 
-def _making(*urls: str) -> Make:
+def _making(*urls: str) -> Callable[[], httpx.AsyncClient]:
     """What makes a client for these base URLs."""
     # One client speaks for many users: a cookie set for one must not be sent for the next.
     no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
@@ -287,6 +287,7 @@ def _making(*urls: str) -> Make:
     return partial(
         httpx.AsyncClient,
         timeout=httpx.Timeout(10, connect=5),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         cookies=no_cookies,
         mounts=direct,
         verify=httpx.create_ssl_context(),  # it takes longer than all the rest, and serves them all
