@@ -408,6 +408,24 @@ async def test_own_clients_are_closed() -> None:
             await accounts.refresh("secret-rt")
 
 
+async def test_a_close_that_is_cancelled_closes_all_the_same() -> None:
+    """aclose() goes through all clients, whatever becomes of one."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        accounts = SpotifyAccounts("app", accounts_url=url_of(silent))
+        calls = [asyncio.create_task(accounts.refresh("secret-rt")) for _ in range(3 * _clients.CALLS)]
+        await asyncio.sleep(0.1)
+        closing = asyncio.create_task(accounts.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert accounts._own is not None
+        assert [client.is_closed for client in accounts._own._calls] == [True] * 3
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
+
+
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [

@@ -6,7 +6,7 @@ one client and a warm connection.
 """
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 
 import httpx
 
@@ -46,7 +46,8 @@ class Clients:
             self._calls[client] -= 1
 
     async def aclose(self) -> None:
-        """Close them all."""
+        """Close them all, also when it is cancelled or one cannot be closed."""
         self._closed = True
-        for client in self._calls:
-            await client.aclose()
+        async with AsyncExitStack() as closing:
+            for client in self._calls:
+                closing.push_async_callback(client.aclose)
