@@ -426,6 +426,14 @@ async def test_a_close_that_is_cancelled_closes_all_the_same() -> None:
         await asyncio.wait(calls)
 
 
+def test_a_proxy_that_cannot_be_used_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A malformed proxy of the environment fails where the process starts, not with the first user."""
+    monkeypatch.setenv("https_proxy", "nonsense://user:proxy-secret@127.0.0.1:1")
+    with pytest.raises(ValueError, match="proxy") as caught:
+        SpotifyAccounts("app")
+    assert "proxy-secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [

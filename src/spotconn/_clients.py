@@ -15,7 +15,7 @@ CALLS = 4
 
 
 class Clients:
-    """Clients that are made as they are needed, and kept.
+    """Clients that are made as they are needed, and kept; the first one at once, which shows whether any can be made.
 
     Args:
         make: makes one. It must not limit its connections: httpcore keeps one for good if its call is cancelled at
@@ -24,7 +24,7 @@ class Clients:
 
     def __init__(self, make: Callable[[], httpx.AsyncClient]) -> None:
         self._make = make
-        self._calls: dict[httpx.AsyncClient, int] = {}
+        self._calls = {make(): 0}
         self._closed = False
 
     @contextmanager
