@@ -56,6 +56,18 @@ async def until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
+def watched_by_listener(tell: Callable[[], None]) -> Callable[[], float]:
+    """A clock that tells when it is the listener that looks at it."""
+
+    def clock() -> float:
+        task = asyncio.current_task()
+        if task is not None and task.get_name() == "spotconn-listener":
+            tell()
+        return time.time()
+
+    return clock
+
+
 async def covered(tokens: TokenManager, user: UUID) -> None:
     """Let a manager listen, and then remember the token of a user until it is stale."""
     await tokens.get_valid_token(user)
@@ -423,14 +435,8 @@ async def test_what_a_caller_has_in_its_context_is_not_the_listeners(
     traced = ContextVar("traced", default=False)
     seen = list[bool]()
 
-    def clock() -> float:
-        task = asyncio.current_task()
-        if task is not None and task.get_name() == "spotconn-listener":
-            seen.append(traced.get())
-        return time.time()
-
     await connect(store, spotify, user)
-    tokens = await opened(clock=clock)
+    tokens = await opened(clock=watched_by_listener(lambda: seen.append(traced.get())))
     traced.set(True)
     await covered(tokens, user)
     assert seen
@@ -443,14 +449,8 @@ async def test_a_short_ttl_costs_no_more_than_ten_proofs_a_second(
     """The cover has gaps then, in which the database is asked."""
     asked = list[float]()
 
-    def clock() -> float:
-        task = asyncio.current_task()
-        if task is not None and task.get_name() == "spotconn-listener":
-            asked.append(time.monotonic())
-        return time.time()
-
     await connect(store, spotify, user)
-    tokens = await opened(cache_ttl=0.001, clock=clock)
+    tokens = await opened(cache_ttl=0.001, clock=watched_by_listener(lambda: asked.append(time.monotonic())))
     await tokens.get_valid_token(user)
     await until(lambda: len(asked) == 6)
     assert asked[5] - asked[0] > 0.4
