@@ -1,8 +1,8 @@
 """The pool under the store: opening, acquiring and closing it in bounded time, its errors made the library's own."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
@@ -163,6 +163,10 @@ async def acquired(
         connection = await translated(pool.acquire(timeout=seconds))
     try:
         yield connection
+    except asyncio.CancelledError:
+        with suppress(DatabaseUnavailable, asyncpg.InterfaceError):  # it may be closed, and taken back
+            await _end_statement(connection, seconds=seconds)
+        raise
     except DatabaseUnavailable:
         # It may be cut, half-open or in the middle of an answer: the pool makes another in its place.
         with suppress(asyncpg.InterfaceError):
@@ -170,6 +174,28 @@ async def acquired(
         raise
     finally:
         await translated(pool.release(connection, timeout=seconds))
+
+
+async def _end_statement(connection: "PoolConnectionProxy[asyncpg.Record]", *, seconds: float) -> None:
+    """End what a cancelled call may have begun; a connection where that fails is closed.
+
+    asyncpg parses a statement and runs it in two steps. Cancelled just between them, it never tells the server that
+    the statement is over (PostgreSQL, "Extended Query": Sync): the transaction would stay open until the next
+    statement, and behind a transaction pooler keep one of the pooler's sessions.
+    """
+    with closed_if_it_fails(connection):
+        await translated(connection.execute("select", timeout=seconds))
+
+
+@contextmanager
+def closed_if_it_fails(connection: "PoolConnectionProxy[asyncpg.Record]") -> Generator[None]:
+    """Also when it is cancelled: a connection in the middle of it must not go back to the pool, nor to a pooler's."""
+    try:
+        yield
+    except BaseException:
+        with suppress(asyncpg.InterfaceError):
+            connection.terminate()
+        raise
 
 
 async def translated(call: Awaitable[_T]) -> _T:

@@ -6,13 +6,13 @@ session, before the pooler may pass it on.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import asyncpg
 
-from spotconn._pool import translated
+from spotconn._pool import closed_if_it_fails, translated
 from spotconn.errors import DatabaseUnavailable
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ async def lent(session: "Session", *, seconds: float) -> AsyncGenerator[None]:
     """
     cleaning = _cleaning(session)
     transaction = session.transaction()
-    with _closed_if_it_fails(session):
+    with closed_if_it_fails(session):
         await translated(transaction.start())
     ending = _ROLLBACK
     try:
@@ -79,7 +79,7 @@ async def _end(session: "Session", transaction: "Transaction", statements: str, 
         session.terminate()
         return
     late = False
-    with _closed_if_it_fails(session):
+    with closed_if_it_fails(session):
         try:
             async with asyncio.timeout(seconds):
                 await session.execute(statements)
@@ -88,17 +88,6 @@ async def _end(session: "Session", transaction: "Transaction", statements: str, 
             late = True
         if late:
             raise DatabaseUnavailable("the transaction did not end in time; try again later")
-
-
-@contextmanager
-def _closed_if_it_fails(session: "Session") -> Generator[None]:
-    """Also when it is cancelled: a session in the middle of it must not go back to the pool, nor to a pooler's."""
-    try:
-        yield
-    except BaseException:
-        with suppress(asyncpg.InterfaceError):
-            session.terminate()
-        raise
 
 
 def _cleaning(session: "Session") -> str:
