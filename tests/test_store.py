@@ -5,10 +5,9 @@ import socket
 import traceback
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
-from itertools import count
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -531,45 +530,3 @@ async def test_no_error_repeats_a_row(store: ConnectionStore, user: UUID, admin:
         await admin.execute("alter table public.spotify_connections drop constraint refused")
     kept: Connection = await store.get(user)
     assert kept.access_token == "access-old"
-
-
-class CancelledAt:
-    """A call that is cancelled at the very moment at which its n-th wait is over."""
-
-    def __init__(self, call: Coroutine[Any, Any, object], number: int) -> None:
-        self._call = call
-        self._number = number
-
-    def __await__(self) -> Generator[Any, None, object]:
-        steps = self._call.__await__()
-        try:
-            for _ in range(self._number):
-                yield next(steps)
-            waited_for = steps.throw(asyncio.CancelledError())
-            while True:
-                yield waited_for
-                waited_for = next(steps)
-        except StopIteration as end:
-            return end.value
-
-
-@pytest.mark.parametrize("statements", [0, 100])
-async def test_a_cancelled_call_leaves_no_transaction_open(
-    database: Database, user: UUID, admin: asyncpg.Connection, statements: int
-) -> None:
-    """Wherever it was cancelled, the session is idle: an open transaction would keep the session of a pooler."""
-    cancelled = 0
-    for number in count(1):
-        # A pool of its own, because a call waits more often for a statement that is new to its session.
-        async with ConnectionStore.open(database.dsn, max_size=1, statement_cache_size=statements) as store:
-            await store.save(user, OLD, ALICE)
-            try:
-                await CancelledAt(store.get(user), number)
-            except asyncio.CancelledError:
-                cancelled += 1
-                query = "select state from pg_stat_activity where usename = 'app'"
-                assert [row["state"] for row in await admin.fetch(query)] == ["idle"], f"after {number} waits"
-            else:
-                break
-            assert (await store.get(user)).access_token == OLD.access_token
-    assert cancelled > 1

@@ -1,5 +1,6 @@
 """The checks of `spotconn doctor` on an open session. What has to be tried is tried and rolled back."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ from uuid import UUID, uuid4
 import asyncpg
 from pydantic import BaseModel, ConfigDict
 
-from spotconn._pool import APPLY_SCHEMA, is_pooled, translated
+from spotconn._pool import APPLY_SCHEMA, bounded, is_pooled, translated
 from spotconn._schema import SCHEMA_VERSION
 from spotconn.errors import DatabaseUnavailable
 
@@ -111,8 +112,8 @@ class Patient:
     async def tried(self, query: str, *args: object) -> str:
         """The SQLSTATE that a statement ends with, or its completion ("UPDATE 0"); it must run in `rolled_back`."""
         try:
-            async with self.session.transaction():
-                return await self.session.execute(query, *args, timeout=TIMEOUT)
+            async with asyncio.timeout(TIMEOUT), self.session.transaction():
+                return await self.session.execute(query, *args)
         except asyncpg.PostgresError as error:
             return error.sqlstate or "?"
         except (asyncpg.InterfaceError, OSError, TimeoutError):
@@ -123,11 +124,11 @@ class Patient:
     async def rolled_back(self) -> AsyncGenerator[None]:
         """A transaction that leaves nothing."""
         transaction = self.session.transaction()
-        await translated(transaction.start())
+        await translated(bounded(transaction.start(), seconds=TIMEOUT))
         try:
             yield
         finally:
-            await translated(transaction.rollback())
+            await translated(bounded(transaction.rollback(), seconds=TIMEOUT))
 
 
 async def _tls(patient: Patient) -> Finding:

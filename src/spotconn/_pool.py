@@ -161,11 +161,11 @@ async def acquired(
     """
     with observer.acquiring():
         connection = await translated(pool.acquire(timeout=seconds))
+    release = _released
     try:
         yield connection
     except asyncio.CancelledError:
-        with suppress(DatabaseUnavailable, asyncpg.InterfaceError):  # it may be closed, and taken back
-            await _end_statement(connection, seconds=seconds)
+        release = _released_after_cancellation
         raise
     except DatabaseUnavailable:
         # It may be cut, half-open or in the middle of an answer: the pool makes another in its place.
@@ -173,18 +173,30 @@ async def acquired(
             connection.terminate()
         raise
     finally:
-        await translated(pool.release(connection, timeout=seconds))
+        await release(pool, connection, seconds)
 
 
-async def _end_statement(connection: "PoolConnectionProxy[asyncpg.Record]", *, seconds: float) -> None:
-    """End what a cancelled call may have begun; a connection where that fails is closed.
+async def _released(pool: asyncpg.Pool, connection: "PoolConnectionProxy[asyncpg.Record]", seconds: float) -> None:
+    await translated(pool.release(connection, timeout=seconds))
+
+
+async def _released_after_cancellation(
+    pool: asyncpg.Pool, connection: "PoolConnectionProxy[asyncpg.Record]", seconds: float
+) -> None:
+    """Release a connection once nothing of a cancelled call is left on it; shielded from further cancellations.
 
     asyncpg parses a statement and runs it in two steps. Cancelled just between them, it never tells the server that
     the statement is over (PostgreSQL, "Extended Query": Sync): the transaction would stay open until the next
     statement, and behind a transaction pooler keep one of the pooler's sessions.
     """
-    with closed_if_it_fails(connection):
-        await translated(connection.execute("select", timeout=seconds))
+
+    async def end() -> None:
+        with suppress(SpotconnError, asyncpg.InterfaceError), closed_if_it_fails(connection):
+            await translated(connection.execute("select", timeout=seconds))
+        with suppress(SpotconnError):
+            await _released(pool, connection, seconds)
+
+    await asyncio.shield(end())
 
 
 @contextmanager
@@ -196,6 +208,16 @@ def closed_if_it_fails(connection: "PoolConnectionProxy[asyncpg.Record]") -> Gen
         with suppress(asyncpg.InterfaceError):
             connection.terminate()
         raise
+
+
+async def bounded(call: Awaitable[_T], *, seconds: float) -> _T:
+    """Await a call of asyncpg that takes no timeout.
+
+    Raises:
+        TimeoutError: not in time.
+    """
+    async with asyncio.timeout(seconds):
+        return await call
 
 
 async def translated(call: Awaitable[_T]) -> _T:

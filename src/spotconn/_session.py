@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from spotconn._pool import closed_if_it_fails, translated
+from spotconn._pool import bounded, closed_if_it_fails, translated
 from spotconn.errors import DatabaseUnavailable
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ async def lent(session: "Session", *, seconds: float) -> AsyncGenerator[None]:
     cleaning = _cleaning(session)
     transaction = session.transaction()
     with closed_if_it_fails(session):
-        await translated(transaction.start())
+        await translated(bounded(transaction.start(), seconds=seconds))
     ending = _ROLLBACK
     try:
         yield

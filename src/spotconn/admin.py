@@ -13,7 +13,8 @@ from uuid import UUID
 import asyncpg
 
 from spotconn._guard import guarded, guarded_context
-from spotconn._pool import APPLY_SCHEMA, acquired, close_pool, open_pool, translated
+from spotconn._pool import APPLY_SCHEMA, acquired, bounded, close_pool, open_pool, translated
+from spotconn._pool import TIMEOUT as ANSWER_TIMEOUT
 from spotconn._rekey import COUNT_OLD, LOCK, MAX_PASSES, READ_OLD, WRITE, Rewriter
 from spotconn.cipher import AesGcmSivCipher
 from spotconn.errors import ConfigurationError, RowSecurityError
@@ -247,14 +248,14 @@ class ConnectionAdmin:
         """A transaction as service_role."""
         async with acquired(self._pool) as connection:
             transaction = connection.transaction()
-            await translated(transaction.start())
+            await translated(bounded(transaction.start(), seconds=ANSWER_TIMEOUT))
             try:
                 await _become_service_role(connection)
                 yield connection
             except BaseException:
                 await _roll_back(connection, transaction)
                 raise
-            await translated(transaction.commit())
+            await translated(bounded(transaction.commit(), seconds=TIMEOUT))
 
 
 async def _roll_back(connection: "PoolConnectionProxy[asyncpg.Record]", transaction: "Transaction") -> None:
@@ -262,7 +263,7 @@ async def _roll_back(connection: "PoolConnectionProxy[asyncpg.Record]", transact
     rolled_back = False
     try:
         with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-            await transaction.rollback()
+            await bounded(transaction.rollback(), seconds=ANSWER_TIMEOUT)
             rolled_back = True
     finally:
         if not rolled_back:
