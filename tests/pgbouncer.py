@@ -40,7 +40,7 @@ log_connections = 0
 log_disconnections = 0
 """
 # It ends with its standard input, whose other end only the parent holds; PgBouncer and the folder go with it.
-_KEEPER = '"$1" "$2/settings" 2>"$2/log" & cat; kill -KILL $!; rm -r "$2"'
+_KEEPER = '"$1" "$2/settings" 2>"$2/log" & cat; kill -KILL $!; wait $!; rm -r "$2"'
 
 
 class _Account(TypedDict, total=False):

@@ -184,13 +184,16 @@ async def test_a_rekey_is_stopped_with_ctrl_c_and_resumed(
     await add_connections(admin, 20_000)
     environ["SPOTCONN_ENCRYPTION_KEYS"] = KEYS[0]
     left = "select count(*) from public.spotify_connections where access_token like 'BQ%'"
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "spotconn", "rekey", env=os.environ | environ, stderr=subprocess.PIPE
-    )
-    while await admin.fetchval(left) == 20_000:
-        await asyncio.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, error = await process.communicate()
+    async with admin.transaction():
+        # The last one is held, so that it cannot be done before it is stopped.
+        await admin.execute("select from public.spotify_connections order by user_id desc limit 1 for update")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "spotconn", "rekey", env=os.environ | environ, stderr=subprocess.PIPE
+        )
+        while await admin.fetchval(left) == 20_000:
+            await asyncio.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, error = await process.communicate()
     assert process.returncode == 130
     assert error.decode().strip().endswith("spotconn: stopped; what was done stays done, run it again to go on")
     assert "Traceback" not in error.decode()

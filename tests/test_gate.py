@@ -144,10 +144,9 @@ async def test_a_fault_of_this_hosts_network_pauses_this_host_alone(
     ):
         with pytest.raises(SpotifyUnavailable):
             await here.get_valid_token(user)
-        async with asyncio.timeout(0.15):  # no second attempt
-            with pytest.raises(SpotifyUnavailable) as raised:
-                await here.get_valid_token(user)
-        assert 0 < (raised.value.retry_after or 0) <= 1
+        with pytest.raises(SpotifyUnavailable) as raised:
+            await here.get_valid_token(user)
+        assert 0 < (raised.value.retry_after or 0) <= 1, "an attempt would not say when to come again"
         assert (await store.get(user)).failure is None
         token = await there.get_valid_token(user)
         assert token == await here.get_valid_token(user) != before.access_token
@@ -214,7 +213,7 @@ async def test_a_call_that_finds_no_place_is_not_made(spotify: FakeSpotify, monk
             first = asyncio.create_task(narrow.refresh(refresh_token))
             await held.reached()
             with pytest.raises(SpotifyUnavailable, match="too many calls"):
-                await narrow.refresh(refresh_token, timeout=0.2)
+                await narrow.refresh(refresh_token, timeout=2)
             held.release()
             await first
     assert spotify.token_calls == 1

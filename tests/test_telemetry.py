@@ -26,12 +26,14 @@ from spotconn import (
     NotConnected,
     Outcome,
     ReauthorizationRequired,
+    RefreshFailure,
     RefreshInProgress,
     RefreshTurn,
     SpotifyAccounts,
     SpotifyUnavailable,
     TokenManager,
 )
+from spotconn._pool import TIMEOUT
 from spotconn.cipher import TokenColumn
 from spotconn.telemetry import instrument
 from spotconn.testing import Answer, FakeSpotify
@@ -48,12 +50,6 @@ def exported() -> Iterator[Exported]:
     caught = Exported()
     yield caught
     caught.close()
-
-
-@pytest.fixture
-async def tokens(store: ConnectionStore, accounts: SpotifyAccounts, exported: Exported) -> AsyncIterator[TokenManager]:
-    async with TokenManager(store, accounts, refresh_timeout=0.5, lease=2) as manager:
-        yield exported.instrument(manager)
 
 
 class WatchedStore(ConnectionStore):
@@ -74,6 +70,12 @@ class WatchedStore(ConnectionStore):
 @pytest.fixture
 def watched(store: ConnectionStore) -> WatchedStore:
     return WatchedStore(store._pool)
+
+
+@pytest.fixture
+async def tokens(watched: WatchedStore, accounts: SpotifyAccounts, exported: Exported) -> AsyncIterator[TokenManager]:
+    async with TokenManager(watched, accounts, refresh_timeout=2, lease=3) as manager:
+        yield exported.instrument(manager)
 
 
 async def test_a_stored_token_is_fresh_and_then_from_the_cache(
@@ -152,24 +154,30 @@ async def test_a_wait_for_another_process(
 
 
 async def test_a_lease_that_runs_out_is_waited_for_and_taken_over(
-    tokens: TokenManager, store: ConnectionStore, spotify: FakeSpotify, user: UUID, exported: Exported
-) -> None:
+    tokens: TokenManager, watched: WatchedStore, spotify: FakeSpotify, user: UUID, exported: Exported,
+    admin: asyncpg.Connection,
+) -> None:  # fmt: skip
     """The call has waited, and then this process refreshed: it counts as refreshed, and the wait is timed."""
-    stored = await connect(store, spotify, user, ttl=-1)
-    await store.begin_refresh(user, seen=stored.expires_at, lease=0.1)
-    await tokens.get_valid_token(user)
+    stored = await connect(watched, spotify, user, ttl=-1)
+    await watched.begin_refresh(user, seen=stored.expires_at, lease=30)
+    call = asyncio.create_task(tokens.get_valid_token(user))
+    await watched.busy.wait()
+    await admin.execute("update spotconn.refresh_state set lease_until = now()")
+    await call
     assert exported.outcomes() == {("refreshed",): 1}
     assert exported.points(LEASE) == exported.points(REFRESH) == {(): 1}
 
 
 async def test_a_wait_in_vain(
-    tokens: TokenManager, store: ConnectionStore, spotify: FakeSpotify, user: UUID, exported: Exported
+    store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify, user: UUID, exported: Exported
 ) -> None:
     """A holder that never answers: the error is counted, and so is the wait."""
     stored = await connect(store, spotify, user, ttl=-1)
     await store.begin_refresh(user, seen=stored.expires_at, lease=30)
-    with pytest.raises(RefreshInProgress):
-        await tokens.get_valid_token(user)
+    async with TokenManager(store, accounts, refresh_timeout=0.5, lease=2) as tokens:
+        exported.instrument(tokens)
+        with pytest.raises(RefreshInProgress):
+            await tokens.get_valid_token(user)
     assert exported.outcomes() == {("RefreshInProgress", "error"): 1}
     assert exported.points(LEASE) == {(): 1}
 
@@ -299,11 +307,11 @@ async def test_a_job_over_many_users(
 
 
 async def test_a_batch_of_many_waits_for_the_pool_once(
-    tokens: TokenManager, store: ConnectionStore, spotify: FakeSpotify, users: list[UUID], exported: Exported
+    tokens: TokenManager, watched: WatchedStore, spotify: FakeSpotify, users: list[UUID], exported: Exported
 ) -> None:
     """The wait of a job's one statement is recorded as that of any other."""
     for user in users:
-        await connect(store, spotify, user, account=str(user))
+        await connect(watched, spotify, user, account=str(user))
     before = exported.points(POOL)[()]
     async with aclosing(tokens.get_valid_tokens(users)) as answers:
         assert len([token async for _, token in answers if isinstance(token, str)]) == 3
@@ -365,7 +373,7 @@ async def test_waits_for_the_pool(
 ) -> None:
     """Each statement waits for a connection; a wait in vain is timed with its error."""
     async with (
-        ConnectionStore.open(database.dsn, max_size=1, timeout=0.2) as store,
+        ConnectionStore.open(database.dsn, max_size=1) as store,
         TokenManager(store, accounts) as tokens,
     ):
         await connect(store, spotify, users[0])
@@ -373,8 +381,10 @@ async def test_waits_for_the_pool(
         await tokens.get_valid_token(users[0])
         assert exported.points(POOL) == {(): 1}
         async with store.as_user(users[1]):
+            store._timeout = 0.2
             with pytest.raises(DatabaseUnavailable):
                 await tokens.get_valid_token(users[1])
+            store._timeout = TIMEOUT
         await store.pending.take(users[1], "no such state")
     assert exported.points(POOL) == {(): 3, ("DatabaseUnavailable",): 1}
     assert 0.2 <= exported.seconds(POOL) < 5
@@ -402,10 +412,10 @@ async def test_the_cache_is_counted_over_all_managers(
 
 
 async def test_names_units_and_kinds(
-    tokens: TokenManager, store: ConnectionStore, spotify: FakeSpotify, users: list[UUID], exported: Exported
+    tokens: TokenManager, watched: WatchedStore, spotify: FakeSpotify, users: list[UUID], exported: Exported
 ) -> None:
     """As OpenTelemetry's conventions have them: dotted names, UCUM units, and attributes of few values."""
-    await everything(tokens, store, spotify, users)
+    await everything(tokens, watched, spotify, users)
     kinds = {
         name: (metric.unit, type(metric.data), getattr(metric.data, "is_monotonic", None))
         for name, metric in exported.metrics().items()
@@ -430,11 +440,14 @@ async def test_names_units_and_kinds(
     assert {span.kind for span in exported.spans(CALL)} == {SpanKind.INTERNAL}
 
 
-async def everything(tokens: TokenManager, store: ConnectionStore, spotify: FakeSpotify, users: list[UUID]) -> None:
+async def everything(tokens: TokenManager, store: WatchedStore, spotify: FakeSpotify, users: list[UUID]) -> None:
     """A refresh, a hit of the cache, a wait for a lease and a connection that has ended."""
     stored = await connect(store, spotify, users[0], ttl=-1)
-    await store.begin_refresh(users[0], seen=stored.expires_at, lease=0.1)
-    token = await tokens.get_valid_token(users[0])
+    turn = await store.begin_refresh(users[0], seen=stored.expires_at, lease=30)
+    call = asyncio.create_task(tokens.get_valid_token(users[0]))
+    await store.busy.wait()
+    await store.fail_refresh(turn, RefreshFailure())
+    token = await call
     assert await tokens.get_valid_token(users[0]) == token
     await connect(store, spotify, users[1], account="bob", ttl=-1)
     spotify.revoke("bob")
@@ -445,10 +458,10 @@ async def everything(tokens: TokenManager, store: ConnectionStore, spotify: Fake
 
 
 async def test_no_user_id_and_no_token_is_exported(
-    tokens: TokenManager, store: ConnectionStore, spotify: FakeSpotify, users: list[UUID], exported: Exported
+    tokens: TokenManager, watched: WatchedStore, spotify: FakeSpotify, users: list[UUID], exported: Exported
 ) -> None:
     """Neither in metrics nor in spans."""
-    await everything(tokens, store, spotify, users)
+    await everything(tokens, watched, spotify, users)
     text = exported.text()
     assert REFRESH in text
     assert CALL in text
@@ -473,12 +486,12 @@ async def test_only_an_instrumented_manager_has_more_to_do(
 
 
 async def test_without_an_sdk_nothing_is_exported_and_all_works(
-    store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify, users: list[UUID]
+    watched: WatchedStore, accounts: SpotifyAccounts, spotify: FakeSpotify, users: list[UUID]
 ) -> None:
     """The API alone swallows everything."""
-    async with TokenManager(store, accounts) as tokens:
+    async with TokenManager(watched, accounts) as tokens:
         instrument(tokens)
-        await everything(tokens, store, spotify, users)
+        await everything(tokens, watched, spotify, users)
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

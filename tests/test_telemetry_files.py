@@ -13,7 +13,7 @@ import yaml
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
 from prometheus_client import REGISTRY
-from test_telemetry import everything
+from test_telemetry import WatchedStore, everything
 
 import spotconn
 from helpers import connect
@@ -62,15 +62,16 @@ async def series(
     store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify, users: list[UUID]
 ) -> dict[str, set[str]]:
     """The labels of every series that Prometheus would find, by name."""
+    watched = WatchedStore(store._pool)
     provider = MeterProvider([PrometheusMetricReader()], shutdown_on_exit=False)
     async with (
         SpotifyAccounts("demo-client", "demo-secret", accounts_url="http://127.0.0.1:1") as unreachable,
-        TokenManager(store, accounts) as tokens,
+        TokenManager(watched, accounts) as tokens,
         TokenManager(store, unreachable, refresh_timeout=0.2, lease=2) as cut_off,
     ):
         for manager in (tokens, cut_off):
             instrument(manager, meter_provider=provider)
-        await everything(tokens, store, spotify, users)
+        await everything(tokens, watched, spotify, users)
         await connect(store, spotify, users[2], ttl=-1)
         with pytest.raises(SpotifyUnavailable):
             await cut_off.get_valid_token(users[2])
