@@ -115,7 +115,7 @@ async def test_each_user_has_the_own_answer(
         spotify.revoke(names[name])
     stored = {name: (await store.get(user)).access_token for name, user in users.items()}
     users["missing"] = uuid4()
-    async with TokenManager(store, accounts, refresh_timeout=0.5, lease=2) as tokens:
+    async with TokenManager(store, accounts, refresh_timeout=3) as tokens:
         for _ in range(2):
             pairs = await asked(tokens, users.values())
             assert sorted(user for user, _ in pairs) == sorted(users.values())
@@ -469,7 +469,7 @@ async def test_a_database_that_is_away_fails_its_batch_only(
     found: dict[UUID, Found] = {}
     lock = admin.transaction()
     async with (
-        ConnectionStore.open(database.dsn, timeout=1) as store,
+        ConnectionStore.open(database.dsn, timeout=3) as store,
         TokenManager(store, accounts) as tokens,
         aclosing(tokens.get_valid_tokens(bulk_user(n) for n in range(1, 2 * BATCH + 1))) as answers,
     ):

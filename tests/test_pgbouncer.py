@@ -333,9 +333,11 @@ async def test_a_pooler_is_no_place_to_listen(
     """LISTEN succeeds there and never receives: no proof arrives, a warning says why, and the TTL counts."""
     dsn = bouncer.through(database.dsn)
     async with (
-        ConnectionStore.open(dsn, listen_dsn=dsn, timeout=0.5) as misled,
+        ConnectionStore.open(dsn, listen_dsn=dsn) as misled,
         TokenManager(misled, accounts, cache_ttl=0.3) as tokens,
     ):
+        assert misled.changes is not None
+        misled.changes._timeout = 0.5
         await connect(store, spotify, user)
         await tokens.get_valid_token(user)
         await until(lambda: "a transaction pooler is in between" in caplog.text)

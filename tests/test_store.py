@@ -479,10 +479,13 @@ async def test_a_silent_server_is_unavailable(database: Database) -> None:
 
 async def test_an_exhausted_pool_is_unavailable(database: Database, users: list[UUID]) -> None:
     """A pool whose connections are all in use is waited for in bounded time, and serves again afterwards."""
-    async with ConnectionStore.open(database.dsn, timeout=0.2, max_size=1) as store:
+    async with ConnectionStore.open(database.dsn, max_size=1) as store:
+        patience = store._timeout
         async with store.as_user(users[0]):
+            store._timeout = 0.2
             with pytest.raises(DatabaseUnavailable):
                 await store.get(users[0])
+        store._timeout = patience
         with pytest.raises(NotConnected):
             await store.get(users[0])
 
@@ -495,12 +498,12 @@ async def test_a_commit_that_does_not_end_is_unavailable(
         create table public.slow (id integer);
         grant insert on public.slow to spotconn;
         create function public.wait() returns trigger language plpgsql
-            as 'begin perform pg_catalog.pg_sleep(2); return null; end';
+            as 'begin perform pg_catalog.pg_sleep(3); return null; end';
         create constraint trigger wait after insert on public.slow deferrable initially deferred
             for each row execute function public.wait();
     """)
     try:
-        async with ConnectionStore.open(database.dsn, timeout=0.3, max_size=1) as store:
+        async with ConnectionStore.open(database.dsn, timeout=2, max_size=1) as store:
             with pytest.raises(DatabaseUnavailable, match="did not end in time"):
                 async with asyncio.timeout(10), store.as_user(user) as connection:
                     await connection.execute("insert into public.slow values (1)")
