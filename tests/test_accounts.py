@@ -297,7 +297,7 @@ async def test_the_deadline(call: Call) -> None:
             started = time.monotonic()
             with pytest.raises(SpotifyUnavailable, match=r"within 0\.2 seconds") as raised:
                 await call(accounts, BRIEF)
-    assert 0.15 < time.monotonic() - started < 2
+    assert 0.15 < time.monotonic() - started < 5
     assert not raised.value.answered
 
 
@@ -306,8 +306,8 @@ async def test_the_deadline_spans_all_attempts() -> None:
     async with spotify(answer(503)) as (accounts, served):
         started = time.monotonic()
         with pytest.raises(SpotifyUnavailable):
-            await accounts.refresh("secret-rt", timeout=0.6)
-    assert time.monotonic() - started < 2
+            await accounts.refresh("secret-rt", timeout=4)
+    assert time.monotonic() - started < 8
     assert len(served.requests) > 1
 
 

@@ -35,7 +35,7 @@ async def test_a_failure_and_the_recovery_are_told(
     told: list[events.Event] = []
     await connect(store, spotify, user, ttl=-1)
     spotify.script(*[Answer.unavailable()] * 20)
-    async with TokenManager(store, accounts, on_event=told.append, refresh_timeout=0.2) as tokens:
+    async with TokenManager(store, accounts, on_event=told.append, refresh_timeout=2) as tokens:
         with pytest.raises(SpotifyUnavailable):
             await tokens.get_valid_token(user)
         spotify._script.clear()
