@@ -26,7 +26,7 @@ from spotconn.testing import Answer, FakeSpotify
 
 @pytest.fixture
 async def tokens(store: ConnectionStore, accounts: SpotifyAccounts) -> AsyncIterator[TokenManager]:
-    async with TokenManager(store, accounts, refresh_timeout=0.5, lease=2) as manager:
+    async with TokenManager(store, accounts) as manager:
         yield manager
 
 
@@ -35,13 +35,14 @@ def now() -> datetime:
 
 
 async def test_a_busy_connection_is_waited_for_no_longer_than_the_deadline(
-    tokens: TokenManager, store: ConnectionStore, spotify: FakeSpotify, user: UUID
+    store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify, user: UUID
 ) -> None:
     """While another process holds the lease, the caller waits, then hears RefreshInProgress; Spotify is not asked."""
     await connect(store, spotify, user, ttl=-1)
     await store.begin_refresh(user, seen=now(), lease=30)
-    with pytest.raises(RefreshInProgress) as raised:
-        await tokens.get_valid_token(user)
+    async with TokenManager(store, accounts, refresh_timeout=0.5) as tokens:
+        with pytest.raises(RefreshInProgress) as raised:
+            await tokens.get_valid_token(user)
     assert 25 < (raised.value.retry_after or 0) <= 30
     assert spotify.token_calls == 0
 
@@ -81,7 +82,7 @@ async def test_after_a_lapsed_lease_the_second_look_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A holder that overran its lease may still save: its grant is found before the connection is given up."""
-    monkeypatch.setattr(protocol, "LAPSED_PAUSE", 0.3)
+    monkeypatch.setattr(protocol, "LAPSED_PAUSE", 2.5)
     stored = await connect(store, spotify, user, ttl=-1)
     late = await store.begin_refresh(user, seen=now(), lease=0.01)
     grant = await accounts.refresh(stored.refresh_token)
@@ -89,6 +90,8 @@ async def test_after_a_lapsed_lease_the_second_look_waits(
         caller = asyncio.create_task(tokens.get_valid_token(user))
         await held.reached()
         held.release()
+        for _ in range(100):  # without the wait it would be given up by then
+            await store.get(user)
         saved = await store.finish_refresh(late, grant)
     assert saved is not None
     assert await caller == saved.access_token
