@@ -16,8 +16,8 @@ from conftest import Database
 from fault_proxy import FaultProxy
 from spotconn.testing import Answer, FakeSpotify
 
-LEASE = 2.0
-MANAGER: dict[str, Any] = {"lease": LEASE, "refresh_timeout": 1.5, "cache_ttl": 0}
+LEASE = 2.5
+MANAGER: dict[str, Any] = {"lease": LEASE, "refresh_timeout": 2, "cache_ttl": 0}
 """Arguments of every manager."""
 
 
@@ -42,13 +42,15 @@ class Worker:
         answer: dict[str, Any] = json.loads(await self._line())
         return answer
 
-    async def patient_answer(self, user: UUID) -> dict[str, Any]:
-        """What a caller gets who does as RefreshInProgress says: try again when the lease is over."""
+    async def patient_answer(self, user: UUID) -> tuple[dict[str, Any], int]:
+        """What a caller gets who tries again when the lease is over, as RefreshInProgress says; and at which try."""
+        tries = 0
         while True:
+            tries += 1
             self.order(user)
             answer = await self.answer()
             if answer.get("error") != "RefreshInProgress":
-                return answer
+                return answer, tries
             await asyncio.sleep(answer["retry_after"])
 
     async def kill(self) -> None:
