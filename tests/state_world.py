@@ -71,7 +71,7 @@ class World:
 
     def _manager(self, store: ConnectionStore, ttl: float) -> TokenManager:
         accounts = SpotifyAccounts("demo-client", "demo-secret", accounts_url=self._url, clock=self.clock)
-        return TokenManager(store, accounts, refresh_timeout=1, lease=2, cache_ttl=ttl, clock=self.clock)
+        return TokenManager(store, accounts, refresh_timeout=4, lease=6, cache_ttl=ttl, clock=self.clock)
 
     async def reopen(self, which: int) -> None:
         """Another manager in the place of one: what it remembered and paused for is gone."""
@@ -187,7 +187,7 @@ class World:
             assert self.spotify.accepts_refresh(row["refresh_token"]) or expected.revoked, "the refresh token is lost"
             if row["version"] == row["expires_at"] and row["failure"] in {"expired", "revoked", "invalid"}:
                 assert expected.revoked, "a connection is recorded as dead that Spotify accepts"
-            assert row["lease_until"] is None or row["lease_until"] - row["now"] <= timedelta(seconds=2)
+            assert row["lease_until"] is None or row["lease_until"] - row["now"] <= timedelta(seconds=6)
 
 
 async def _answering(store: ConnectionStore) -> None:

@@ -18,6 +18,8 @@ from state_world import ACCOUNTS, World
 
 STEPS = 30_000 if os.environ.get("SPOTCONN_SOAK") else 2_000
 ANSWERS = [Answer.too_many_requests("0"), Answer.unavailable(), Answer.truncated(), Answer(status=500)]
+TOO_LATE = Answer.too_many_requests("3")
+"""Asks to wait longer than a refresh may: it fails at once, and the managers pause."""
 
 users = st.integers(0, 1)
 managers = st.integers(0, 1)
@@ -147,7 +149,7 @@ class Machine(RuleBasedStateMachine):
         for expected in self.world.expected.values():
             expected.revoked |= expected.account == account
 
-    @rule(answer=st.sampled_from(ANSWERS))
+    @rule(answer=st.sampled_from([*ANSWERS, TOO_LATE, TOO_LATE]))
     def spotify_has_trouble(self, answer: Answer) -> None:
         self.world.spotify.script(answer)
 
