@@ -105,3 +105,37 @@ async def test_a_block_that_cannot_begin_is_unavailable(database: Database, user
         proxy.thaw()
         with pytest.raises(NotConnected):
             await store.get(user)
+
+
+async def test_a_cancellation_ends_a_call_that_the_server_does_not_answer(database: Database, user: UUID) -> None:
+    """In bounded time and as a cancellation, a call as well as a block; the next call has a new connection."""
+
+    async def block() -> None:
+        async with store.as_user(user) as connection:
+            await connection.execute("select")
+            inside.set()
+            await asyncio.Event().wait()
+
+    inside = asyncio.Event()
+    async with (
+        FaultProxy(database.server.port).serve() as proxy,
+        ConnectionStore.open(proxy.dsn(database.dsn), timeout=1, max_size=1) as store,
+        asyncio.timeout(20),
+    ):
+        with proxy.hold(b"get_connection") as held:
+            call = asyncio.create_task(store.get(user))
+            await held.reached()
+            proxy.freeze()
+            call.cancel()
+            await asyncio.wait([call])
+            assert call.cancelled()
+        proxy.thaw()
+        caller = asyncio.create_task(block())
+        await inside.wait()
+        proxy.freeze()
+        caller.cancel()
+        await asyncio.wait([caller])
+        assert caller.cancelled()
+        proxy.thaw()
+        with pytest.raises(NotConnected):
+            await store.get(user)

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -111,13 +111,21 @@ class Patient:
 
     async def tried(self, query: str, *args: object) -> str:
         """The SQLSTATE that a statement ends with, or its completion ("UPDATE 0"); it must run in `rolled_back`."""
+        savepoint = self.session.transaction()
         try:
-            async with asyncio.timeout(TIMEOUT), self.session.transaction():
-                return await self.session.execute(query, *args)
+            await bounded(savepoint.start(), seconds=TIMEOUT)
+            try:
+                done = await self.session.execute(query, *args, timeout=TIMEOUT)
+            except asyncpg.PostgresError:
+                await bounded(savepoint.rollback(), seconds=TIMEOUT)
+                raise
+            await bounded(savepoint.commit(), seconds=TIMEOUT)
         except asyncpg.PostgresError as error:
             return error.sqlstate or "?"
         except (asyncpg.InterfaceError, OSError, TimeoutError):
             pass
+        else:
+            return done
         raise DatabaseUnavailable("the database went away; try again later")
 
     @asynccontextmanager
@@ -125,10 +133,15 @@ class Patient:
         """A transaction that leaves nothing."""
         transaction = self.session.transaction()
         await translated(bounded(transaction.start(), seconds=TIMEOUT))
+        passed_over: tuple[type[Exception], ...] = ()
         try:
             yield
+        except asyncio.CancelledError:
+            passed_over = (DatabaseUnavailable,)  # or it would end the cancellation
+            raise
         finally:
-            await translated(bounded(transaction.rollback(), seconds=TIMEOUT))
+            with suppress(*passed_over):
+                await translated(bounded(transaction.rollback(), seconds=TIMEOUT))
 
 
 async def _tls(patient: Patient) -> Finding:

@@ -7,7 +7,7 @@ session, before the pooler may pass it on.
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -62,11 +62,16 @@ async def lent(session: "Session", *, seconds: float) -> AsyncGenerator[None]:
     with closed_if_it_fails(session):
         await translated(bounded(transaction.start(), seconds=seconds))
     ending = _ROLLBACK
+    passed_over: tuple[type[Exception], ...] = ()
     try:
         yield
         ending = _COMMIT
+    except asyncio.CancelledError:
+        passed_over = (Exception,)  # or an error of the rollback would end the cancellation
+        raise
     finally:
-        await _end(session, transaction, f"{ending}; {cleaning}", seconds=seconds)
+        with suppress(*passed_over):
+            await _end(session, transaction, f"{ending}; {cleaning}", seconds=seconds)
 
 
 async def _end(session: "Session", transaction: "Transaction", statements: str, *, seconds: float) -> None:

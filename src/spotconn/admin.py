@@ -262,7 +262,7 @@ async def _roll_back(connection: "PoolConnectionProxy[asyncpg.Record]", transact
     """End a failed transaction; where that fails too, the connection, or it would go back to the pool as it is."""
     rolled_back = False
     try:
-        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
             await bounded(transaction.rollback(), seconds=ANSWER_TIMEOUT)
             rolled_back = True
     finally:
