@@ -48,7 +48,7 @@ class World:
         self.managers: list[TokenManager] = []
         self.rejected: set[str] = set()
         self._stack = AsyncExitStack()
-        self._looking = asyncio.Lock()
+        self._looking = asyncio.Lock()  # of self.admin, where calls run beside each other
         self._url = ""
 
     def clock(self) -> float:
@@ -125,7 +125,8 @@ class World:
         )
 
     async def terminate(self) -> None:
-        await self.admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'")
+        async with self._looking:
+            await self.admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'")
 
     async def heard(self, user: UUID, which: int, call: Awaitable[str]) -> None:
         """Whatever a call gives must be right: a good token of the right account, or an error that is true."""
@@ -165,7 +166,7 @@ class World:
         return [*manager._background.values(), *flights, *([saver] if saver and not saver.done() else [])]
 
     async def _row(self, user: UUID) -> asyncpg.Record | None:
-        async with self._looking:  # several callers may be told at once that the user must connect again
+        async with self._looking:
             return await self.admin.fetchrow(
                 "select *, now() as now from public.spotify_connections left join "
                 "(select user_id, version, lease_until, failure from spotconn.refresh_state) as state using (user_id) "
