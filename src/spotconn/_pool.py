@@ -192,7 +192,7 @@ async def _released_after_cancellation(
 
     async def end() -> None:
         with suppress(SpotconnError, asyncpg.InterfaceError), closed_if_it_fails(connection):
-            await translated(connection.execute("select", timeout=seconds))
+            await translated(bounded(connection.execute("select"), seconds=seconds))
         with suppress(SpotconnError):
             await _released(pool, connection, seconds)
 
