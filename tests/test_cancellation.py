@@ -116,6 +116,13 @@ async def test_a_cancellation_ends_a_call_that_the_server_does_not_answer(databa
             inside.set()
             await asyncio.Event().wait()
 
+    async def cancel_unanswered(call: asyncio.Task[Any]) -> None:
+        proxy.freeze()
+        call.cancel()
+        await asyncio.wait([call])
+        assert call.cancelled()
+        proxy.thaw()
+
     inside = asyncio.Event()
     async with (
         FaultProxy(database.server.port).serve() as proxy,
@@ -125,17 +132,9 @@ async def test_a_cancellation_ends_a_call_that_the_server_does_not_answer(databa
         with proxy.hold(b"get_connection") as held:
             call = asyncio.create_task(store.get(user))
             await held.reached()
-            proxy.freeze()
-            call.cancel()
-            await asyncio.wait([call])
-            assert call.cancelled()
-        proxy.thaw()
+            await cancel_unanswered(call)
         caller = asyncio.create_task(block())
         await inside.wait()
-        proxy.freeze()
-        caller.cancel()
-        await asyncio.wait([caller])
-        assert caller.cancelled()
-        proxy.thaw()
+        await cancel_unanswered(caller)
         with pytest.raises(NotConnected):
             await store.get(user)

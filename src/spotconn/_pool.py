@@ -192,6 +192,7 @@ async def _released_after_cancellation(
 
     async def end() -> None:
         with suppress(SpotconnError, asyncpg.InterfaceError), closed_if_it_fails(connection):
+            # asyncpg 0.30 does not count the wait for the cancellation itself.
             await translated(bounded(connection.execute("select"), seconds=seconds))
         with suppress(SpotconnError):
             await _released(pool, connection, seconds)
@@ -211,7 +212,7 @@ def closed_if_it_fails(connection: "PoolConnectionProxy[asyncpg.Record]") -> Gen
 
 
 async def bounded(call: Awaitable[_T], *, seconds: float) -> _T:
-    """Await a call of asyncpg that takes no timeout.
+    """Await a call of asyncpg that takes no timeout, or does not count all of its waiting.
 
     Raises:
         TimeoutError: not in time.

@@ -13,7 +13,7 @@ from uuid import UUID
 import asyncpg
 
 from spotconn._guard import guarded, guarded_context
-from spotconn._pool import APPLY_SCHEMA, acquired, bounded, close_pool, open_pool, translated
+from spotconn._pool import APPLY_SCHEMA, acquired, bounded, close_pool, closed_if_it_fails, open_pool, translated
 from spotconn._pool import TIMEOUT as ANSWER_TIMEOUT
 from spotconn._rekey import COUNT_OLD, LOCK, MAX_PASSES, READ_OLD, WRITE, Rewriter
 from spotconn.cipher import AesGcmSivCipher
@@ -260,15 +260,9 @@ class ConnectionAdmin:
 
 async def _roll_back(connection: "PoolConnectionProxy[asyncpg.Record]", transaction: "Transaction") -> None:
     """End a failed transaction; where that fails too, the connection, or it would go back to the pool as it is."""
-    rolled_back = False
-    try:
-        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
-            await bounded(transaction.rollback(), seconds=ANSWER_TIMEOUT)
-            rolled_back = True
-    finally:
-        if not rolled_back:
-            with suppress(asyncpg.InterfaceError):  # the pool has taken it back already
-                connection.terminate()
+    failures = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+    with suppress(*failures), closed_if_it_fails(connection):
+        await bounded(transaction.rollback(), seconds=ANSWER_TIMEOUT)
 
 
 async def _become_service_role(connection: "PoolConnectionProxy[asyncpg.Record]") -> None:
