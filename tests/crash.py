@@ -90,7 +90,6 @@ class Scene:
 
     Attributes:
         url: of Spotify.
-        reads: how often the process begins a refresh only to read, before it refreshes.
     """
 
     database: Database
@@ -99,12 +98,11 @@ class Scene:
     spotify: FakeSpotify
     url: str
     user: UUID
-    reads: int = 0
 
 
 @asynccontextmanager
 async def before_the_claim(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
-    with scene.proxy.hold(b"begin_refresh", skip=scene.reads) as held:
+    with scene.proxy.hold(b"begin_refresh") as held:
         victim.order(scene.user)
         await held.reached()
         yield
@@ -112,7 +110,7 @@ async def before_the_claim(scene: Scene, victim: Worker) -> AsyncGenerator[None]
 
 @asynccontextmanager
 async def after_the_claim(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
-    with scene.proxy.hold(b"begin_refresh", answer=True, skip=scene.reads) as held:
+    with scene.proxy.hold(b"begin_refresh", answer=True) as held:
         victim.order(scene.user)
         await held.reached()
         yield

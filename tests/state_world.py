@@ -162,8 +162,8 @@ class World:
 
     def _tasks(self, manager: TokenManager) -> list[asyncio.Task[object]]:
         saver = manager._refresher.kept._saver
-        flights = [flight.task for flight in manager._flights._flights.values()]
-        return [*manager._background.values(), *flights, *([saver] if saver and not saver.done() else [])]
+        flights = manager._reads.tasks | manager._refreshes.tasks
+        return [*flights, *([saver] if saver and not saver.done() else [])]
 
     async def _row(self, user: UUID) -> asyncpg.Record | None:
         async with self._looking:

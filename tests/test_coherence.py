@@ -176,7 +176,7 @@ async def test_a_read_under_way_does_not_bring_back_what_is_gone(
     tokens = await opened(proxy.dsn(database.dsn), database.dsn)
     await covered(tokens, user)
     tokens._cache.discard(user)
-    with proxy.hold(b"begin_refresh", answer=True) as held:
+    with proxy.hold(b"get_connection", answer=True) as held:
         reading = asyncio.create_task(tokens.get_valid_token(user))
         await held.reached()
         (fill,) = tokens._cache._fills[user]

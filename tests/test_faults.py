@@ -87,6 +87,7 @@ class Await:
         outcomes: what the caller may get: a token or one of these errors.
         calls: of Spotify in all, until a token is served.
         script: what Spotify answers first.
+        before: the statement before it, if any.
     """
 
     name: str
@@ -94,28 +95,31 @@ class Await:
     outcomes: tuple[type[str | SpotconnError], ...]
     calls: int
     script: tuple[Answer, ...] = ()
+    before: bytes | None = b"begin_refresh"
 
 
-def at(text: bytes, *, answer: bool = False) -> Callable[[World], Held]:
-    return lambda scene: scene.proxy.hold(text, answer=answer)
+def at(text: bytes, *, answer: bool = False, skip: int = 0) -> Callable[[World], Held]:
+    return lambda scene: scene.proxy.hold(text, answer=answer, skip=skip)
 
 
 REFUSED = (Answer.too_many_requests("1"),)
 AWAITS = [
-    Await("begin", at(b"begin_refresh"), (str, DatabaseUnavailable), 1),
-    Await("begin's answer", at(b"begin_refresh", answer=True), (str, DatabaseUnavailable), 1),
+    Await("read", at(b"get_connection"), (str, DatabaseUnavailable), 1, before=None),
+    Await("read's answer", at(b"get_connection", answer=True), (str, DatabaseUnavailable), 1, before=None),
+    Await("begin", at(b"begin_refresh"), (str, DatabaseUnavailable), 1, before=b"get_connection"),
+    Await("begin's answer", at(b"begin_refresh", answer=True), (str, DatabaseUnavailable), 1, before=b"get_connection"),
     Await("Spotify", lambda scene: scene.spotify.hold(calls=1), (str,), 1),
     Await("save", at(b"finish_refresh"), (str,), 1),
     Await("save's answer", at(b"finish_refresh", answer=True), (str,), 1),
     Await("failure", at(b"fail_refresh"), (SpotifyUnavailable,), 2, REFUSED),
     Await("failure's answer", at(b"fail_refresh", answer=True), (SpotifyUnavailable,), 2, REFUSED),
-    Await("second look", at(b"get_connection"), (DatabaseUnavailable,), 2, (FALSE_REFUSAL,)),
+    Await("second look", at(b"get_connection", skip=1), (DatabaseUnavailable,), 2, (FALSE_REFUSAL,)),
 ]
 
 
-async def begun(scene: World) -> None:
-    """Wait until a refresh has begun."""
-    with scene.proxy.hold(b"begin_refresh", answer=True) as held:
+async def answered(scene: World, statement: bytes = b"begin_refresh") -> None:
+    """Wait for the answer to a statement."""
+    with scene.proxy.hold(statement, answer=True) as held:
         await held.reached()
 
 
@@ -146,8 +150,8 @@ async def test_a_lost_database_loses_no_connection(
         with where.hold(scene) as held:
             caller = asyncio.create_task(scene.tokens.get_valid_token(scene.user))
             if fault in UNANSWERED:
-                if not where.name.startswith("begin"):
-                    await begun(scene)
+                if where.before is not None:
+                    await answered(scene, where.before)
                 scene.hurry_database()  # what the fault will strike, and nothing before it
             await held.reached()
             await fault(scene)
@@ -174,7 +178,7 @@ async def test_a_kept_grant_is_served_while_the_database_is_away(
     async with world(database) as scene:
         with scene.proxy.hold(b"finish_refresh") as held:
             caller = asyncio.create_task(scene.tokens.get_valid_token(scene.user))
-            await begun(scene)
+            await answered(scene)
             scene.hurry_database()
             await held.reached()
             await fault(scene)
@@ -303,13 +307,13 @@ async def test_a_lost_database_delays_nobody_who_has_a_usable_token(
 ) -> None:
     """A remembered token that ends soon is served at once; its refresh in the background may fail, and is logged."""
     async with world(database, ttl=100, cache_ttl=30) as scene:
-        with scene.proxy.hold(b"begin_refresh", skip=1) as held:
+        with scene.proxy.hold(b"begin_refresh") as held:
             token = await scene.tokens.get_valid_token(scene.user)
             if fault in UNANSWERED:
                 scene.hurry_database()
             await held.reached()
             await fault(scene)
-        await asyncio.gather(*scene.tokens._background.values(), return_exceptions=True)
+        await asyncio.gather(*scene.tokens._refreshes.tasks, return_exceptions=True)
         async with asyncio.timeout(0.2):
             assert await scene.tokens.get_valid_token(scene.user) == token
         scene.proxy.heal()

@@ -162,9 +162,9 @@ async def test_a_background_refresh_that_fails_is_not_begun_again_at_once(
         TokenManager(store, cut_off, refresh_timeout=0.2) as tokens,
     ):
         assert await tokens.get_valid_token(user) == stale.access_token
-        await asyncio.wait(tokens._background.values())
+        await asyncio.wait(tokens._refreshes.tasks)
         assert await tokens.get_valid_token(user) == stale.access_token
-        assert not tokens._background
+        assert not tokens._refreshes.tasks
 
 
 async def test_a_recorded_pause_is_not_asked_for_with_every_stale_token(
@@ -177,10 +177,10 @@ async def test_a_recorded_pause_is_not_asked_for_with_every_stale_token(
         async with TokenManager(store, accounts) as tokens:
             for _ in range(2):  # the first to be told by Spotify has not read the record yet
                 await tokens.get_valid_token(user)
-                if tokens._background:
-                    await asyncio.wait(tokens._background.values())
+                if tokens._refreshes.tasks:
+                    await asyncio.wait(tokens._refreshes.tasks)
             assert await tokens.get_valid_token(user) == stale.access_token
-            assert not tokens._background
+            assert not tokens._refreshes.tasks
     assert spotify.token_calls == 1
 
 

@@ -268,8 +268,7 @@ async def test_refreshed_users_need_no_more_memory(
         async for _ in tokens.get_valid_tokens(users, concurrency=5):
             most = max(most, sum(task.get_name().startswith("spotconn") for task in asyncio.all_tasks()))
         assert most <= 1 + 2 * 5 + 1
-        assert not tokens._flights._flights
-        assert not tokens._background
+        assert not tokens._refreshes.tasks | tokens._reads.tasks
         await until(lambda: not left_over())
 
 
@@ -302,7 +301,7 @@ async def test_leaving_early_ends_everything_but_the_refresh(
             await anext(answers)
             await held.reached()
             await until(lambda: spotify.under_way == 2)
-        assert left_over() == {"spotconn-flight"}
+        assert left_over() == {"spotconn-refresh"}
         assert ended.is_set()
         await until(lambda: all_idle(store))
         held.release()

@@ -71,6 +71,7 @@ class ConnectionCache:
         entries: by user, a UUID; for the look-up of the hot path, whatever it is asked with. They count only before
             the horizon.
         horizon: seconds since the epoch until which the cover was lent; infinite without one.
+        epoch: how often something was heard or forgotten. A read that began in an earlier one may be out of date.
     """
 
     def __init__(self, *, ttl: float, size: int) -> None:
@@ -79,6 +80,7 @@ class ConnectionCache:
         self._fills: dict[UUID, list[Fill]] = {}
         self.entries: dict[object, Remembered] = {}
         self.horizon = math.inf
+        self.epoch = 0
 
     def __len__(self) -> int:
         """How many are remembered, also too long ago."""
@@ -137,6 +139,7 @@ class ConnectionCache:
 
     def hear(self, user_id: UUID, version: datetime) -> None:
         """That version of a user's connection is stored: forget any other, also one that a read under way may bring."""
+        self.epoch += 1
         for fill in self._fills.get(user_id, ()):
             fill.heard = version
         entry = self.entries.get(user_id)
@@ -145,12 +148,14 @@ class ConnectionCache:
 
     def discard(self, user_id: UUID) -> None:
         """Forget a user, and what any read now under way brings."""
+        self.epoch += 1
         for fill in self._fills.get(user_id, ()):
             fill.void = True
         self.entries.pop(user_id, None)
 
     def clear(self) -> None:
         """Forget everybody, and what any read now under way brings."""
+        self.epoch += 1
         for fills in self._fills.values():
             for fill in fills:
                 fill.void = True

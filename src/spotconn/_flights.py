@@ -1,103 +1,119 @@
-"""One read or refresh per user and process, shared by all who wait for it."""
+"""Work that is shared by all in this process who ask for it while it is under way."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
-from uuid import UUID
+from collections.abc import Callable, Coroutine, Hashable, Iterable
+from typing import Any, Generic, TypeVar
 
-from spotconn._observer import NOBODY
-from spotconn.errors import SpotconnError
-from spotconn.models import Connection
+from spotconn._tracebacks import Failure
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
 
 _log = logging.getLogger("spotconn")
 
-
-@dataclass(frozen=True)
-class _Flight:
-    """A read or refresh under way for one user."""
-
-    seen: datetime
-    task: asyncio.Task[Connection]
+CLOSED = "this TokenManager is closed"
+STOP_TIMEOUT = 1.0
+"""Seconds that a task has to end once it is cancelled."""
 
 
-class Flights:
-    """Single flight by user; the tasks are owned here and outlive every caller.
-
-    Args:
-        fly: makes the coroutine that gets a connection newer than a moment.
+class Flight(Generic[T]):
+    """Work under way.
 
     Attributes:
-        closed: whether `close` was called.
-        observer: is told who waits.
+        outcome: what it ends in, as a value; nothing is ever raised from this future.
+        task: runs the work.
     """
 
-    def __init__(self, fly: Callable[[UUID, datetime], Coroutine[Any, Any, Connection]]) -> None:
-        self._fly = fly
-        self._flights: dict[UUID, _Flight] = {}
-        self.closed = False
-        self.observer = NOBODY
+    task: asyncio.Task[None]
 
-    async def join(self, user_id: UUID, seen: datetime) -> Connection:
-        """A connection newer than `seen`, by the flight of this user or a new one.
+    def __init__(self) -> None:
+        self.outcome: asyncio.Future[T | Failure] = asyncio.get_running_loop().create_future()
 
-        A caller that goes away does not stop the flight, so a refresh is never lost between Spotify and the database.
-        A flight that served a weaker demand is followed by another.
+
+class SingleFlight(Generic[K, T]):
+    """Runs one task for each key, owned here, which outlives all who wait for it.
+
+    A flight leaves the table in the step in which its outcome is set, so nobody meets one that is over.
+
+    Args:
+        name: of the tasks.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._flights: dict[K, Flight[T]] = {}
+
+    def __contains__(self, key: K) -> bool:
+        """Return whether work for this key is under way."""
+        return key in self._flights
+
+    @property
+    def tasks(self) -> set[asyncio.Task[None]]:
+        """The tasks under way."""
+        return {flight.task for flight in self._flights.values()}
+
+    async def join(self, key: K, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Wait for the flight of this key, or for a new one.
+
+        A caller that is cancelled does not stop it, so nothing is lost between Spotify and the database.
+
+        Args:
+            key: what the flight is about.
+            work: makes the coroutine of a new flight.
 
         Raises:
-            RuntimeError: the flights are closed.
-            SpotconnError: what the flight raised.
+            RuntimeError: the flight was cut off by `cut_off`.
+            Exception: one of the caller's own, like the one that the work has raised.
         """
-        with self.observer.waiting(user_id):
-            return await self._join(user_id, seen)
+        flight = self._flights.get(key) or self.begin(key, work)
+        outcome = await asyncio.shield(flight.outcome)
+        if isinstance(outcome, Failure):
+            raise outcome.renewed()
+        return outcome
 
-    async def _join(self, user_id: UUID, seen: datetime) -> Connection:
-        while True:
-            self.check_open()
-            flight = self._flights.get(user_id) or self._start(user_id, seen)
-            try:
-                connection = await asyncio.shield(flight.task)
-            except SpotconnError:
-                if flight.seen <= seen:
-                    raise
-            except asyncio.CancelledError:
-                if not flight.task.cancelled():
-                    raise
-                # It is not the caller that was cancelled: `close` has cut the flight off.
-                self.check_open()
-                raise
-            else:
-                if flight.seen >= seen or connection.expires_at > seen:
-                    return connection
-
-    def check_open(self) -> None:
-        """Raise RuntimeError once closed."""
-        if self.closed:
-            raise RuntimeError("this TokenManager is closed")
-
-    async def close(self, *, seconds: float, others: set[asyncio.Task[Any]]) -> None:
-        """Refuse new flights and wait for those under way and for other tasks; cut off what takes longer."""
-        self.closed = True
-        running = {flight.task for flight in self._flights.values()} | others
-        if not running:
-            return
-        _, late = await asyncio.wait(running, timeout=seconds)
-        for task in late:
-            task.cancel()
-        if late:
-            _log.error("%d refreshes were cut off at shutdown", len(late))
-            await asyncio.wait(late, timeout=1)
-
-    def _start(self, user_id: UUID, seen: datetime) -> _Flight:
-        task = asyncio.create_task(self._fly(user_id, seen), name="spotconn-flight")
-        flight = self._flights[user_id] = _Flight(seen, task)
-        task.add_done_callback(lambda done: self._landed(user_id, done))
+    def begin(self, key: K, work: Callable[[], Coroutine[Any, Any, T]]) -> Flight[T]:
+        """Start the flight of a key that has none, whether or not anybody waits for it."""
+        flight = self._flights[key] = Flight[T]()
+        flight.task = asyncio.create_task(self._run(key, flight, work), name=self._name)
+        # A task that is cancelled before its first step never enters its coroutine.
+        flight.task.add_done_callback(lambda _: self._land(key, flight, _cut_off()))
         return flight
 
-    def _landed(self, user_id: UUID, task: asyncio.Task[Connection]) -> None:
-        del self._flights[user_id]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # Its waiters have the error; they may all have gone.
-            _log.debug("a flight ended with %s: %s", type(error).__name__, error)
+    def cut_off(self) -> None:
+        """End the waiting for what is still under way."""
+        for key, flight in list(self._flights.items()):
+            self._land(key, flight, _cut_off())
+
+    async def _run(self, key: K, flight: Flight[T], work: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        outcome: T | Failure | None = None
+        try:
+            outcome = await work()
+        except Exception as error:  # noqa: BLE001  whatever it is, those who wait have it
+            outcome = Failure(error)
+        finally:
+            self._land(key, flight, _cut_off() if outcome is None else outcome)
+
+    def _land(self, key: K, flight: Flight[T], outcome: T | Failure) -> None:
+        if flight.outcome.done():
+            return
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        flight.outcome.set_result(outcome)
+
+
+async def finish(tasks: Iterable[asyncio.Task[None]], *, seconds: float) -> None:
+    """Wait for tasks that are to end by themselves; cancel those that take longer than `seconds`."""
+    running = set(tasks)
+    if not running:
+        return
+    _, late = await asyncio.wait(running, timeout=seconds)
+    for task in late:
+        task.cancel()
+    if late:
+        _log.error("%d refreshes were cut off at shutdown", len(late))
+        await asyncio.wait(late, timeout=STOP_TIMEOUT)
+
+
+def _cut_off() -> Failure:
+    return Failure(RuntimeError(CLOSED))

@@ -1,10 +1,10 @@
 """What one answer of Spotify tells this process about all its next calls to the same service."""
 
-import copy
 import math
 
 from spotconn._oauth import AppRefused
 from spotconn._pauses import Pause
+from spotconn._tracebacks import renewed
 from spotconn.errors import SpotconnError, SpotifyUnavailable
 
 LONGEST_RETRY_AFTER = 86_400.0
@@ -37,7 +37,7 @@ class Gate:
         if self._refusal is None:
             return
         if self._pause.left(now):
-            raise copy.copy(self._refusal)
+            raise renewed(self._refusal)
         # This call is the probe; the others are refused until it is back.
         self._pause.grow(now)
 
@@ -46,7 +46,7 @@ class Gate:
         if isinstance(outcome, AppRefused):
             if self._refusal is None:
                 self._pause.grow(now)
-            self._refusal = copy.copy(outcome)
+            self._refusal = renewed(outcome)
             return
         if isinstance(outcome, SpotifyUnavailable):
             if outcome.answered and outcome.retry_after is not None:

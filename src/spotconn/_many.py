@@ -5,14 +5,14 @@ run at once. All its tasks end when its iterator ends, for whatever reason, and 
 """
 
 import asyncio
-import copy
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
-from spotconn._guard import forget_locals
 from spotconn._refresh import reauthorization
+from spotconn._tracebacks import Failure, renewed, scrub
 from spotconn.errors import (
     ConfigurationError,
     DatabaseUnavailable,
@@ -47,13 +47,13 @@ class Serving:
     """How one user is served.
 
     Attributes:
-        renew: gets a connection whose token is good for more than so many seconds.
+        renew: gets another connection than the stored one that is due.
         window: seconds before its end from which a token is refreshed.
         margin: seconds before its end from which it is not handed out.
         clock: gives seconds since the epoch.
     """
 
-    renew: Callable[[UUID, float], Awaitable[Connection]]
+    renew: Callable[[Connection], Awaitable[Connection]]
     window: float
     margin: float
     clock: Callable[[], float]
@@ -72,13 +72,12 @@ class Serving:
         Raises:
             ConfigurationError, SchemaMismatch, RowSecurityError: they would be the answer for every user.
         """
-        left = stored.expires_at.timestamp() - self.clock()
         try:
-            newer = await self.renew(stored.user_id, max(left + 1, self.margin))
+            newer = await self.renew(stored)
         except _FOR_ALL:
             raise
         except SpotconnError as error:
-            failure = copy.copy(error)  # without frames and their locals
+            failure = renewed(error)
         else:
             return newer.access_token
         return failure if self._freshness(stored) is Freshness.EXPIRED else stored.access_token
@@ -100,7 +99,7 @@ class ManyTokens:
         self._store = store
         self._serving = serving
         self._check_open = check_open
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
 
     def answers(self, user_ids: UserIds, *, concurrency: int, progress: Progress | None) -> Answers:
         """What `TokenManager.get_valid_tokens` gives."""
@@ -113,7 +112,7 @@ class ManyTokens:
         one = _Pass(self._store, self._serving, _UserIds(user_ids), concurrency)
         return self._handed_out(one, _Tally(progress))
 
-    def cancel(self) -> set[asyncio.Task[None]]:
+    def cancel(self) -> set[asyncio.Task[Any]]:
         """Begin to end all passes; the tasks to wait for."""
         for task in self._running:
             task.cancel()
@@ -130,11 +129,9 @@ class ManyTokens:
                 tally.count(one.answer)
             if task.cancelled():
                 self._check_open()  # it is the manager that has cancelled it
-            task.result()
+            if failure := task.result():
+                raise failure.renewed() if isinstance(failure, Failure) else failure
             tally.tell()
-        except BaseException as error:
-            forget_locals(error)
-            raise
         finally:
             await one.stop()
 
@@ -161,13 +158,13 @@ class _UserIds:
     """The user ids of the caller, taken as they are needed and checked one by one.
 
     Attributes:
-        error: what ended them early.
+        error: what ended them early: a `Failure` of ours, or the exception of the caller's own iterator.
     """
 
     def __init__(self, user_ids: UserIds) -> None:
         self._ids = aiter(user_ids) if isinstance(user_ids, AsyncIterable) else iter(user_ids)
         self._taken = 0
-        self.error: Exception | None = None
+        self.error: Failure | Exception | None = None
 
     async def batch(self) -> list[UUID]:
         """The next ones; none at the end, and after an error."""
@@ -176,6 +173,7 @@ class _UserIds:
             while self.error is None and len(batch) < BATCH and (user_id := await self._next()) is not None:
                 batch.append(user_id)
         except Exception as error:  # noqa: BLE001  it is raised once those before it have their answers
+            scrub(error)
             self.error = error
         return batch
 
@@ -188,8 +186,8 @@ class _UserIds:
         try:
             return parse_user_id(user_id)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         except ValueError:
-            pass
-        raise ValueError(f"user_ids[{self._taken - 1}]: expected a UUID")
+            self.error = Failure(ValueError(f"user_ids[{self._taken - 1}]: expected a UUID"))
+        return None
 
 
 class _Pass:
@@ -200,7 +198,7 @@ class _Pass:
     """
 
     answer: Answer
-    _task: asyncio.Task[None]
+    _task: asyncio.Task[Failure | Exception | None]
 
     def __init__(self, store: ConnectionStore, serving: Serving, user_ids: _UserIds, concurrency: int) -> None:
         self._store = store
@@ -210,7 +208,7 @@ class _Pass:
         self._due: asyncio.Queue[Connection] = asyncio.Queue(concurrency)
         self._answers: asyncio.Queue[Answer | None] = asyncio.Queue(BATCH)
 
-    def start(self) -> asyncio.Task[None]:
+    def start(self) -> asyncio.Task[Failure | Exception | None]:
         """Begin."""
         self._task = asyncio.create_task(self._run(), name="spotconn-many")
         self._task.add_done_callback(self._ended)
@@ -232,14 +230,12 @@ class _Pass:
         if late:
             _log.error("the iterator of user ids given to get_valid_tokens does not end when it is cancelled")
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled():
-            task.exception()  # its caller may have gone
+    def _ended(self, _task: object) -> None:
         if not self._answers.full():
             self._answers.put_nowait(None)  # who waits for an answer looks up
 
-    async def _run(self) -> None:
-        failure: Exception | None = None
+    async def _run(self) -> Failure | Exception | None:
+        """Do it all; what has ended it early is returned, not raised."""
         try:
             async with asyncio.TaskGroup() as group:
                 workers = [
@@ -251,10 +247,8 @@ class _Pass:
                 for worker in workers:
                     worker.cancel()
         except ExceptionGroup as failed:
-            failure = failed.exceptions[0]
-        # Raised out here, because the group would stay on as its context.
-        if failure := failure or self._user_ids.error:
-            raise failure
+            return Failure(failed.exceptions[0])
+        return self._user_ids.error
 
     async def _read(self, user_ids: list[UUID]) -> None:
         """Answer what a batch can answer, then hand on what is to be refreshed."""
@@ -274,7 +268,7 @@ class _Pass:
         try:
             return {**await self._store.get_many(user_ids)}
         except DatabaseUnavailable as error:
-            return {user_id: copy.copy(error) for user_id in user_ids}
+            return {user_id: renewed(error) for user_id in user_ids}
 
     async def _refresh(self) -> None:
         while True:

@@ -1,10 +1,10 @@
 """Growing, jittered pauses that this process keeps for itself."""
 
-import copy
 import random
 from dataclasses import dataclass
 from uuid import UUID
 
+from spotconn._tracebacks import renewed
 from spotconn.errors import SpotconnError, TryLater
 
 MOST_PAUSES = 10_000
@@ -53,7 +53,7 @@ class HostPauses:
         pause, error = self._pauses.get(user_id, (None, None))
         if pause is None or error is None or not (left := pause.left(now)):
             return None
-        again = copy.copy(error)
+        again = renewed(error)
         if isinstance(again, TryLater):
             again.retry_after = left
         return again
@@ -67,7 +67,7 @@ class HostPauses:
             pause.grow(now)
         if len(self._pauses) >= MOST_PAUSES:
             del self._pauses[next(iter(self._pauses))]
-        self._pauses[user_id] = (pause, copy.copy(error))
+        self._pauses[user_id] = (pause, renewed(error))
 
     def end(self, user_id: UUID) -> None:
         """Spotify has answered: there is no reason any more."""

@@ -1,4 +1,4 @@
-"""The refresh protocol: how one process gets a connection that is good past a given moment.
+"""The refresh protocol: how one process reads a connection, and gets another in place of one found wanting.
 
 The database decides who refreshes; no connection to it is held while Spotify is asked. Every write is a
 compare-and-set on `expires_at`, the version of a connection, so a disconnect or a reconnect always wins. A grant is
@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 from datetime import datetime
-from typing import assert_never
+from typing import NamedTuple, assert_never
 from uuid import UUID
 
 from spotconn import events
@@ -38,8 +38,20 @@ LAPSED_PAUSE = 1.0
 """Seconds that an earlier holder of a lapsed lease is given to save what it got."""
 
 
+class Replacement(NamedTuple):
+    """What came in place of a connection found wanting.
+
+    Attributes:
+        connection: the other one.
+        just_granted: whether its token comes straight from Spotify, so that there is no better one.
+    """
+
+    connection: Connection
+    just_granted: bool
+
+
 class Refresher:
-    """Reads connections and refreshes those that end too early.
+    """Reads connections and refreshes those found wanting.
 
     Args:
         store: where the connections are.
@@ -71,13 +83,28 @@ class Refresher:
         self.kept = KeptGrants(store)
         self.observer = NOBODY
 
-    async def obtain(self, user_id: UUID, seen: datetime, *, wait: bool = True) -> Connection:
-        """A connection newer than `seen`: as stored, or refreshed by this process or another.
+    async def read(self, user_id: UUID) -> Connection:
+        """Return the stored connection of a user, or as it will be once an unsaved grant is saved.
+
+        Raises:
+            NotConnected: there is none.
+            DatabaseUnavailable, SchemaMismatch, RowSecurityError, DecryptionError: it could not be read.
+        """
+        saved = None
+        try:
+            saved = await self.kept.save(user_id)
+        except SpotconnError:
+            if (kept := self.kept.get(user_id)) is not None:
+                return kept
+            raise
+        return saved or await self._store.get(user_id)
+
+    async def refresh(self, user_id: UUID, seen: datetime) -> Replacement:
+        """Return another connection than the one found wanting, refreshed by this process or by another.
 
         Args:
             user_id: whose connection.
-            seen: versions (`expires_at`) up to this one are of no use.
-            wait: whether to wait for another process that is refreshing it.
+            seen: the version (`expires_at`) of the one found wanting; an earlier one is of no use either.
 
         Raises:
             NotConnected, ReauthorizationRequired: the user must connect.
@@ -90,31 +117,33 @@ class Refresher:
         except SpotconnError:
             if kept is None or kept.expires_at <= seen:
                 raise
-            return kept
+            return Replacement(kept, just_granted=True)
         if error := self._pauses.error(user_id, _now()):
-            return await self._read(user_id, seen, error)
-        return await self._take_turns(user_id, seen, self._timeout if wait else 0.0)
+            return await self._stored(user_id, seen, error)
+        return await self._take_turns(user_id, seen)
 
     def paused(self, user_id: UUID) -> bool:
         """Whether this host has reason not to ask Spotify for a user now."""
         return self._pauses.error(user_id, _now()) is not None
 
-    async def _read(self, user_id: UUID, seen: datetime, error: SpotconnError) -> Connection:
-        """The stored connection if it is newer than `seen`, while this host has reason not to ask Spotify."""
+    async def _stored(self, user_id: UUID, seen: datetime, error: SpotconnError) -> Replacement:
+        """Return the stored connection if it is newer than `seen`, while this host has reason not to ask Spotify."""
         connection = await self._store.get(user_id)
         if connection.expires_at > seen:
-            return connection
+            return Replacement(connection, just_granted=False)
         raise reauthorization(connection) or error
 
-    async def _take_turns(self, user_id: UUID, seen: datetime, patience: float) -> Connection:
-        deadline = _now() + patience
+    async def _take_turns(self, user_id: UUID, seen: datetime) -> Replacement:
+        deadline = _now() + self._timeout
         pause, waited = FIRST_PAUSE, 0.0
         try:
             while True:
                 turn = await self._store.begin_refresh(user_id, seen=seen, lease=self._lease)
                 connection = await self._act(turn)
                 if connection is not None:
-                    return connection
+                    # Who had to wait has what another process was just granted.
+                    just_granted = turn.outcome is Outcome.GRANTED or waited > 0
+                    return Replacement(connection, just_granted)
                 # Jittered, so that the processes that wait do not all look at the same moment.
                 wait = pause * random.uniform(0.5, 1)  # noqa: S311  no secret hangs on it
                 if deadline - _now() <= wait:
@@ -146,7 +175,7 @@ class Refresher:
 
     def _blocked(self, turn: RefreshTurn) -> SpotconnError:
         """The error for a connection whose recorded failure still counts."""
-        if refusal := reauthorization(_stored(turn)):
+        if refusal := reauthorization(_of(turn)):
             return refusal
         error = SpotifyUnavailable("Spotify did not refresh this connection lately", retry_after=turn.retry_after)
         self._pauses.begin(turn.user_id, error, _now())
@@ -158,7 +187,7 @@ class Refresher:
         Whoever has a turn has the whole time for it, however long it waited: an answer that nobody waits for may
         hold the only refresh token that is still good.
         """
-        stored, begun = _stored(turn), _now()
+        stored, begun = _of(turn), _now()
         try:
             grant = await self._accounts.refresh(stored.refresh_token, timeout=self._timeout)
         except ReauthorizationRequired as refusal:
@@ -170,7 +199,7 @@ class Refresher:
         return await self._save(turn, grant, _now() - begun)
 
     async def _save(self, turn: RefreshTurn, grant: TokenGrant, duration: float) -> Connection | None:
-        stored = _stored(turn)
+        stored = _of(turn)
         self.kept.keep(turn, stored, grant)
         try:
             saved = await self.kept.save(turn.user_id)
@@ -185,7 +214,7 @@ class Refresher:
 
     async def _second_look(self, turn: RefreshTurn, refusal: ReauthorizationRequired) -> Connection | None:
         """Record that the user must authorize again, unless the refused token is no longer the stored one."""
-        stored = _stored(turn)
+        stored = _of(turn)
         if turn.lapsed:
             # An earlier holder let its lease run out; it may be saving the token that replaced the refused one.
             await asyncio.sleep(LAPSED_PAUSE)
@@ -225,7 +254,7 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _stored(turn: RefreshTurn) -> Connection:
+def _of(turn: RefreshTurn) -> Connection:
     if turn.connection is None:
         raise ValueError(f"turn: no connection in one that is {turn.outcome.value}")
     return turn.connection

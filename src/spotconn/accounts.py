@@ -20,7 +20,6 @@ from tenacity import (
 
 from spotconn._clients import Clients
 from spotconn._gate import Gate
-from spotconn._guard import guarded
 from spotconn._oauth import (
     GrantType,
     RequestNotProcessed,
@@ -30,6 +29,7 @@ from spotconn._oauth import (
     read_profile,
 )
 from spotconn._observer import NOBODY
+from spotconn._tracebacks import renewed, scrubbed
 from spotconn.errors import ConfigurationError, ReauthorizationRequired, SpotconnError, SpotifyUnavailable
 from spotconn.models import Profile, TokenGrant
 
@@ -48,7 +48,7 @@ _backoff = wait_random_exponential(multiplier=0.1, max=2)
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
 
-@guarded
+@scrubbed
 class SpotifyAccounts:
     """Spotify's accounts service, for one registered app.
 
@@ -341,7 +341,7 @@ async def _retried(
         pass
     # What Spotify answered before the time ran out tells more than that it ran out.
     if failures and (last := failures[-1]):
-        raise last
+        raise renewed(last)
     raise SpotifyUnavailable(f"no answer from Spotify within {timeout:g} seconds", answered=False)
 
 

@@ -12,10 +12,10 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn._guard import guarded, guarded_context
 from spotconn._pool import APPLY_SCHEMA, acquired, bounded, close_pool, closed_if_it_fails, open_pool, translated
 from spotconn._pool import TIMEOUT as ANSWER_TIMEOUT
 from spotconn._rekey import COUNT_OLD, LOCK, MAX_PASSES, READ_OLD, WRITE, Rewriter
+from spotconn._tracebacks import scrubbed, scrubbed_context
 from spotconn.cipher import AesGcmSivCipher
 from spotconn.errors import ConfigurationError, RowSecurityError
 from spotconn.models import RecordedFailure
@@ -83,7 +83,7 @@ group by 1
 """
 
 
-@guarded
+@scrubbed
 class ConnectionAdmin:
     """Looks over and mends the connections of all users.
 
@@ -98,7 +98,7 @@ class ConnectionAdmin:
         self._cipher = cipher
 
     @classmethod
-    @guarded_context
+    @scrubbed_context
     async def open(
         cls, dsn: str, *, cipher: AesGcmSivCipher | None = None, **pool_options: Any
     ) -> AsyncGenerator[Self]:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 from typing import Self
 from uuid import UUID
 
-from spotconn._guard import guarded
 from spotconn._oauth import code_challenge, new_code_verifier
 from spotconn._redirect import Callback, checked_redirect_uri, read_callback, refusal
 from spotconn._settings import read_redirect_uri
+from spotconn._tracebacks import scrubbed
 from spotconn.accounts import SpotifyAccounts
 from spotconn.errors import ConnectFailed, SpotifyUnavailable
 from spotconn.events import Connected, Events, Hook
@@ -24,7 +24,7 @@ TIMEOUT = 20.0
 """Seconds that `finish` has for its calls to Spotify, all retries included."""
 
 
-@guarded
+@scrubbed
 class ConnectFlow:
     """Connects a user's Spotify account, for the first time or again.
 

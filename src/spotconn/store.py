@@ -4,7 +4,6 @@ Every operation but `as_user` is one statement, one round trip and one implicit 
 the schema `spotconn`, which takes the role and the claims for that transaction only.
 """
 
-import copy
 from collections.abc import AsyncGenerator, Callable, Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
@@ -13,12 +12,12 @@ from uuid import UUID
 import asyncpg
 
 from spotconn._changes import Changes
-from spotconn._guard import guarded, guarded_context
 from spotconn._observer import NOBODY
 from spotconn._pending import PendingConnects
 from spotconn._pool import APPLY_SCHEMA, TIMEOUT, acquired, close_pool, fitted, open_pool, translated
 from spotconn._schema import SCHEMA_VERSION
 from spotconn._session import lent
+from spotconn._tracebacks import renewed, scrubbed, scrubbed_context
 from spotconn.cipher import NoCipher, TokenCipher, TokenColumn
 from spotconn.errors import DecryptionError, NotConnected, RowSecurityError, SchemaMismatch
 from spotconn.models import (
@@ -47,7 +46,7 @@ _FINISH = "select * from spotconn.finish_refresh($1, $2, $3, $4, $5, $6)"
 _FAIL = "select spotconn.fail_refresh($1, $2, $3, $4, $5)"
 
 
-@guarded
+@scrubbed
 class ConnectionStore:
     """Stored connections, each readable and writable only as the user it belongs to.
 
@@ -81,7 +80,7 @@ class ConnectionStore:
         self.observer = NOBODY
 
     @classmethod
-    @guarded_context
+    @scrubbed_context
     async def open(
         cls,
         dsn: str,
@@ -298,7 +297,7 @@ class ConnectionStore:
         )
         return recorded
 
-    @guarded_context
+    @scrubbed_context
     async def as_user(self, user_id: UUID | str) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
         """A transaction for the caller's own SQL, under the same row level security as the store's.
 
@@ -342,7 +341,7 @@ class ConnectionStore:
         try:
             return self._connection(row)
         except DecryptionError as error:
-            return copy.copy(error)  # without frames and their locals
+            return renewed(error)
 
     def _connection(self, row: asyncpg.Record) -> Connection:
         return Connection(
