@@ -49,7 +49,7 @@ class World:
 
     def hurry_database(self, seconds: float = SHORT_STORE_TIMEOUT) -> None:
         """Give each statement that begins from now on little time."""
-        self.store._timeout = seconds
+        self.store.pool.timeout = seconds
 
     def hurry_spotify(self) -> None:
         """Give each refresh that begins from now on little time at Spotify."""
@@ -57,7 +57,7 @@ class World:
 
     def give_time(self) -> None:
         """End what was hurried."""
-        self.store._timeout = STORE_TIMEOUT
+        self.store.pool.timeout = STORE_TIMEOUT
         self.tokens._refresher._timeout = REFRESH_TIMEOUT
 
     @asynccontextmanager

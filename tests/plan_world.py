@@ -161,7 +161,7 @@ class World:
 
     async def _counters(self) -> dict[str, Scans]:
         # A session keeps its counts to itself for up to a second, unless told.
-        for pool in (self.store._pool, self.house._pool):
+        for pool in (self.store.pool._pool, self.house._pool._pool):
             async with pool.acquire() as session:
                 await session.execute("select pg_stat_force_next_flush()")
         for other in (self.patient.session, self.root):

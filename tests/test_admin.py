@@ -92,7 +92,7 @@ async def test_nothing_of_the_role_stays(operator: str) -> None:
     """The pooled connection goes back as the login it is."""
     async with ConnectionAdmin.open(operator, max_size=1) as house:
         await house.recheck(since=AN_HOUR_AGO)
-        async with house._pool.acquire() as connection:
+        async with house._pool._pool.acquire() as connection:
             assert await connection.fetchval("select current_user || current_setting('role')") == "operatornone"
 
 
@@ -176,7 +176,7 @@ async def test_a_list_of_many_needs_no_more_memory(house: ConnectionAdmin, admin
     assert peak < 10_000_000
     async for _ in house.expiring(within=timedelta(days=30)):
         break
-    assert house._pool.get_idle_size() == house._pool.get_size()
+    assert house._pool._pool.get_idle_size() == house._pool._pool.get_size()
 
 
 async def test_a_list_goes_on_over_a_new_connection(house: ConnectionAdmin, admin: asyncpg.Connection) -> None:

@@ -397,7 +397,7 @@ async def test_waiting_for_a_proof_holds_no_connection_of_the_pool(
     await connect(store, spotify, user)
     cache = ConnectionCache(ttl=1, size=1)
     async with ConnectionStore.open(database.dsn, max_size=1) as small:
-        changes = Changes(small._pool, proxy.dsn(database.dsn), {})
+        changes = Changes(small.pool._pool, proxy.dsn(database.dsn), {})
         async with changes.told(cache) as hearing:
             hearing._timeout = 2
             proxy.freeze()
@@ -424,7 +424,7 @@ async def test_whatever_its_connection_raises_it_tries_again(
         return "app"
 
     await connect(store, spotify, user)
-    store.changes = Changes(store._pool, database.dsn, {"password": password})
+    store.changes = Changes(store.pool._pool, database.dsn, {"password": password})
     async with TokenManager(store, accounts) as tokens:
         await covered(tokens, user)
     assert "LookupError" in caplog.text
@@ -545,7 +545,7 @@ async def test_a_login_that_is_refused_is_told_and_tried_again(
 ) -> None:  # fmt: skip
     """The tokens are served meanwhile; nothing of the DSN is in the log."""
     await connect(store, spotify, user)
-    store.changes = Changes(store._pool, database.dsn.replace(":app@", ":hush-hush@"), {})
+    store.changes = Changes(store.pool._pool, database.dsn.replace(":app@", ":hush-hush@"), {})
     async with TokenManager(store, accounts) as tokens:
         await tokens.get_valid_token(user)
         await until(lambda: tokens._listener._pause > 0.5)

@@ -275,5 +275,6 @@ async def test_a_database_that_is_away_starts_nothing(
     """Without the database there is no URL to send anybody to."""
     async with ConnectionStore.open(database.dsn) as store:
         flow = ConnectFlow(store, accounts, redirect_uri=REDIRECT_URI, scopes=())
-    with pytest.raises(DatabaseUnavailable):
-        await flow.start(user)
+        await store.pool._pool.close()
+        with pytest.raises(DatabaseUnavailable):
+            await flow.start(user)

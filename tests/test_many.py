@@ -274,7 +274,7 @@ async def test_refreshed_users_need_no_more_memory(
 
 def all_idle(store: ConnectionStore) -> bool:
     """No connection is in use. The listener's first proof uses one for a moment."""
-    return store._pool.get_idle_size() == store._pool.get_size()
+    return store.pool._pool.get_idle_size() == store.pool._pool.get_size()
 
 
 async def test_leaving_early_ends_everything_but_the_refresh(

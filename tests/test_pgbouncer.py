@@ -165,7 +165,7 @@ async def test_hooks_of_the_pool_are_for_the_caller_alone(
 
     options: dict[str, Any] = {"init": note, "min_size": 2, "max_size": 3}
     async with ConnectionStore.open(bouncer.through(database.dsn), **options) as store:
-        assert len(made) == store._pool.get_size() == 2
+        assert len(made) == store.pool._pool.get_size() == 2
         assert not await _prepared(store)
     async with ConnectionStore.open(database.dsn, **options) as store:
         assert len(made) == 4
@@ -173,7 +173,7 @@ async def test_hooks_of_the_pool_are_for_the_caller_alone(
 
 
 async def _prepared(store: ConnectionStore) -> list[str]:
-    async with store._pool.acquire() as connection:
+    async with store.pool._pool.acquire() as connection:
         return [row["name"] for row in await connection.fetch("select name from pg_prepared_statements")]
 
 

@@ -57,7 +57,7 @@ async def pair(store: ConnectionStore, users: list[UUID]) -> tuple[UUID, UUID]:
 
 
 async def state_of(store: ConnectionStore) -> dict[str, Any]:
-    async with store._pool.acquire() as connection:
+    async with store.pool._pool.acquire() as connection:
         return dict(await connection.fetchrow(STATE) or {})
 
 
@@ -270,7 +270,7 @@ async def test_many_are_read_each_as_the_own_user(
     await admin.execute(careless)
     try:
         for asked in ([pair[0]], [pair[1], users[2]], [users[2]], [*pair, users[2], UUID(int=1)], []):
-            async with store._pool.acquire() as connection:
+            async with store.pool._pool.acquire() as connection:
                 rows = await connection.fetch("select user_id, access_token from spotconn.get_connections($1)", asked)
             assert [tuple(row) for row in rows] == [(user, f"access-{user}") for user in asked if user in pair]
     finally:

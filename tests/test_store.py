@@ -178,7 +178,7 @@ async def test_bad_input_is_named_before_any_query(store: ConnectionStore, user:
     await store.save(user, OLD, ALICE)
     granted = await store.begin_refresh(user, seen=OLD.expires_at)
     busy = await store.begin_refresh(user, seen=OLD.expires_at)
-    await store._pool.close()
+    await store.pool._pool.close()
     calls: list[tuple[str, Callable[[], Awaitable[object]]]] = [
         ("user_id", lambda: store.get("nobody")),
         ("user_id", lambda: store.save("nobody", grant("x"), ALICE)),
@@ -480,12 +480,12 @@ async def test_a_silent_server_is_unavailable(database: Database) -> None:
 async def test_an_exhausted_pool_is_unavailable(database: Database, users: list[UUID]) -> None:
     """A pool whose connections are all in use is waited for in bounded time, and serves again afterwards."""
     async with ConnectionStore.open(database.dsn, max_size=1) as store:
-        patience = store._timeout
+        patience = store.pool.timeout
         async with store.as_user(users[0]):
-            store._timeout = 0.2
+            store.pool.timeout = 0.2
             with pytest.raises(DatabaseUnavailable):
                 await store.get(users[0])
-        store._timeout = patience
+        store.pool.timeout = patience
         with pytest.raises(NotConnected):
             await store.get(users[0])
 

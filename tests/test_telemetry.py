@@ -69,7 +69,7 @@ class WatchedStore(ConnectionStore):
 
 @pytest.fixture
 def watched(store: ConnectionStore) -> WatchedStore:
-    return WatchedStore(store._pool)
+    return WatchedStore(store.pool._pool)
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ async def test_a_foreign_error_is_named_without_its_words(
 ) -> None:
     """An error that is none of the library's may quote anything: only its class is exported."""
     stored = await connect(store, spotify, user)
-    async with TokenManager(ConnectionStore(store._pool, cipher=Faulty()), accounts) as tokens:
+    async with TokenManager(ConnectionStore(store.pool._pool, cipher=Faulty()), accounts) as tokens:
         with pytest.raises(RuntimeError, match=stored.access_token):
             await exported.instrument(tokens).get_valid_token(user)
     assert exported.outcomes() == {("RuntimeError", "error"): 1}
@@ -381,10 +381,10 @@ async def test_waits_for_the_pool(
         await tokens.get_valid_token(users[0])
         assert exported.points(POOL) == {(): 1}
         async with store.as_user(users[1]):
-            store._timeout = 0.2
+            store.pool.timeout = 0.2
             with pytest.raises(DatabaseUnavailable):
                 await tokens.get_valid_token(users[1])
-            store._timeout = TIMEOUT
+            store.pool.timeout = TIMEOUT
         await store.pending.take(users[1], "no such state")
     assert exported.points(POOL) == {(): 3, ("DatabaseUnavailable",): 1}
     assert 0.2 <= exported.seconds(POOL) < 5

@@ -62,7 +62,7 @@ async def series(
     store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify, users: list[UUID]
 ) -> dict[str, set[str]]:
     """The labels of every series that Prometheus would find, by name."""
-    watched = WatchedStore(store._pool)
+    watched = WatchedStore(store.pool._pool)
     provider = MeterProvider([PrometheusMetricReader()], shutdown_on_exit=False)
     async with (
         SpotifyAccounts("demo-client", "demo-secret", accounts_url="http://127.0.0.1:1") as unreachable,

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn._pool import APPLY_SCHEMA, TIMEOUT, acquired, open_single, translated
+from spotconn._pool import APPLY_SCHEMA, TIMEOUT, BoundPool, open_single, shield_from_children, translated
 from spotconn.errors import DatabaseUnavailable, SchemaMismatch
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Changes:
     """
 
     def __init__(self, pool: asyncpg.Pool, dsn: str, options: dict[str, Any], *, timeout: float = TIMEOUT) -> None:
-        self._pool = pool
+        self._pool = BoundPool(pool, name="ConnectionStore", timeout=timeout)
         self._dsn = dsn
         self._options = options
         self._timeout = timeout
@@ -67,6 +67,7 @@ class Changes:
         own = await open_single(self._dsn, self._options, seconds=self._timeout)
         try:
             session = await translated(own.acquire(timeout=self._timeout))
+            shield_from_children(session)
             hearing = Hearing(self._pool, session, timeout=self._timeout)
             await hearing.begin(hearer)
             yield hearing
@@ -77,7 +78,7 @@ class Changes:
 class Hearing:
     """A connection that listens, and the proof that it hears."""
 
-    def __init__(self, pool: asyncpg.Pool, session: "Session", *, timeout: float) -> None:
+    def __init__(self, pool: BoundPool, session: "Session", *, timeout: float) -> None:
         self._pool = pool
         self._session = session
         self._timeout = timeout
@@ -116,7 +117,7 @@ class Hearing:
             await self._ask(self._session)
         else:
             # Behind a transaction pooler, or at another database, one would hear oneself and nobody else.
-            async with acquired(self._pool, seconds=self._timeout) as elsewhere:
+            async with self._pool.acquire() as elsewhere:
                 await self._ask(elsewhere)
         async with _within(self._timeout):
             await self._stirred.wait()

@@ -25,17 +25,10 @@ class Clients:
     def __init__(self, make: Callable[[], httpx.AsyncClient]) -> None:
         self._make = make
         self._calls = {make(): 0}
-        self._closed = False
 
     @contextmanager
     def lent(self) -> Generator[httpx.AsyncClient]:
-        """Within: a client for one call.
-
-        Raises:
-            RuntimeError: they are closed.
-        """
-        if self._closed:
-            raise RuntimeError("this SpotifyAccounts is closed")
+        """Within: a client for one call."""
         client = next((one for one, calls in self._calls.items() if calls < CALLS), None)
         if client is None:
             client = self._make()
@@ -47,7 +40,6 @@ class Clients:
 
     async def aclose(self) -> None:
         """Close them all, also when it is cancelled or one cannot be closed."""
-        self._closed = True
         async with AsyncExitStack() as closing:
             for client in self._calls:
                 closing.push_async_callback(client.aclose)

@@ -12,7 +12,6 @@ T = TypeVar("T")
 
 _log = logging.getLogger("spotconn")
 
-CLOSED = "this TokenManager is closed"
 STOP_TIMEOUT = 1.0
 """Seconds that a task has to end once it is cancelled."""
 
@@ -116,4 +115,4 @@ async def finish(tasks: Iterable[asyncio.Task[None]], *, seconds: float) -> None
 
 
 def _cut_off() -> Failure:
-    return Failure(RuntimeError(CLOSED))
+    return Failure(RuntimeError("this TokenManager is closed"))

@@ -49,6 +49,10 @@ class KeptGrants:
         """Forget what is kept of a user who has disconnected."""
         self._kept.pop(user_id, None)
 
+    def clear(self) -> None:
+        """Forget everything, in a process that is not to save it."""
+        self._kept.clear()
+
     async def save(self, user_id: UUID) -> Connection | None:
         """Save what is kept of a user.
 

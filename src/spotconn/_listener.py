@@ -48,9 +48,13 @@ class Listener:
 
     def start(self) -> None:
         """Begin, in the running event loop; may be repeated."""
-        if self._task is None and self._changes is not None:
+        if self._task is None and self._changes is not None and not self._closed:
             # In a context of its own: it outlives the call that came first, and is no part of its trace.
             self._task = asyncio.create_task(self._run(self._changes), name="spotconn-listener", context=Context())
+
+    def abandon(self) -> None:
+        """Begin nothing any more."""
+        self._closed = True
 
     async def close(self) -> None:
         """End."""

@@ -5,13 +5,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
 
-import asyncpg
+from spotconn._pool import BoundPool
 
-from spotconn._observer import NOBODY
-from spotconn._pool import acquired, translated
-
-_START = "select spotconn.start_connect($1, $2, $3, $4)"
-_TAKE = "select * from spotconn.take_connect($1, $2)"
+_START = "select $1::uuid as user_id, spotconn.start_connect($1, $2, $3, $4)"
+_TAKE = "select $1::uuid as user_id, * from spotconn.take_connect($1, $2)"
 
 
 @dataclass(frozen=True)
@@ -32,16 +29,10 @@ class PendingConnects:
 
     Args:
         pool: of the store.
-        timeout: seconds to wait for a connection, and again for the answer to a statement.
-
-    Attributes:
-        observer: is told of waits for a connection.
     """
 
-    def __init__(self, pool: asyncpg.Pool, *, timeout: float) -> None:
+    def __init__(self, pool: BoundPool) -> None:
         self._pool = pool
-        self._timeout = timeout
-        self.observer = NOBODY
 
     async def put(self, user_id: UUID, state: str, code_verifier: str, *, life: float) -> None:
         """Keep a started authorization for `life` seconds; whatever has expired, of anybody, is cleared away.
@@ -50,7 +41,7 @@ class PendingConnects:
             ValueError: no such user in auth.users.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: it was not kept, as far as is known.
         """
-        await self._row(_START, user_id, _hashed(state), code_verifier, timedelta(seconds=life))
+        await self._pool.row_of(user_id, _START, _hashed(state), code_verifier, timedelta(seconds=life))
 
     async def take(self, user_id: UUID, state: str) -> PendingConnect | None:
         """Take a started authorization out, in one statement; it cannot be taken again.
@@ -58,12 +49,8 @@ class PendingConnects:
         Returns:
             None where this user has started none with this state, or it was taken before.
         """
-        row = await self._row(_TAKE, user_id, _hashed(state))
+        row = await self._pool.row_of(user_id, _TAKE, _hashed(state))
         return None if row is None else PendingConnect(row["code_verifier"], row["expired"])
-
-    async def _row(self, query: str, *args: object) -> asyncpg.Record | None:
-        async with acquired(self._pool, seconds=self._timeout, observer=self.observer) as connection:
-            return await translated(connection.fetchrow(query, *args, timeout=self._timeout))
 
 
 def _hashed(state: str) -> bytes:

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Generator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
 
 import asyncpg
 
+from spotconn._affinity import Affinity, keep_from_children
 from spotconn._observer import NOBODY, Observer
 from spotconn.errors import (
     ConfigurationError,
@@ -38,10 +40,86 @@ _BAD_INPUT = {
 # PgBouncer has one SQLSTATE for whatever keeps it from serving.
 _POOLER_REFUSES = "or a pooler refuses user, password, database or a setting of the session: its log says which"
 
+_ANOTHER_USER = (
+    "the database answered with the row of another user: a connection is used by two processes or event loops at once, "
+    "or a pooler in between mixes up its sessions; the connection was closed, and nothing of that row was used"
+)
+
 _NO_STATEMENTS = {"statement_cache_size": 0}
 _STATEMENTS = {"statement_cache_size": 100}
 """As asyncpg has it by itself."""
 _OF_THE_POOL = {"init", "init_size", "max_size", "min_size", "reset", "setup"}
+
+
+class BoundPool:
+    """A pool as one object of the library uses it: in its own process and event loop, and in bounded time.
+
+    Args:
+        pool: to use; it is not closed here.
+        name: what the object is called in errors.
+        timeout: seconds to wait for a connection, and again for the answer to a statement.
+
+    Attributes:
+        timeout: as given.
+        affinity: the process and the event loop that the pool belongs to.
+        observer: is told of waits for a connection.
+    """
+
+    def __init__(self, pool: asyncpg.Pool, *, name: str, timeout: float = TIMEOUT) -> None:
+        self._pool = pool
+        self.timeout = timeout
+        # A pool has no public way to tell its event loop.
+        self.affinity = Affinity(name, loop=getattr(pool, "_loop", None))
+        self.observer = NOBODY
+
+    def acquire(self) -> "AbstractAsyncContextManager[PoolConnectionProxy[asyncpg.Record]]":
+        """Context manager: acquire a connection and release it at the end of the block.
+
+        Raises:
+            RuntimeError: in another process or event loop.
+            DatabaseUnavailable: none was free, or could be made, in time.
+        """
+        self.affinity.check()
+        return acquired(self._pool, seconds=self.timeout, observer=self.observer)
+
+    async def row(self, query: str, *args: object) -> asyncpg.Record | None:
+        """Return the first row of a statement."""
+        async with self.acquire() as connection:
+            return await translated(connection.fetchrow(query, *args, timeout=self.timeout))
+
+    async def row_of(self, user_id: UUID, query: str, *args: object) -> asyncpg.Record | None:
+        """Return the first row of a statement about one user, who is its first argument and its column `user_id`.
+
+        Raises:
+            RowSecurityError: it is the row of another user.
+        """
+        async with self.acquire() as connection:
+            row = await translated(connection.fetchrow(query, user_id, *args, timeout=self.timeout))
+            if row is not None:
+                check_users(connection, {row["user_id"]} <= {user_id, None})
+        return row
+
+    async def close(self) -> None:
+        """Close the pool, unless it is the parent's: in a child of fork nothing is left of it to close.
+
+        Raises:
+            RuntimeError: in another event loop.
+        """
+        self.affinity.close()
+        if not self.affinity.forked:
+            self.affinity.check_home()
+            await close_pool(self._pool, seconds=self.timeout)
+
+
+def check_users(connection: "PoolConnectionProxy[asyncpg.Record]", right: bool) -> None:  # noqa: FBT001  the condition is the point
+    """Close a connection that has answered with the row of another user than the one asked for.
+
+    Raises:
+        RowSecurityError: it has.
+    """
+    if not right:
+        connection.terminate()
+        raise RowSecurityError(_ANOTHER_USER)
 
 
 async def open_pool(dsn: str, options: dict[str, Any], *, seconds: float = TIMEOUT) -> asyncpg.Pool:
@@ -161,6 +239,7 @@ async def acquired(
     """
     with observer.acquiring():
         connection = await translated(pool.acquire(timeout=seconds))
+    shield_from_children(connection)
     release = _released
     try:
         yield connection
@@ -174,6 +253,14 @@ async def acquired(
         raise
     finally:
         await release(pool, connection, seconds)
+
+
+def shield_from_children(connection: "PoolConnectionProxy[asyncpg.Record]") -> None:
+    """Keep the socket of a connection from each child of fork, also that of a pool of the caller's own."""
+    # asyncpg has no public way to it.
+    transport = getattr(getattr(connection, "_con", None), "_transport", None)
+    if transport is not None:
+        keep_from_children(transport)
 
 
 async def _released(pool: asyncpg.Pool, connection: "PoolConnectionProxy[asyncpg.Record]", seconds: float) -> None:

@@ -111,6 +111,7 @@ class Refresher:
             SpotifyUnavailable, RefreshInProgress, DatabaseUnavailable: not now.
             ConfigurationError, SchemaMismatch, RowSecurityError, DecryptionError: something is wrong here.
         """
+        self._accounts.affinity.check()  # before a lease is taken
         kept = self.kept.get(user_id)
         try:
             await self.kept.save(user_id)

@@ -14,8 +14,9 @@ from typing import Any, Self
 from uuid import UUID
 
 from spotconn import events
+from spotconn._affinity import Affinity
 from spotconn._cache import ConnectionCache, Fill, Remembered
-from spotconn._flights import CLOSED, SingleFlight, finish
+from spotconn._flights import SingleFlight, finish
 from spotconn._listener import Listener
 from spotconn._many import ManyTokens, Serving
 from spotconn._observer import NOBODY, Observer
@@ -51,7 +52,9 @@ _NO_SCOPES = ()
 class TokenManager:
     """Valid access tokens for stored connections.
 
-    One manager serves a whole process; make it inside the event loop that uses it and `aclose` it there.
+    One manager serves a whole process; make it inside the event loop that uses it and `aclose` it there. In another
+    event loop, and in a child of fork, its calls raise RuntimeError, which says where to make one; a cached token may
+    still be served in another event loop.
 
     Args:
         store: where the connections are.
@@ -69,6 +72,7 @@ class TokenManager:
 
     Raises:
         ValueError: a number is out of range; the text names it.
+        RuntimeError: the store or the accounts are closed, or belong to another process or event loop.
     """
 
     def __init__(
@@ -91,6 +95,9 @@ class TokenManager:
         _check(lease > refresh_timeout, "lease: expected more than refresh_timeout")
         _check(0 <= cache_ttl < math.inf, "cache_ttl: expected 0 or more seconds, and not without end")
         _check(cache_size >= 0, "cache_size: expected 0 or more")
+        store.pool.affinity.check()
+        accounts.affinity.check()
+        self._affinity = Affinity("TokenManager", after_fork=self._after_fork)
         self._store = store
         self._accounts = accounts
         self._events = events.Events(on_event)
@@ -109,13 +116,12 @@ class TokenManager:
             store.changes if cache_ttl and cache_size else None, self._cache, ttl=cache_ttl, clock=clock
         )
         self._observer = NOBODY
-        self._closed = False
         # A read that began before something was heard is none for those who come after it.
         self._reads = SingleFlight[tuple[UUID, int], Connection]("spotconn-read")
         # By what is to be replaced: the user, and the version that was found wanting.
         self._refreshes = SingleFlight[tuple[UUID, datetime], Replacement]("spotconn-refresh")
         serving = Serving(self._renewed, window=refresh_window, margin=expiry_margin, clock=clock)
-        self._many = ManyTokens(store, serving, self._check_open)
+        self._many = ManyTokens(store, serving, self._affinity.check)
 
     @classmethod
     @scrubbed_context
@@ -242,7 +248,7 @@ class TokenManager:
             ConfigurationError, SchemaMismatch, RowSecurityError, DecryptionError: call an engineer.
         """
         user_id = parse_user_id(user_id)
-        self._check_open()
+        self._affinity.check()
         self._cache.discard(user_id)
         with self._observer.waiting(user_id):
             found: Connection = await self._read(user_id)
@@ -271,7 +277,7 @@ class TokenManager:
             ValueError: the user id is no UUID.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError, DecryptionError: it could not be read.
         """
-        self._check_open()
+        self._affinity.check()
         try:
             connection = await self._store.get(user_id)
         except NotConnected:
@@ -288,7 +294,7 @@ class TokenManager:
             Whether there was a connection.
         """
         user_id = parse_user_id(user_id)
-        self._check_open()
+        self._affinity.check()
         try:
             deleted = await self._store.delete(user_id)
         finally:
@@ -302,9 +308,15 @@ class TokenManager:
         """Refuse new calls, wait until running refreshes have ended, and save what is not saved yet; all bounded.
 
         Running refreshes have the time of the lease. What Spotify has granted and the database does not take within
-        10 seconds more is lost; that is logged as critical.
+        10 seconds more is lost; that is logged as critical. In a child of fork nothing is done: it is all the parent's.
+
+        Raises:
+            RuntimeError: in another event loop than the manager's.
         """
-        self._closed = True
+        if self._affinity.forked:
+            return
+        self._affinity.check_home()
+        self._affinity.close()
         passes = self._many.cancel()
         self._store.unwatch(self._cache.discard)
         self._cache.close()
@@ -320,7 +332,7 @@ class TokenManager:
         if self._observer is not NOBODY:
             raise RuntimeError("this TokenManager is instrumented already")
         self._observer = self._refresher.observer = observer
-        self._store.observer = self._store.pending.observer = self._accounts.observer = observer
+        self._store.pool.observer = self._accounts.observer = observer
         observer.remembers(self._cache)
         # On this object, not in the class: a call of a manager that nobody observes has no instruction more.
         for name in ("get_valid_token", "replace_rejected"):
@@ -329,7 +341,7 @@ class TokenManager:
     @scrubbed_method
     async def _find_token(self, user_id: UUID | str, scopes: Iterable[str], min_ttl: float | None) -> str:
         """What `get_valid_token` gives where the cache alone does not settle it."""
-        self._check_open()
+        self._affinity.check()
         user_id = parse_user_id(user_id)
         needed = _scopes(scopes)
         least = self._least_ttl(min_ttl)
@@ -350,9 +362,11 @@ class TokenManager:
             found = await self._reads.join((user_id, self._cache.epoch), partial(self._read, user_id))
         return found if self._left(found) > least else await self._replace(user_id, found, least)
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError(CLOSED)
+    def _after_fork(self) -> None:
+        """Leave everything to the parent; the cached path, which looks at nothing else, finds an empty cache."""
+        self._cache.close()
+        self._refresher.kept.clear()
+        self._listener.abandon()
 
     def _left(self, found: Remembered | Connection) -> float:
         """Seconds until an access token ends."""
@@ -384,7 +398,7 @@ class TokenManager:
         return other
 
     async def _replacement(self, user_id: UUID, seen: datetime) -> Replacement:
-        self._check_open()
+        self._affinity.check()
         return await self._refreshes.join((user_id, seen), partial(self._refresh, user_id, seen))
 
     async def _read(self, user_id: UUID) -> Connection:
@@ -424,7 +438,7 @@ class TokenManager:
         state = freshness(ends, self._clock(), window=self._window_of(user_id), margin=self._margin)
         if state is Freshness.FRESH or connection.reauthorization or (user_id, ends) in self._refreshes:
             return
-        if self._closed or self._refresher.paused(user_id):
+        if self._affinity.closed or self._refresher.paused(user_id):
             return
         flight = self._refreshes.begin((user_id, ends), partial(self._refresh, user_id, ends))
         flight.outcome.add_done_callback(_log_failure)
