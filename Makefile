@@ -29,7 +29,7 @@ test: .venv/dev-installed
 # The long form of the tests of the refresh protocol: more processes, more rounds, more steps, random faults.
 soak: .venv/dev-installed
 	SPOTCONN_SOAK=1 $(GUARD) $(BIN)/python -m pytest -v -s -m soak
-	SPOTCONN_SOAK=1 $(GUARD) $(BIN)/python -m pytest -v -s tests/test_state_machine.py
+	SPOTCONN_SOAK=1 $(GUARD) $(BIN)/python -m pytest -v -s tests/tokens/test_state_machine.py
 
 check: .venv/dev-installed
 	$(BIN)/ruff check .
@@ -48,14 +48,14 @@ bench: .venv/bench-installed
 # The documentation site, in site/: broken links and missing references fail.
 docs: .venv/docs-installed
 	$(BIN)/zensical build --strict --clean
-	$(BIN)/python tests/site_check.py site
+	$(BIN)/python tests/support/site_check.py site
 
 # Wheel and sdist in dist/, the wheel built from the sdist, and a look at what they hold.
 package: .venv/dist-installed
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
-	$(BIN)/python tests/dist_check.py dist
+	$(BIN)/python tests/support/dist_check.py dist
 
 # Then the tests on the installed wheel, on each Python that is there, and with the oldest packages that are allowed.
 DIST_RUNS := installed-3.11 installed-3.12 installed-3.13 lowest-3.11
