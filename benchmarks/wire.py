@@ -7,7 +7,7 @@ from benchmarks.place import managing
 from benchmarks.rounds import Figure
 from benchmarks.sizes import Size
 from spotconn.testing import EmbeddedPostgres
-from support.proxy import CountingProxy
+from support.counting_proxy import CountingProxy
 
 TIMES = 5
 

@@ -13,12 +13,12 @@ import pytest
 
 from spotconn import ConnectFlow, ConnectionStore, SpotifyAccounts
 from spotconn.testing import FakeSpotify, postgres_binaries
-from support.crash import CRASHES
+from support.consent import REDIRECT_URI, SCOPES
+from support.crash import CRASH, CRASH_COLUMNS
 from support.database import SYSTEM_15, Database, serving
-from support.helpers import REDIRECT_URI, SCOPES, connect, rows
 
 pytest_plugins = ["pytester"]
-SERVERS = ["packaged", *(["system15"] if SYSTEM_15.is_dir() else [])]
+SERVERS = ["packaged", *([pytest.param("system15", marks=pytest.mark.long)] if SYSTEM_15.is_dir() else [])]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,19 +26,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items[:] = [item for item in items if item.get_closest_marker("soak") is None]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    heads: list[tuple[str, ...]] = [
-        ("killed", "token was", "refresh tokens", "the next process gets", "after", "token calls")
-    ]
-    config.stash[CRASHES] = heads
+def pytest_configure() -> None:
     # Children take SIGINT as from a terminal, also where the run itself ignores it, as a job in the background does.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows = config.stash[CRASHES]
-    if len(rows) == 1:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    found = [cells for report in reports for name, cells in report.user_properties if name == CRASH]
+    if not found:
         return
+    rows = [CRASH_COLUMNS, *sorted(found)]
     terminalreporter.section("crash matrix: a process is killed with SIGKILL, another one is asked at once")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -126,16 +124,6 @@ def flow(store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify
     spotify.add_account("alice", display_name="Alice", email="alice@example.com")
     spotify.add_account("bob", display_name="Bob")
     return ConnectFlow(store, accounts, redirect_uri=REDIRECT_URI, scopes=SCOPES)
-
-
-@pytest.fixture
-async def before(
-    store: ConnectionStore, spotify: FakeSpotify, users: list[UUID], admin: asyncpg.Connection
-) -> list[asyncpg.Record]:
-    """The rows of the first two users, both connected before."""
-    for user in users[:2]:
-        await connect(store, spotify, user, account="bob")
-    return await rows(admin)
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from spotconn._doctor import examine
 from spotconn._schema import read_sql
 from spotconn.cli import app
 from spotconn.testing import apply_schema
+from support.connections import grant
 from support.database import Database
 from support.doctor import HEALTHY, KEY, look
-from support.helpers import grant
 
 
 def states(findings: dict[str, Finding], *states: str) -> set[str]:

@@ -9,9 +9,9 @@ import pytest
 from spotconn import AesGcmSivCipher, ConfigurationError, ConnectionStore, DecryptionError, TokenManager
 from spotconn._settings import Settings
 from spotconn.testing import FakeSpotify
+from support.connections import connect
 from support.database import Database
 from support.fault_proxy import FaultProxy
-from support.helpers import connect
 from support.listening import covered, until
 
 GOOD = {

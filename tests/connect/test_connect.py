@@ -19,8 +19,9 @@ from spotconn import (
 )
 from spotconn.events import Connected, Event
 from spotconn.testing import Answer, FakeSpotify
+from support.connections import rows
+from support.consent import REDIRECT_URI, SCOPES, agree, altered, pending, refused, state_of
 from support.database import Database
-from support.helpers import REDIRECT_URI, SCOPES, agree, altered, pending, refused, rows, state_of
 
 WRONG_STATE = "wrong"
 

@@ -16,7 +16,8 @@ from spotconn import (
 )
 from spotconn import connect as connect_module
 from spotconn.testing import FakeSpotify
-from support.helpers import REDIRECT_URI, SCOPES, agree, pending, rows
+from support.connections import rows
+from support.consent import REDIRECT_URI, SCOPES, agree, pending
 
 
 async def test_an_account_that_spotify_refuses_to_the_app_is_told_in_its_words(

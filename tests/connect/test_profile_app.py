@@ -11,8 +11,9 @@ import pytest
 from playwright.async_api import Page, expect
 
 from support.browser import Person, agree, launched, press, profile_app
+from support.connections import rows
+from support.consent import pending
 from support.database import Database
-from support.helpers import pending, rows
 
 pytestmark = pytest.mark.parametrize("prepared", ["packaged"], indirect=True)
 

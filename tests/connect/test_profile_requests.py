@@ -17,8 +17,10 @@ from starlette.routing import Route
 
 from spotconn.testing._server import serve
 from support.browser import Person, agree, launched, press, profile_app
+from support.connections import rows
+from support.consent import pending
 from support.database import Database
-from support.helpers import descendants, pending, rows
+from support.processes import descendants
 
 pytestmark = pytest.mark.parametrize("prepared", ["packaged"], indirect=True)
 

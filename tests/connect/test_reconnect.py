@@ -14,8 +14,9 @@ from spotconn import (
     TokenManager,
 )
 from spotconn.testing import FakeSpotify
+from support.connections import connect, rows
+from support.consent import REDIRECT_URI, SCOPES, agree, pending, refused, state_of, waiting
 from support.database import Database
-from support.helpers import REDIRECT_URI, SCOPES, agree, connect, pending, refused, rows, state_of, waiting
 
 RECORD_UPDATES = """
 create table public.updates as select * from public.spotify_connections with no data;

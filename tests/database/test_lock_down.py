@@ -278,6 +278,7 @@ async def test_a_user_disconnects_through_the_api(locked: asyncpg.Connection, pa
     assert await locked.fetchval(f"select array_agg(user_id) from {TABLE}") == [pair[1]]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_library_does_not_notice() -> None:
     """The tests of the store, the manager and the admin pass against a database that is locked down."""

@@ -29,13 +29,14 @@ from spotconn import (
 )
 from spotconn.cli import app
 from spotconn.testing import FakeSpotify
+from support.connections import connect
+from support.consent import REDIRECT_URI, SCOPES, agree
+from support.counting_proxy import CountingProxy
 from support.database import Database
 from support.doctor import look
 from support.fleet import connect_crowd, valid_digests
-from support.helpers import REDIRECT_URI, SCOPES, agree, connect
 from support.listening import SECOND, covered, served_for, until
 from support.pgbouncer import PgBouncer, pgbouncer, program
-from support.proxy import CountingProxy
 
 CLIENTS = 32
 STATE = """

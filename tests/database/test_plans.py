@@ -13,7 +13,7 @@ import pytest
 
 from spotconn import admin as admin_room
 from support.database import Database
-from support.plan_world import CALLS, ROWS, TABLES, Planned, World, copied, dropped, filled, opened, statements
+from support.plan_harness import CALLS, ROWS, TABLES, PlanHarness, Planned, copied, dropped, filled, opened, statements
 
 CONNECTIONS, STATES, PENDING = TABLES
 BY_DESIGN = {
@@ -40,7 +40,7 @@ FEW = ROWS // 10
 
 
 class Open(Protocol):
-    def __call__(self, plans: str, *damage: str) -> AbstractAsyncContextManager[World]: ...
+    def __call__(self, plans: str, *damage: str) -> AbstractAsyncContextManager[PlanHarness]: ...
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +57,13 @@ def open_copy(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> Open:
     monkeypatch.setattr(admin_room, "BATCH", BATCH)
 
     @asynccontextmanager
-    async def opening(plans: str, *damage: str) -> AsyncGenerator[World]:
+    async def opening(plans: str, *damage: str) -> AsyncGenerator[PlanHarness]:
         copy = await copied(planned, f"{planned.name}_copy")
         try:
-            async with opened(copy, plans) as world:
+            async with opened(copy, plans) as harness:
                 for statement in damage:
-                    await world.root.execute(statement)
-                yield world
+                    await harness.root.execute(statement)
+                yield harness
         finally:
             await dropped(copy)
 
@@ -77,18 +77,18 @@ async def test_every_call_reads_by_an_index(open_copy: Open, plans: str) -> None
     """
     whole: set[tuple[str, str]] = set()
     long: set[str] = set()
-    async with open_copy(plans) as world:
+    async with open_copy(plans) as harness:
         for n in range(ROUNDS):
             for name, call in CALLS.items():
                 if n and name.startswith("ConnectionAdmin."):
                     continue
-                for table, scans in (await world.reads(call)).items():
+                for table, scans in (await harness.reads(call)).items():
                     whole |= {(name, table)} if scans.whole else set()
                     long |= {name} if scans.entries > FEW else set()
         assert whole == set(BY_DESIGN)
         assert long == set(IN_BATCHES)
-        assert await world.never_called() == set(), "add a call to CALLS"
-        assert statements() - world.executed == set(), "add a call to CALLS"
+        assert await harness.never_called() == set(), "add a call to CALLS"
+        assert statements() - harness.executed == set(), "add a call to CALLS"
 
 
 UNIQUE = (
@@ -119,25 +119,25 @@ CAST = [VIEW + "(auth.uid()::text = user_id::text)"]
 async def test_a_lost_index_is_seen(open_copy: Open, damage: list[str], call: str, table: str) -> None:
     """Without an index, or with a policy that cannot use it, the same call reads the whole table, or a whole index."""
 
-    async def reads_much(world: World) -> bool:
-        whole, entries = (await world.reads(CALLS[call]))[table]
+    async def reads_much(harness: PlanHarness) -> bool:
+        whole, entries = (await harness.reads(CALLS[call]))[table]
         return whole > 0 or (entries > FEW and call not in IN_BATCHES)
 
-    async with open_copy("auto") as world:
-        assert not await reads_much(world)
-    async with open_copy("auto", *damage) as world:
-        assert await reads_much(world)
+    async with open_copy("auto") as harness:
+        assert not await reads_much(harness)
+    async with open_copy("auto", *damage) as harness:
+        assert await reads_much(harness)
 
 
 async def test_what_is_not_in_the_list_is_seen(open_copy: Open) -> None:
     """A function that no call reaches is named, and the statements are found where they stand in the source."""
     new = "create function spotconn.new(integer) returns integer language sql return 1"
-    async with open_copy("auto", new) as world:
-        await world.reads(CALLS["ConnectionStore.get"])
-        missing = await world.never_called()
+    async with open_copy("auto", new) as harness:
+        await harness.reads(CALLS["ConnectionStore.get"])
+        missing = await harness.never_called()
         assert "new" in missing
         assert not missing & {"get_connection", "act_as"}
-        assert "select * from spotconn.get_connection($1)" in world.executed
+        assert "select * from spotconn.get_connection($1)" in harness.executed
     found = statements()
     assert len(found) > 20
     assert {admin_room._EXPIRING, admin_room._RECHECK, "select spotconn.act_as($1)"} <= found

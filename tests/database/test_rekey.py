@@ -21,8 +21,8 @@ from spotconn import (
 from spotconn import admin as admin_room
 from spotconn._rekey import Rewriter
 from support.bulk import access_token_of, add_connections, refresh_token_of
-from support.database import SYSTEM_15, Database
-from support.helpers import grant
+from support.connections import grant
+from support.database import Database
 
 ALICE = Profile(spotify_user_id="alice")
 OLD_KEY, NEW_KEY = AesGcmSivCipher.generate_key(), AesGcmSivCipher.generate_key()
@@ -177,12 +177,12 @@ async def test_a_stopped_rekey_is_resumed(
         assert ONLY_NEW.decrypt(row["refresh_token"], user_id=user, column="refresh_token") == refresh_token_of(user)
 
 
+@pytest.mark.parametrize("number", [20_000, pytest.param(100_000, marks=pytest.mark.long)])
 @pytest.mark.timeout(300)
-async def test_100_000_rows_beside_live_refreshes(
-    prepared: Database, database: Database, house: ConnectionAdmin, admin: asyncpg.Connection
+async def test_many_rows_beside_live_refreshes(
+    database: Database, house: ConnectionAdmin, admin: asyncpg.Connection, number: int
 ) -> None:
     """While refreshes run, none of them is lost and no value is left under another key or in plain text."""
-    number = 20_000 if prepared.server._binaries == SYSTEM_15 else 100_000
     await add_connections(admin, number)
     ids = [row["user_id"] for row in await admin.fetch("select user_id from public.spotify_connections")]
     refreshed: dict[UUID, str] = {}

@@ -11,9 +11,9 @@ import pytest
 from spotconn import ConnectionStore, ReauthorizationRequired, SpotifyAccounts, TokenManager
 from spotconn.testing import FakeSpotify
 from support.bulk import connect_many
+from support.connections import connect
+from support.counting_proxy import CountingProxy
 from support.database import Database
-from support.helpers import connect
-from support.proxy import CountingProxy
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ KEYS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_quick_form_gives_every_figure(tmp_path: Path) -> None:
     """It ends with 0, prints each figure, and writes them with the versions of the peers, and the picture."""

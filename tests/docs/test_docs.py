@@ -29,9 +29,10 @@ import pytest
 
 from spotconn import ConnectFlow, ConnectionStore, SpotifyAccounts, TokenManager
 from spotconn.testing import FakeSpotify
+from support.connections import connect
+from support.consent import REDIRECT_URI, agree
 from support.database import Database
 from support.doc_blocks import blocks
-from support.helpers import REDIRECT_URI, agree, connect
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]

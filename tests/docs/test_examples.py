@@ -9,7 +9,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from support.helpers import descendants, gone
+from support.processes import descendants, gone
 from support.programs import EXAMPLES, environment, line_with, run, started
 
 

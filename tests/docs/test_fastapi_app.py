@@ -18,7 +18,8 @@ from fastapi_app import build_app
 from spotconn import ConnectionStore, SpotifyAccounts, TokenManager
 from spotconn.testing import Answer, FakeSpotify
 from spotconn.testing._server import serve
-from support.helpers import SCOPES, connect
+from support.connections import connect
+from support.consent import SCOPES
 
 pytestmark = pytest.mark.parametrize("prepared", ["packaged"], indirect=True)
 

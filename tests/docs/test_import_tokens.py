@@ -18,7 +18,8 @@ from spotipy.oauth2 import SpotifyOAuth
 from import_tokens import import_cache, import_grant, read_cache, read_session
 from spotconn import ConnectionStore, NotConnected, ReauthorizationRequired, SpotifyAccounts, TokenManager
 from spotconn.testing import FakeSpotify
-from support.helpers import REDIRECT_URI, SCOPES, agree, connect, rows
+from support.connections import connect, rows
+from support.consent import REDIRECT_URI, SCOPES, agree
 
 AUTHORIZED = datetime.now(UTC) - timedelta(days=100)
 NOW = time.time()

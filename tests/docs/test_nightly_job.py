@@ -13,7 +13,8 @@ import pytest
 from nightly_job import AT_ONCE, for_each, stopped_by, tracks_of
 from spotconn import ConfigurationError, ConnectionStore, SpotifyAccounts, TokenManager
 from spotconn.testing import Answer, FakeSpotify
-from support.helpers import SCOPES, connect
+from support.connections import connect
+from support.consent import SCOPES
 
 pytestmark = pytest.mark.parametrize("prepared", ["packaged"], indirect=True)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from support.helpers import descendants, gone
+from support.processes import descendants, gone
 from support.programs import run, started
 
 

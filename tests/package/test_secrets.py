@@ -41,10 +41,11 @@ from spotconn._redirect import read_callback
 from spotconn._settings import Settings
 from spotconn.events import Event
 from spotconn.testing import Answer, FakeSpotify
+from support.connections import connect
+from support.consent import REDIRECT_URI, SCOPES, agree
 from support.database import Database
 from support.exported import Exported
-from support.helpers import REDIRECT_URI, SCOPES, agree, connect
-from support.witness import Witness, said_by
+from support.leak_detector import LeakDetector, text_of
 
 CLIENT_SECRET = "demo-secret"
 CODE, VERIFIER = "marked-code-4711", "marked-verifier-0123456789-0123456789-0123456789"
@@ -58,7 +59,7 @@ STALE = RefreshFailure(reason="unavailable")
 class House:
     """Everything that the calls need."""
 
-    witness: Witness
+    detector: LeakDetector
     database: Database
     admin: asyncpg.Connection
     store: ConnectionStore
@@ -72,7 +73,7 @@ class House:
     async def connected(self, user: UUID, ttl: float = -1) -> Connection:
         """A connection to refresh."""
         stored = await connect(self.store, self.spotify, user, ttl=ttl)
-        self.witness.sees(stored, self.store, stored.model_copy())
+        self.detector.record(stored, self.store, stored.model_copy())
         return stored
 
 
@@ -97,105 +98,107 @@ def drives(*names: str) -> Callable[[Step], Step]:
 @drives("ConnectionStore.get", "ConnectionStore.get_many", "ConnectionStore.save", "ConnectionStore.delete",
         "ConnectionStore.verify")  # fmt: skip
 async def the_store(house: House) -> None:
-    witness, store, user = house.witness, house.store, house.users[0]
+    detector, store, user = house.detector, house.store, house.users[0]
     stored = await house.connected(user)
     grant = TokenGrant(
         access_token=stored.access_token, refresh_token=stored.refresh_token, expires_at=stored.expires_at
     )
     await store.verify()
-    witness.sees(grant, await store.get(user), *(await store.get_many([user])).values())
-    await witness.fails(store.get_many([user, stored.access_token]))
+    detector.record(grant, await store.get(user), *(await store.get_many([user])).values())
+    await detector.fails(store.get_many([user, stored.access_token]))
     profile = Profile(spotify_user_id="alice")
-    await witness.fails(store.get(stored.access_token))
-    await witness.fails(store.save(uuid4(), grant, profile))
-    await witness.fails(store.save(user, grant.model_copy(update={"access_token": f"{grant.access_token}\0"}), profile))
+    await detector.fails(store.get(stored.access_token))
+    await detector.fails(store.save(uuid4(), grant, profile))
+    await detector.fails(
+        store.save(user, grant.model_copy(update={"access_token": f"{grant.access_token}\0"}), profile)
+    )
     await house.admin.execute(f"{HOUSE} add constraint no_alice check (spotify_user_id <> 'alice') not valid")
-    await witness.fails(store.save(user, grant, profile))
+    await detector.fails(store.save(user, grant, profile))
     await house.admin.execute(f"{HOUSE} drop constraint no_alice")
     await house.admin.execute(f"{HOUSE} add constraint short check (length(access_token) < 9) not valid")
-    await witness.fails(store.save(user, grant, profile))
+    await detector.fails(store.save(user, grant, profile))
     await house.admin.execute(f"{HOUSE} drop constraint short")
-    await witness.fails(store.delete(f"{stored.refresh_token}"))
-    witness.sees(await store.delete(user))
-    await witness.fails(store.get(user))
+    await detector.fails(store.delete(f"{stored.refresh_token}"))
+    detector.record(await store.delete(user))
+    await detector.fails(store.get(user))
 
 
 @drives("ConnectionStore.begin_refresh", "ConnectionStore.finish_refresh", "ConnectionStore.fail_refresh")
 async def the_turns(house: House) -> None:
-    witness, store, user = house.witness, house.store, house.users[0]
+    detector, store, user = house.detector, house.store, house.users[0]
     stored = await house.connected(user)
     turn = await store.begin_refresh(user, seen=stored.expires_at)
     grant = house.spotify.authorize("alice")
-    witness.sees(turn, grant, await store.begin_refresh(user, seen=stored.expires_at))
+    detector.record(turn, grant, await store.begin_refresh(user, seen=stored.expires_at))
     bad = grant.model_copy(update={"refresh_token": f"{grant.refresh_token}\0"})
-    await witness.fails(store.finish_refresh(turn, bad))
-    witness.sees(await store.finish_refresh(turn, grant), await store.fail_refresh(turn, STALE))
-    await witness.fails(store.finish_refresh(await store.begin_refresh(house.users[1], seen=stored.expires_at), grant))
+    await detector.fails(store.finish_refresh(turn, bad))
+    detector.record(await store.finish_refresh(turn, grant), await store.fail_refresh(turn, STALE))
+    await detector.fails(store.finish_refresh(await store.begin_refresh(house.users[1], seen=stored.expires_at), grant))
 
 
 @drives("ConnectionStore.as_user", "ConnectionStore.open")
 async def the_ways_in(house: House) -> None:
-    witness, user = house.witness, house.users[0]
+    detector, user = house.detector, house.users[0]
     await house.connected(user)
     async with house.store.as_user(user) as connection:
-        witness.sees(await connection.fetchval("select 1"))
-    await witness.fails(house.store.as_user("marked").__aenter__())
+        detector.record(await connection.fetchval("select 1"))
+    await detector.fails(house.store.as_user("marked").__aenter__())
     wrong = house.database.dsn.replace(":app@", ":marked-password@")
-    witness.secrets.add("marked-password")
+    detector.secrets.add("marked-password")
     for dsn in (wrong, wrong.replace("127.0.0.1", "[marked-password"), "postgresql://a:marked-password@127.0.0.1:1/x"):
-        await witness.fails(ConnectionStore.open(dsn, cipher=AesGcmSivCipher([KEY])).__aenter__())
-        await witness.fails(ConnectionAdmin.open(dsn).__aenter__())
+        await detector.fails(ConnectionStore.open(dsn, cipher=AesGcmSivCipher([KEY])).__aenter__())
+        await detector.fails(ConnectionAdmin.open(dsn).__aenter__())
 
 
 @drives("AesGcmSivCipher.encrypt", "AesGcmSivCipher.decrypt", "AesGcmSivCipher.__init__")
 async def the_cipher(house: House) -> None:
-    witness, user = house.witness, house.users[0]
+    detector, user = house.detector, house.users[0]
     ring, strange = AesGcmSivCipher([KEY, OLD_KEY]), AesGcmSivCipher([STRANGE_KEY], require_encrypted=True)
-    witness.sees(ring, strange)
+    detector.record(ring, strange)
     async with AsyncExitStack() as stack:
         ours, theirs = [
             await stack.enter_async_context(ConnectionStore.open(house.database.dsn, cipher=cipher, max_size=1))
             for cipher in (ring, strange)
         ]
         stored = await connect(ours, house.spotify, user, ttl=-1)
-        witness.sees(ours, theirs, stored)
-        await witness.fails(theirs.get(user))
-        await witness.fails(house.store.get(user))
+        detector.record(ours, theirs, stored)
+        await detector.fails(theirs.get(user))
+        await detector.fails(house.store.get(user))
         await house.admin.execute("update public.spotify_connections set access_token = refresh_token")
-        await witness.fails(ours.get(user))
+        await detector.fails(ours.get(user))
         await house.admin.execute(
             "update public.spotify_connections set access_token = $1, refresh_token = $2",
             stored.access_token,
             ring.encrypt(stored.refresh_token, user_id=uuid4(), column="refresh_token"),
         )
-        await witness.fails(ours.get(user))
-        await witness.fails(theirs.begin_refresh(user, seen=stored.expires_at))
+        await detector.fails(ours.get(user))
+        await detector.fails(theirs.begin_refresh(user, seen=stored.expires_at))
         await house.connected(user)  # in plain text, which one that requires encryption refuses
         (refusal,) = (await theirs.get_many([user])).values()
         assert isinstance(refusal, DecryptionError)
-        witness.said.append(said_by(refusal))
-    await witness.fails(at_once(lambda: strange.decrypt(stored.access_token, user_id=user, column="access_token")))
-    await witness.fails(at_once(lambda: AesGcmSivCipher([KEY, KEY])))
-    await witness.fails(at_once(lambda: AesGcmSivCipher([KEY, STRANGE_KEY[:-3]])))
-    witness.secrets.add(STRANGE_KEY[:-3])
+        detector.recorded.append(text_of(refusal))
+    await detector.fails(at_once(lambda: strange.decrypt(stored.access_token, user_id=user, column="access_token")))
+    await detector.fails(at_once(lambda: AesGcmSivCipher([KEY, KEY])))
+    await detector.fails(at_once(lambda: AesGcmSivCipher([KEY, STRANGE_KEY[:-3]])))
+    detector.secrets.add(STRANGE_KEY[:-3])
 
 
 @drives("SpotifyAccounts.refresh", "SpotifyAccounts.profile", "SpotifyAccounts.exchange_code",
         "SpotifyAccounts.authorize_url", "SpotifyAccounts.__init__", "SpotifyAccounts.aclose")  # fmt: skip
 async def the_accounts(house: House) -> None:
-    witness, accounts, spotify = house.witness, house.accounts, house.spotify
+    detector, accounts, spotify = house.detector, house.accounts, house.spotify
     grant = spotify.authorize("alice")
     assert grant.refresh_token is not None
-    witness.sees(accounts, await accounts.profile(grant.access_token), await accounts.refresh(grant.refresh_token))
+    detector.record(accounts, await accounts.profile(grant.access_token), await accounts.refresh(grant.refresh_token))
     callback = "http://127.0.0.1/callback"
     query = {"redirect_uri": callback, "scope": ""}
     code = spotify.new_code(query, "alice")
-    witness.secrets.add(code)
-    witness.sees(await accounts.exchange_code(code, redirect_uri=callback, code_verifier=VERIFIER, timeout=5))
-    await witness.fails(accounts.exchange_code(CODE, redirect_uri=callback, code_verifier=VERIFIER, timeout=5))
-    await witness.fails(accounts.refresh(grant.refresh_token, timeout=5))
-    await witness.fails(accounts.profile("marked-access-token", timeout=5))
-    witness.sees(accounts.authorize_url(redirect_uri=callback, scopes=["a"], state="s", code_challenge="c" * 43))
+    detector.secrets.add(code)
+    detector.record(await accounts.exchange_code(code, redirect_uri=callback, code_verifier=VERIFIER, timeout=5))
+    await detector.fails(accounts.exchange_code(CODE, redirect_uri=callback, code_verifier=VERIFIER, timeout=5))
+    await detector.fails(accounts.refresh(grant.refresh_token, timeout=5))
+    await detector.fails(accounts.profile("marked-access-token", timeout=5))
+    detector.record(accounts.authorize_url(redirect_uri=callback, scopes=["a"], state="s", code_challenge="c" * 43))
     for answer in (
         Answer.truncated(),
         Answer.unavailable(),
@@ -209,67 +212,67 @@ async def the_accounts(house: House) -> None:
             accounts.exchange_code(CODE, redirect_uri=callback, code_verifier=VERIFIER, timeout=0.3),
         ):
             spotify.script(*[answer] * 30)
-            await witness.fails(call)
+            await detector.fails(call)
             spotify._script.clear()
     unreachable = SpotifyAccounts("demo-client", CLIENT_SECRET, accounts_url="http://127.0.0.1:1")
-    await witness.fails(unreachable.refresh("marked-access-token", timeout=0.2))
+    await detector.fails(unreachable.refresh("marked-access-token", timeout=0.2))
     wrong = SpotifyAccounts("demo-client", "marked-secret", accounts_url=accounts._accounts_url)
-    await witness.fails(wrong.refresh(grant.refresh_token, timeout=5))
+    await detector.fails(wrong.refresh(grant.refresh_token, timeout=5))
     for one in (unreachable, wrong):
         await one.aclose()
-        witness.sees(one)
-    await witness.fails(at_once(lambda: SpotifyAccounts("demo-client", " marked-secret")))
-    await witness.fails(at_once(lambda: SpotifyAccounts("c", accounts_url="http://marked-secret")))
+        detector.record(one)
+    await detector.fails(at_once(lambda: SpotifyAccounts("demo-client", " marked-secret")))
+    await detector.fails(at_once(lambda: SpotifyAccounts("c", accounts_url="http://marked-secret")))
 
 
 @drives("TokenManager.get_valid_token", "TokenManager.replace_rejected", "TokenManager.status",
         "TokenManager.disconnect", "TokenManager.aclose", "TokenManager.__init__")  # fmt: skip
 async def the_manager(house: House) -> None:
-    witness, tokens, user, spotify = house.witness, house.tokens, house.users[0], house.spotify
+    detector, tokens, user, spotify = house.detector, house.tokens, house.users[0], house.spotify
     await house.connected(user)
     token = await tokens.get_valid_token(user)
     another = await tokens.replace_rejected(user, token)
     assert another != token
-    witness.sees(tokens, await tokens.status(user))
-    await witness.fails(tokens.get_valid_token(token))
-    await witness.fails(tokens.replace_rejected(token, token))
-    await witness.fails(tokens.status(token))
-    await witness.fails(tokens.disconnect(token))
-    await witness.fails(tokens.get_valid_token(user, scopes=["never-granted"]))
-    await witness.fails(tokens.get_valid_token(user, min_ttl=1e6))
+    detector.record(tokens, await tokens.status(user))
+    await detector.fails(tokens.get_valid_token(token))
+    await detector.fails(tokens.replace_rejected(token, token))
+    await detector.fails(tokens.status(token))
+    await detector.fails(tokens.disconnect(token))
+    await detector.fails(tokens.get_valid_token(user, scopes=["never-granted"]))
+    await detector.fails(tokens.get_valid_token(user, min_ttl=1e6))
     spotify.revoke("alice")
-    await witness.fails(tokens.replace_rejected(user, another))
-    witness.sees(await tokens.disconnect(user), await tokens.status(user))
-    await witness.fails(tokens.get_valid_token(user))
+    await detector.fails(tokens.replace_rejected(user, another))
+    detector.record(await tokens.disconnect(user), await tokens.status(user))
+    await detector.fails(tokens.get_valid_token(user))
     for answer in BROKEN:
         await house.connected(house.users[1])
         async with TokenManager(house.store, house.accounts, refresh_timeout=0.3, lease=1, cache_ttl=0) as other:
             house.exported.instrument(other)
             spotify.script(*[answer] * 30)
-            await witness.fails(other.get_valid_token(house.users[1]))
+            await detector.fails(other.get_valid_token(house.users[1]))
             spotify._script.clear()
-            witness.sees(other)
-    await witness.fails(at_once(lambda: TokenManager(house.store, house.accounts, lease=-1)))
+            detector.record(other)
+    await detector.fails(at_once(lambda: TokenManager(house.store, house.accounts, lease=-1)))
 
 
 @drives("TokenManager.auth", "SpotifyAuth.async_auth_flow", "SpotifyAuth.sync_auth_flow", "SpotifyAuth.auth_flow")
 async def the_clients(house: House) -> None:
-    witness, user, spotify = house.witness, house.users[0], house.spotify
+    detector, user, spotify = house.detector, house.users[0], house.spotify
     stored = await house.connected(user, ttl=3600)
     auth = house.tokens.auth(user, allow=[house.accounts.api_url])
     url = f"{house.accounts.api_url}/v1/me"
     async with httpx.AsyncClient(auth=auth) as client:
-        witness.sees(client, auth, (await client.get(url)).text)
+        detector.record(client, auth, (await client.get(url)).text)
         spotify.revoke("alice")
         await house.admin.execute("update public.spotify_connections set access_token = 'marked-access-token'")
-        await witness.fails(client.get(url))
-        await witness.fails(client.request("GET", url, content=_chunks()))
+        await detector.fails(client.get(url))
+        await detector.fails(client.request("GET", url, content=_chunks()))
     with httpx.Client(auth=auth) as blocking, pytest.raises(RuntimeError) as raised:
         blocking.get(url)  # noqa: ASYNC212  the point
-    witness.said.append(said_by(raised.value))
-    witness.secrets.add(stored.access_token)
-    await witness.fails(at_once(lambda: house.tokens.auth("marked-access-token")))
-    await witness.fails(at_once(lambda: house.tokens.auth(user, allow=["http://marked-secret"])))
+    detector.recorded.append(text_of(raised.value))
+    detector.secrets.add(stored.access_token)
+    await detector.fails(at_once(lambda: house.tokens.auth("marked-access-token")))
+    await detector.fails(at_once(lambda: house.tokens.auth(user, allow=["http://marked-secret"])))
 
 
 async def _chunks() -> AsyncIterator[bytes]:
@@ -278,35 +281,37 @@ async def _chunks() -> AsyncIterator[bytes]:
 
 @drives("TokenManager.get_valid_tokens")
 async def the_many(house: House) -> None:
-    witness, tokens, users = house.witness, house.tokens, house.users
+    detector, tokens, users = house.detector, house.tokens, house.users
     house.spotify.add_account("bob")
     await connect(house.store, house.spotify, users[0], account="alice", ttl=-1)
     stored = await connect(house.store, house.spotify, users[1], account="bob", ttl=-1)
     house.spotify.revoke("alice")
-    found = {user: answer async for user, answer in tokens.get_valid_tokens([*users, uuid4()], progress=witness.sees)}
+    found = {
+        user: answer async for user, answer in tokens.get_valid_tokens([*users, uuid4()], progress=detector.record)
+    }
     errors = [answer for answer in found.values() if not isinstance(answer, str)]
-    witness.said += [said_by(error) for error in errors]
+    detector.recorded += [text_of(error) for error in errors]
     assert len(found) - len(errors) == 1
     started = tokens.get_valid_tokens(users)
-    witness.sees(started, await anext(started) and tokens._many, *asyncio.all_tasks())
+    detector.record(started, await anext(started) and tokens._many, *asyncio.all_tasks())
     await started.aclose()
-    await witness.fails(anext(tokens.get_valid_tokens([stored.access_token])))
-    await witness.fails(at_once(lambda: tokens.get_valid_tokens(stored.access_token)))
+    await detector.fails(anext(tokens.get_valid_tokens([stored.access_token])))
+    await detector.fails(at_once(lambda: tokens.get_valid_tokens(stored.access_token)))
     wrong = SpotifyAccounts("demo-client", "marked-secret", accounts_url=house.accounts._accounts_url)
     await house.connected(users[0])
     async with TokenManager(house.store, wrong) as other:
-        await witness.fails(anext(other.get_valid_tokens(users[:1])))
+        await detector.fails(anext(other.get_valid_tokens(users[:1])))
     await wrong.aclose()
     await house.admin.execute("revoke execute on function spotconn.get_connections from spotconn")
     try:
-        await witness.fails(anext(tokens.get_valid_tokens(users)))
+        await detector.fails(anext(tokens.get_valid_tokens(users)))
     finally:
         await house.admin.execute("grant execute on function spotconn.get_connections to spotconn")
 
 
 @drives("ConnectFlow.start", "ConnectFlow.finish", "ConnectFlow.from_env", "ConnectFlow.__init__")
 async def the_connect_flow(house: House) -> None:
-    witness, spotify, user = house.witness, house.spotify, house.users[0]
+    detector, spotify, user = house.detector, house.spotify, house.users[0]
     spotify.add_account("refused", refusal="User not registered in the Developer Dashboard")
     flow = ConnectFlow(house.store, house.accounts, redirect_uri=REDIRECT_URI, scopes=SCOPES)
     answers = [("alice", "agree"), ("alice", "agree"), ("refused", "agree"), ("alice", "agree"), ("alice", "cancel")]
@@ -315,24 +320,24 @@ async def the_connect_flow(house: House) -> None:
     logging.disable(logging.NOTSET)
     for callback in callbacks:
         query = parse_qsl(urlsplit(callback).query)
-        witness.secrets |= {callback, *(value for name, value in query if name != "error")}
+        detector.secrets |= {callback, *(value for name, value in query if name != "error")}
     kept = await house.admin.fetch("select code_verifier from spotconn.pending_connect")
     assert len(kept) == len(callbacks)
-    witness.secrets |= {row["code_verifier"] for row in kept}
+    detector.secrets |= {row["code_verifier"] for row in kept}
     connected, rejected, refused, cut, denied = callbacks
-    witness.sees(await flow.finish(user, connected), flow, house.store.pending, repr(read_callback(connected)))
+    detector.record(await flow.finish(user, connected), flow, house.store.pending, repr(read_callback(connected)))
     for callback in (connected, denied, refused, f"{rejected}x", "http://[" + connected):
-        await witness.fails(flow.finish(user, callback))
+        await detector.fails(flow.finish(user, callback))
     spotify.script(Answer(status=400, json={"error": "invalid_grant", "error_description": rejected}))
-    await witness.fails(flow.finish(user, rejected))
+    await detector.fails(flow.finish(user, rejected))
     spotify.script(Answer.reset())
-    await witness.fails(flow.finish(user, cut))
-    await witness.fails(flow.start(f"no-uuid-{connected}"))
+    await detector.fails(flow.finish(user, cut))
+    await detector.fails(flow.start(f"no-uuid-{connected}"))
     wrong = "http://localhost/marked-secret"
-    await witness.fails(at_once(lambda: ConnectFlow(house.store, house.accounts, redirect_uri=wrong, scopes=SCOPES)))
+    await detector.fails(at_once(lambda: ConnectFlow(house.store, house.accounts, redirect_uri=wrong, scopes=SCOPES)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPOTIFY_REDIRECT_URI", wrong)
-        await witness.fails(at_once(lambda: ConnectFlow.from_env(house.store, house.accounts, scopes=SCOPES)))
+        await detector.fails(at_once(lambda: ConnectFlow.from_env(house.store, house.accounts, scopes=SCOPES)))
 
 
 @drives("TokenManager.from_env")
@@ -343,8 +348,8 @@ async def the_environment(house: House) -> None:
         "SPOTIFY_CLIENT_SECRET": "markedclientsecret",
         "SPOTCONN_ENCRYPTION_KEYS": f"{KEY},{OLD_KEY}",
     }
-    house.witness.secrets.add("markedclientsecret")
-    house.witness.sees(Settings.read(environ))
+    house.detector.secrets.add("markedclientsecret")
+    house.detector.record(Settings.read(environ))
     with pytest.MonkeyPatch.context() as patch:
         for change in (
             {},
@@ -355,33 +360,35 @@ async def the_environment(house: House) -> None:
                 patch.setenv(name, value)
             if not change:
                 async with TokenManager.from_env() as tokens:
-                    house.witness.sees(tokens)
+                    house.detector.record(tokens)
                 continue
-            await house.witness.fails(TokenManager.from_env().__aenter__())
+            await house.detector.fails(TokenManager.from_env().__aenter__())
 
 
 @drives("ConnectionAdmin.expiring", "ConnectionAdmin.failing", "ConnectionAdmin.stats", "ConnectionAdmin.rekey",
         "ConnectionAdmin.recheck", "ConnectionAdmin.open")  # fmt: skip
 async def the_admin(house: House) -> None:
-    witness, user = house.witness, house.users[0]
+    detector, user = house.detector, house.users[0]
     stored = await house.connected(user)
     await house.store.fail_refresh(await house.store.begin_refresh(user, seen=stored.expires_at), STALE)
     long = timedelta(days=365)
     async with ConnectionAdmin.open(house.operator, cipher=AesGcmSivCipher([KEY, OLD_KEY])) as admin:
-        witness.sees(admin, [one async for one in admin.expiring(within=long)], [one async for one in admin.failing()])
-        witness.sees(await admin.recheck(since=datetime.now(UTC)), await admin.rekey(progress=witness.sees))
-        witness.sees(await admin.stats())
-        await witness.fails(admin.recheck(since=datetime(2026, 1, 1)))  # noqa: DTZ001  the point
+        detector.record(
+            admin, [one async for one in admin.expiring(within=long)], [one async for one in admin.failing()]
+        )
+        detector.record(await admin.recheck(since=datetime.now(UTC)), await admin.rekey(progress=detector.record))
+        detector.record(await admin.stats())
+        await detector.fails(admin.recheck(since=datetime(2026, 1, 1)))  # noqa: DTZ001  the point
     async with ConnectionAdmin.open(house.operator, cipher=AesGcmSivCipher([STRANGE_KEY])) as admin:
-        await witness.fails(admin.rekey())
+        await detector.fails(admin.rekey())
     await house.admin.execute(f"{HOUSE} add constraint plain check (access_token not like 'spotconn1.%') not valid")
     await house.connected(house.users[1])
     async with ConnectionAdmin.open(house.operator, cipher=AesGcmSivCipher([KEY])) as admin:
-        await witness.fails(admin.rekey())
+        await detector.fails(admin.rekey())
     await house.admin.execute(f"{HOUSE} drop constraint plain")
     async with ConnectionAdmin.open(house.database.dsn) as admin:
-        await witness.fails(admin.stats())
-        await witness.fails(anext(admin.expiring(within=long)))
+        await detector.fails(admin.stats())
+        await detector.fails(anext(admin.expiring(within=long)))
 
 
 @pytest.fixture
@@ -394,17 +401,19 @@ async def house(
     users: list[UUID],
     operator: str,
 ) -> AsyncIterator[House]:
-    """All that the steps use, with a witness that knows the fixed secrets."""
-    witness = Witness(CLIENT_SECRET, CODE, VERIFIER, KEY, OLD_KEY, STRANGE_KEY, "marked-secret", "marked-access-token")
+    """All that the steps use, with a detector that knows the fixed secrets."""
+    detector = LeakDetector(
+        CLIENT_SECRET, CODE, VERIFIER, KEY, OLD_KEY, STRANGE_KEY, "marked-secret", "marked-access-token"
+    )
     spotify.add_account("alice")
 
     async def hook(event: Event) -> None:
-        witness.sees(event, pickle.dumps(event))
+        detector.record(event, pickle.dumps(event))
 
     async with TokenManager(store, accounts, cache_ttl=0, on_event=hook) as tokens:
         exported = Exported()
         exported.instrument(tokens)
-        yield House(witness, database, admin, store, accounts, tokens, spotify, users, operator, exported)
+        yield House(detector, database, admin, store, accounts, tokens, spotify, users, operator, exported)
         exported.close()
 
 
@@ -440,12 +449,12 @@ async def test_nothing_that_is_emitted_holds_a_secret(
     caplog.set_level(logging.DEBUG)
     await step(house)
     issued = house.spotify._tokens
-    house.witness.secrets |= {*issued.access, *issued.refresh, *issued.revoked, *issued.codes}
+    house.detector.secrets |= {*issued.access, *issued.refresh, *issued.revoked, *issued.codes}
     logged = caplog.text + "".join(repr(vars(record)) for record in caplog.records)
     exported = house.exported.text()
     if step is the_manager:
         assert "spotconn.refresh.duration" in exported
-    house.witness.check(logged + exported.replace(", ", "\n"))
+    house.detector.check(logged + exported.replace(", ", "\n"))
 
 
 @pytest.mark.parametrize(
@@ -481,10 +490,10 @@ def test_the_witness_sees_what_it_should() -> None:
         raise AssertionError
 
     encoded = base64.b64encode(b"demo:" + CLIENT_SECRET.encode()).decode()
-    witness = Witness(CLIENT_SECRET)
-    assert "marked-attribute" in said_by(raises(token="marked-attribute"))
-    assert "marked-file" in said_by(raises(token="x"))
-    witness.said.append("x" * 1001 + f"\n{base64.b64encode(CLIENT_SECRET.encode()).decode()}")
+    detector = LeakDetector(CLIENT_SECRET)
+    assert "marked-attribute" in text_of(raises(token="marked-attribute"))
+    assert "marked-file" in text_of(raises(token="x"))
+    detector.recorded.append("x" * 1001 + f"\n{base64.b64encode(CLIENT_SECRET.encode()).decode()}")
     with pytest.raises(AssertionError, match="1 lines"):
-        witness.check("")
+        detector.check("")
     assert encoded

@@ -18,7 +18,7 @@ from spotconn._gate import LONGEST_RETRY_AFTER, Gate
 from spotconn._oauth import AppRefused
 from spotconn._pauses import HostPauses, Pause
 from spotconn.testing import Answer, FakeSpotify
-from support.helpers import connect
+from support.connections import connect
 
 
 def test_retry_after_silences_every_call_until_then() -> None:

@@ -11,14 +11,14 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
-import pytest
 
 from spotconn.testing import Answer, FakeSpotify
 from support.database import Database
 from support.fault_proxy import FaultProxy
 
-CRASHES = pytest.StashKey[list[tuple[str, ...]]]()
-"""The rows of the crash matrix, printed at the end of the run."""
+CRASH = "crash"
+"""The property of a test's report that is a row of the crash matrix, printed at the end of the run."""
+CRASH_COLUMNS = ("killed", "token was", "refresh tokens", "the next process gets", "after", "token calls")
 LEASE = 2.5
 MANAGER: dict[str, Any] = {"lease": LEASE, "refresh_timeout": 2, "cache_ttl": 0}
 """Arguments of every manager."""
@@ -77,7 +77,7 @@ class Worker:
 @asynccontextmanager
 async def working(dsn: str, url: str) -> AsyncGenerator[Worker]:
     """A process that starts up; it ends with the block, and with this process."""
-    script = str(Path(__file__).with_name("worker.py"))
+    script = str(Path(__file__).with_name("token_worker.py"))
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(sys.executable, script, stdin=pipe, stdout=pipe)
     worker = Worker(process, {"dsn": dsn, "url": url, "manager": MANAGER})

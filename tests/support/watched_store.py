@@ -9,7 +9,7 @@ import pytest
 
 from spotconn import ConnectionStore, Outcome, ReauthorizationRequired, RefreshFailure, RefreshTurn, TokenManager
 from spotconn.testing import FakeSpotify
-from support.helpers import connect
+from support.connections import connect
 
 
 class WatchedStore(ConnectionStore):

@@ -30,9 +30,9 @@ from spotconn._pool import TIMEOUT
 from spotconn.cipher import TokenColumn
 from spotconn.telemetry import instrument
 from spotconn.testing import Answer, FakeSpotify
+from support.connections import connect
 from support.database import Database
 from support.exported import Exported
-from support.helpers import connect
 from support.watched_store import WatchedStore, everything
 
 REQUESTS, RESPONSES = "spotconn.token.requests", "spotconn.spotify.responses"

@@ -18,7 +18,7 @@ import spotconn
 from spotconn import ConnectionStore, SpotifyAccounts, SpotifyUnavailable, TokenManager
 from spotconn.telemetry import instrument
 from spotconn.testing import FakeSpotify
-from support.helpers import connect
+from support.connections import connect
 from support.watched_store import WatchedStore, everything
 
 DOCS = Path(__file__).parents[2] / "docs"

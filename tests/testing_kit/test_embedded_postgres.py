@@ -18,8 +18,8 @@ import pytest
 
 from spotconn.testing import _postgres
 from spotconn.testing._postgres import EmbeddedPostgres, postgres_binaries
+from support.database import SYSTEM_15
 
-SYSTEM_15 = Path("/usr/lib/postgresql/15/bin")
 SERVERS: list[Path] = list(dict.fromkeys([postgres_binaries(), *([SYSTEM_15] if SYSTEM_15.is_dir() else [])]))
 
 PARENT = """
@@ -103,7 +103,11 @@ def start_parent(binaries: Path) -> subprocess.Popen[bytes]:
     )
 
 
-@pytest.mark.parametrize("binaries", SERVERS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "binaries",
+    [SERVERS[0], *(pytest.param(binaries, marks=pytest.mark.long) for binaries in SERVERS[1:])],
+    ids=lambda path: path.parent.name,
+)
 async def test_it_answers_and_leaves_nothing(binaries: Path, base: Path) -> None:
     """A server answers in UTF-8 from a private folder, leaves the folders above alone, and is gone when stopped."""
     before = above(base, binaries)
@@ -118,7 +122,12 @@ async def test_it_answers_and_leaves_nothing(binaries: Path, base: Path) -> None
 
 @pytest.mark.parametrize(
     ("binaries", "number"),
-    [(SERVERS[0], signal.SIGTERM), (SERVERS[0], signal.SIGINT), *((binaries, signal.SIGKILL) for binaries in SERVERS)],
+    [
+        (SERVERS[0], signal.SIGTERM),
+        (SERVERS[0], signal.SIGINT),
+        (SERVERS[0], signal.SIGKILL),
+        *(pytest.param(binaries, signal.SIGKILL, marks=pytest.mark.long) for binaries in SERVERS[1:]),
+    ],
 )
 def test_a_signal_to_the_group_of_a_running_parent(binaries: Path, number: signal.Signals, base: Path) -> None:
     """Nothing is left when the parent's process group gets a signal while the server runs."""

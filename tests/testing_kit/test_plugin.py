@@ -11,7 +11,7 @@ import pytest
 
 import _spotconn_pytest
 from support.doc_blocks import blocks
-from support.helpers import descendants, gone
+from support.processes import descendants, gone
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = sorted((ROOT / "examples" / "testing_your_service").glob("*.py"))

@@ -11,9 +11,9 @@ import pytest
 
 from spotconn import ConnectionStore, DatabaseUnavailable, NotConnected
 from spotconn.testing import FakeSpotify
+from support.connections import connect
 from support.database import Database
 from support.fault_proxy import FaultProxy
-from support.helpers import connect
 
 
 class CancelledAt:

@@ -19,11 +19,11 @@ from spotconn import ConnectionStore, DatabaseUnavailable, NotConnected, Spotify
 from spotconn._cache import ConnectionCache
 from spotconn._changes import CHANNEL, Changes
 from spotconn.testing import FakeSpotify, apply_schema
+from support.connections import connect
+from support.counting_proxy import CountingProxy
 from support.database import Database
 from support.fault_proxy import FaultProxy
-from support.helpers import connect
 from support.listening import SECOND, covered, served_for, until
-from support.proxy import CountingProxy
 
 DELETE = "delete from public.spotify_connections where user_id = $1"
 

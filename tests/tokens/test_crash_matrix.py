@@ -11,12 +11,12 @@ import pytest
 from spotconn import ConnectionStore, SpotifyAccounts, TokenManager
 from spotconn import _refresh as protocol
 from spotconn.testing import FakeSpotify
-from support.crash import CRASHES, LEASE, POINTS, Point, Scene, working
+from support.connections import connect
+from support.crash import CRASH, LEASE, POINTS, Point, Scene, working
 from support.database import Database, serving
 from support.fault_proxy import FaultProxy
-from support.helpers import connect
 from support.invariants import check_row, recorded, stored_row
-from support.worker import digest
+from support.token_worker import digest
 
 AT_ONCE = 2.4
 """Seconds that a refresh, or a read, may take on a busy machine; a lease is longer."""
@@ -50,7 +50,7 @@ async def scene(database: Database, admin: asyncpg.Connection, kind: str, user: 
 
 def tell(request: pytest.FixtureRequest, point: Point, *cells: str) -> None:
     """Add a row to the table that is printed at the end of the run."""
-    request.config.stash[CRASHES].append((point.name, *cells))
+    request.node.user_properties.append((CRASH, (point.name, *cells)))
 
 
 async def test_after_a_crash_another_process_serves_an_expired_user(

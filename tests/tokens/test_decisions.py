@@ -21,7 +21,7 @@ from spotconn import (
     TokenManager,
 )
 from spotconn.testing import FakeSpotify
-from support.helpers import connect
+from support.connections import connect
 
 FRESHNESS = {"fresh": 3600, "stale": 60, "in the margin": 10, "expired": -60}
 """Seconds that the stored token is still good for; the window is 300 seconds and the margin 30."""

@@ -11,7 +11,7 @@ import pytest
 from spotconn import ConnectionStore, NotConnected, SpotifyAccounts, SpotifyUnavailable, TokenManager, events
 from spotconn import ReauthorizationRequired as Refusal
 from spotconn.testing import Answer, FakeSpotify
-from support.helpers import connect
+from support.connections import connect
 
 
 async def test_a_refresh_is_told(

@@ -20,7 +20,7 @@ from spotconn import (
 )
 from spotconn.testing import Answer
 from support.database import Database, serving
-from support.fault_world import World, ask_until_served, world
+from support.fault_harness import FaultHarness, ask_until_served, fault_harness
 
 FALSE_REFUSAL = Answer(status=400, json={"error": "invalid_grant", "error_description": "Refresh token revoked"})
 
@@ -32,38 +32,38 @@ def database() -> Iterator[Database]:
         yield own
 
 
-async def restart(scene: World) -> None:
+async def restart(scene: FaultHarness) -> None:
     await asyncio.to_thread(scene.database.server.restart, immediate=True)
 
 
-async def terminate(scene: World) -> None:
+async def terminate(scene: FaultHarness) -> None:
     async with scene.admin() as admin:
         await admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'")
 
 
-async def cut(scene: World) -> None:
+async def cut(scene: FaultHarness) -> None:
     scene.proxy.cut()
 
 
-async def away(scene: World) -> None:
+async def away(scene: FaultHarness) -> None:
     scene.proxy.refuses = True
     scene.proxy.cut()
 
 
-async def half_open(scene: World) -> None:
+async def half_open(scene: FaultHarness) -> None:
     scene.proxy.freeze()
 
 
-async def deaf(scene: World) -> None:
+async def deaf(scene: FaultHarness) -> None:
     """Statements arrive and are executed; answers do not."""
     scene.proxy.freeze(requests=False)
 
 
-async def slow(scene: World) -> None:
+async def slow(scene: FaultHarness) -> None:
     scene.proxy.delay = 0.03
 
 
-UNANSWERED: set[Callable[[World], Awaitable[None]]] = {half_open, deaf}
+UNANSWERED: set[Callable[[FaultHarness], Awaitable[None]]] = {half_open, deaf}
 """What nobody is told of: a statement is waited for until its time is over."""
 FAULTS = [restart, terminate, cut, away, half_open, deaf, slow]
 
@@ -90,13 +90,13 @@ class Await:
     """
 
     name: str
-    hold: Callable[[World], Held]
+    hold: Callable[[FaultHarness], Held]
     outcomes: tuple[type[str | SpotconnError], ...]
     calls: int
     script: tuple[Answer, ...] = ()
 
 
-def at(text: bytes, *, answer: bool = False) -> Callable[[World], Held]:
+def at(text: bytes, *, answer: bool = False) -> Callable[[FaultHarness], Held]:
     return lambda scene: scene.proxy.hold(text, answer=answer)
 
 
@@ -113,13 +113,13 @@ AWAITS = [
 ]
 
 
-async def begun(scene: World) -> None:
+async def begun(scene: FaultHarness) -> None:
     """Wait until a refresh has begun."""
     with scene.proxy.hold(b"begin_refresh", answer=True) as held:
         await held.reached()
 
 
-def tells_more(fault: Callable[[World], Awaitable[None]], where: Await) -> bool:
+def tells_more(fault: Callable[[FaultHarness], Awaitable[None]], where: Await) -> bool:
     """Whether a fault at a place is another than one that is tried already."""
     if where.name == "second look":
         return fault is not slow  # it would end, and record what Spotify said
@@ -136,10 +136,10 @@ CASES = [
 
 @pytest.mark.parametrize(("fault", "where"), CASES)
 async def test_a_lost_database_loses_no_connection(
-    database: Database, fault: Callable[[World], Awaitable[None]], where: Await
+    database: Database, fault: Callable[[FaultHarness], Awaitable[None]], where: Await
 ) -> None:
     """Whatever happens to the database, a grant is served and saved, or the call raises and the next one works."""
-    async with world(database) as scene:
+    async with fault_harness(database) as scene:
         scene.spotify.script(*where.script)
         if where.script is REFUSED:
             scene.hurry_spotify()  # so that the call ends before the pause that Spotify asked for
@@ -168,10 +168,10 @@ async def test_a_lost_database_loses_no_connection(
 
 @pytest.mark.parametrize("fault", [away, half_open])
 async def test_a_kept_grant_is_served_while_the_database_is_away(
-    database: Database, fault: Callable[[World], Awaitable[None]]
+    database: Database, fault: Callable[[FaultHarness], Awaitable[None]]
 ) -> None:
     """Every caller gets the token that is not saved yet, without another call to Spotify."""
-    async with world(database) as scene:
+    async with fault_harness(database) as scene:
         with scene.proxy.hold(b"finish_refresh") as held:
             caller = asyncio.create_task(scene.tokens.get_valid_token(scene.user))
             await begun(scene)
@@ -191,7 +191,7 @@ async def test_a_kept_grant_is_served_while_the_database_is_away(
 
 async def test_a_half_open_connection_costs_one_timeout(database: Database) -> None:
     """A caller whose statement is not answered waits once, not again for the broken connection's release."""
-    async with world(database) as scene:
+    async with fault_harness(database) as scene:
         scene.hurry_database(3)
         scene.proxy.freeze()
         began = asyncio.get_running_loop().time()
@@ -206,7 +206,7 @@ async def test_a_half_open_connection_costs_one_timeout(database: Database) -> N
 async def test_a_late_save_revives_a_connection(database: Database) -> None:
     """Where only the holder has lost the database, others record its user as lost, until its grant is saved."""
     async with (
-        world(database) as scene,
+        fault_harness(database) as scene,
         ConnectionStore.open(database.dsn, max_size=1) as store,
         scene.accounts() as accounts,
         TokenManager(store, accounts, cache_ttl=0) as sibling,
@@ -226,7 +226,7 @@ async def test_a_late_save_revives_a_connection(database: Database) -> None:
 
 async def test_shutdown_saves_what_is_kept(database: Database) -> None:
     """A grant that the database could not take before is saved by `aclose()`, once the database is back."""
-    async with world(database) as scene:
+    async with fault_harness(database) as scene:
         with scene.proxy.hold(b"finish_refresh") as held:
             caller = asyncio.create_task(scene.tokens.get_valid_token(scene.user))
             await held.reached()
@@ -248,7 +248,7 @@ async def test_a_grant_lost_at_shutdown_is_told(
 ) -> None:
     """If the database stays away, `aclose()` ends in time, names the user as critical, and leaves no task."""
     monkeypatch.setattr(manager, "FLUSH_TIMEOUT", flush)
-    async with world(database) as scene:
+    async with fault_harness(database) as scene:
         with scene.proxy.hold(b"finish_refresh") as held:
             caller = asyncio.create_task(scene.tokens.get_valid_token(scene.user))
             await held.reached()
@@ -278,7 +278,7 @@ async def test_a_grant_lost_at_shutdown_is_told(
 )
 async def test_a_foreign_write_beats_a_kept_grant(database: Database, statement: str) -> None:
     """A disconnect or a reconnect by another client while a grant waits to be saved is not undone by it."""
-    async with world(database) as scene, scene.admin() as admin:
+    async with fault_harness(database) as scene, scene.admin() as admin:
         with scene.proxy.hold(b"finish_refresh") as held:
             caller = asyncio.create_task(scene.tokens.get_valid_token(scene.user))
             await held.reached()
@@ -299,10 +299,10 @@ async def test_a_foreign_write_beats_a_kept_grant(database: Database, statement:
 
 @pytest.mark.parametrize("fault", [away, half_open, terminate])
 async def test_a_lost_database_delays_nobody_who_has_a_usable_token(
-    database: Database, fault: Callable[[World], Awaitable[None]], caplog: pytest.LogCaptureFixture
+    database: Database, fault: Callable[[FaultHarness], Awaitable[None]], caplog: pytest.LogCaptureFixture
 ) -> None:
     """A remembered token that ends soon is served at once; its refresh in the background may fail, and is logged."""
-    async with world(database, ttl=100, cache_ttl=30) as scene:
+    async with fault_harness(database, ttl=100, cache_ttl=30) as scene:
         with scene.proxy.hold(b"begin_refresh", skip=1) as held:
             token = await scene.tokens.get_valid_token(scene.user)
             if fault in UNANSWERED:

@@ -19,8 +19,8 @@ from spotconn import (
     TokenManager,
 )
 from spotconn.testing import Answer, FakeSpotify
+from support.connections import connect
 from support.database import Database
-from support.helpers import connect
 
 HTML = b"<html><body>upstream connect error or disconnect/reset before headers</body></html>"
 

@@ -33,8 +33,8 @@ from spotconn._many import BATCH
 from spotconn.testing import Answer, FakeSpotify
 from spotconn.testing._rules import Reply
 from support.bulk import access_token_of, add_connections, bulk_user, connect_many
+from support.connections import connect
 from support.database import Database
-from support.helpers import connect
 
 Found = str | SpotconnError
 

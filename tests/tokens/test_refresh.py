@@ -21,7 +21,7 @@ from spotconn import (
 from spotconn import _refresh as protocol
 from spotconn.events import Events
 from spotconn.testing import Answer, FakeSpotify
-from support.helpers import connect
+from support.connections import connect
 
 
 @pytest.fixture

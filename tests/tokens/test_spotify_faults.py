@@ -11,7 +11,7 @@ import pytest
 from spotconn import ReauthorizationRequired, SpotifyUnavailable
 from spotconn.testing import Answer
 from support.database import Database, serving
-from support.fault_world import SETTLES, SHORT_REFRESH_TIMEOUT, World, world
+from support.fault_harness import SETTLES, SHORT_REFRESH_TIMEOUT, FaultHarness, fault_harness
 
 SHARED, LOCAL = "unavailable", None
 """What is recorded of a failure: what Spotify answered holds for every process, this host's network for none."""
@@ -70,7 +70,7 @@ def database() -> Iterator[Database]:
         yield own
 
 
-def strike(scene: World, fault: Fault, *, times: int) -> None:
+def strike(scene: FaultHarness, fault: Fault, *, times: int) -> None:
     answer = Answer.too_many_requests(http_date()) if fault.name == "429 with a date" else fault.answer
     scene.spotify.script(*[answer] * times)
 
@@ -78,7 +78,7 @@ def strike(scene: World, fault: Fault, *, times: int) -> None:
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
 async def test_a_passing_fault_of_spotify_loses_nothing(database: Database, fault: Fault) -> None:
     """One bad answer costs an expired user one retry within the call, or the call and not the next one."""
-    async with world(database, rotation=fault.rotation) as scene:
+    async with fault_harness(database, rotation=fault.rotation) as scene:
         strike(scene, fault, times=1)
         if fault.passes:
             token = await scene.tokens.get_valid_token(scene.user)
@@ -93,7 +93,7 @@ async def test_a_passing_fault_of_spotify_loses_nothing(database: Database, faul
         await scene.check()
 
 
-async def check_pause(scene: World) -> None:
+async def check_pause(scene: FaultHarness) -> None:
     """Nobody is asked in a pause. A call that came too late for one begins the next, which is twice as long."""
     for pauses in (1, 2, 3):
         calls = scene.spotify.token_calls
@@ -108,7 +108,7 @@ async def check_pause(scene: World) -> None:
 @pytest.mark.parametrize("fault", LASTING, ids=[fault.name for fault in LASTING])
 async def test_a_lasting_fault_of_spotify_ends_with_it(database: Database, fault: Fault) -> None:
     """While Spotify fails, the call raises in time, pauses as far as it should, keeps the row and holds no lease."""
-    async with world(database, rotation=fault.rotation) as scene:
+    async with fault_harness(database, rotation=fault.rotation) as scene:
         strike(scene, fault, times=100)
         scene.hurry_spotify()
         async with asyncio.timeout(SHORT_REFRESH_TIMEOUT + 3):
@@ -127,7 +127,7 @@ async def test_a_lasting_fault_of_spotify_ends_with_it(database: Database, fault
 
 async def test_a_fault_of_spotify_delays_nobody_who_has_a_usable_token(database: Database) -> None:
     """A usable token is served at once however Spotify fails, and Spotify is asked again only after a pause."""
-    async with world(database, ttl=100) as scene:
+    async with fault_harness(database, ttl=100) as scene:
         scene.spotify.script(Answer.too_many_requests(), Answer.too_many_requests("60"))
         with scene.spotify.hold() as held:
             token = await scene.tokens.get_valid_token(scene.user)
@@ -146,7 +146,7 @@ async def test_a_fault_of_spotify_delays_nobody_who_has_a_usable_token(database:
 
 async def test_a_lost_answer_with_a_single_use_token_is_told_cleanly(database: Database) -> None:
     """If Spotify rotated the refresh token and its answer was lost, nothing can mend that: the user must reconnect."""
-    async with world(database) as scene:
+    async with fault_harness(database) as scene:
         scene.spotify.script(Answer.reset())
         for _ in range(2):
             with pytest.raises(ReauthorizationRequired) as raised:

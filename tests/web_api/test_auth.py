@@ -28,7 +28,7 @@ from spotconn import (
 )
 from spotconn.testing import FakeSpotify
 from spotconn.testing._server import serve
-from support.helpers import connect
+from support.connections import connect
 
 SPOTIFY = "https://api.spotify.com"
 

@@ -18,7 +18,8 @@ import tekore_client
 from spotconn import Connection, ConnectionStore, NotConnected, SpotifyAccounts, TokenManager, TryLater
 from spotconn.testing import Answer, FakeSpotify
 from spotconn.testing._server import serve
-from support.helpers import SCOPES, connect
+from support.connections import connect
+from support.consent import SCOPES
 
 pytestmark = pytest.mark.parametrize("prepared", ["packaged"], indirect=True)
 

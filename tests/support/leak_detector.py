@@ -29,7 +29,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         waiting += getattr(one, "exceptions", ())
 
 
-def said_by(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
     """An error as a crash reporter shows it: texts, attributes, pickle, and the locals of every frame but a test's."""
     parts: list[str] = []
     for one in chain(error):
@@ -49,11 +49,11 @@ def _pickled(thing: object) -> bytes:
         return b""
 
 
-class Witness:
+class LeakDetector:
     """What was emitted, and the secrets that must not be in it."""
 
     def __init__(self, *secrets: str) -> None:
-        self.said: list[str] = []
+        self.recorded: list[str] = []
         self.secrets = set(secrets)
         self.errors: list[str] = []
 
@@ -62,12 +62,12 @@ class Witness:
         with pytest.raises((SpotconnError, ValueError)) as raised:
             await call
         self.errors.append(type(raised.value).__name__)
-        self.said.append(said_by(raised.value))
+        self.recorded.append(text_of(raised.value))
 
-    def sees(self, *things: object) -> None:
+    def record(self, *things: object) -> None:
         """Values and objects as a log shows them, and objects as they pickle; a value with tokens pickles them."""
         for thing in things:
-            self.said += [repr(thing), str(thing), "" if isinstance(thing, BaseModel) else repr(_pickled(thing))]
+            self.recorded += [repr(thing), str(thing), "" if isinstance(thing, BaseModel) else repr(_pickled(thing))]
 
     def forms(self) -> set[str]:
         """The secrets as they are and as they travel."""
@@ -79,7 +79,7 @@ class Witness:
 
     def check(self, log: str) -> None:
         """Nothing that was collected may hold a secret."""
-        said = log + "\n".join(self.said)
+        said = log + "\n".join(self.recorded)
         assert len(said) > 1000, "nothing was collected"
         assert self.secrets
         leaked = [line[:900] for line in said.splitlines() if any(form in line for form in self.forms())]

@@ -37,7 +37,7 @@ class Expected:
     past: list[tuple[float, str | None]] = field(default_factory=list[tuple[float, str | None]])
 
 
-class World:
+class StateHarness:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.offset = 0.0

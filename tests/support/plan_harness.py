@@ -115,7 +115,7 @@ async def dropped(planned: Planned) -> None:
     await maintenance.close()
 
 
-class World:
+class PlanHarness:
     """The library over that database, one session to each of its pools.
 
     Attributes:
@@ -170,11 +170,11 @@ class World:
         return {table: Scans(*counts) for table, *counts in rows}
 
 
-Call = Callable[[World], Awaitable[object]]
+Call = Callable[[PlanHarness], Awaitable[object]]
 
 
 @asynccontextmanager
-async def opened(planned: Planned, plans: str) -> AsyncGenerator[World]:
+async def opened(planned: Planned, plans: str) -> AsyncGenerator[PlanHarness]:
     """The library; `plans` is a plan_cache_mode."""
     options: dict[str, Any] = {"min_size": 1, "max_size": 1, "server_settings": {"plan_cache_mode": plans}}
     executed: set[str] = set()
@@ -194,9 +194,9 @@ async def opened(planned: Planned, plans: str) -> AsyncGenerator[World]:
         admin = await stack.enter_async_context(house)
         pool = await stack.enter_async_context(asyncpg.create_pool(planned.dsn("planner"), init=watched, **options))
         session = await stack.enter_async_context(pool.acquire())
-        world = World(store, admin, Patient(session, planned.dsn()), root)
-        world.executed = executed
-        yield world
+        harness = PlanHarness(store, admin, Patient(session, planned.dsn()), root)
+        harness.executed = executed
+        yield harness
 
 
 def _grant(minutes: float) -> TokenGrant:
@@ -209,63 +209,65 @@ async def _listed(items: AsyncIterator[object]) -> None:
         pass
 
 
-async def _begun(world: World) -> None:
+async def _begun(harness: PlanHarness) -> None:
     for _ in range(4):
-        await world.store.begin_refresh(world.busy(), seen=datetime.now(UTC) + timedelta(hours=2))
+        await harness.store.begin_refresh(harness.busy(), seen=datetime.now(UTC) + timedelta(hours=2))
 
 
-async def _refreshed(world: World) -> None:
-    turn = await world.store.begin_refresh(user := world.free(), seen=datetime.now(UTC) + timedelta(hours=2))
-    assert await world.store.finish_refresh(turn, _grant(60))
-    assert (await world.store.get(user)).access_token == "access"
+async def _refreshed(harness: PlanHarness) -> None:
+    turn = await harness.store.begin_refresh(user := harness.free(), seen=datetime.now(UTC) + timedelta(hours=2))
+    assert await harness.store.finish_refresh(turn, _grant(60))
+    assert (await harness.store.get(user)).access_token == "access"
 
 
-async def _failed(world: World) -> None:
-    turn = await world.store.begin_refresh(world.free(), seen=datetime.now(UTC) + timedelta(hours=2))
-    assert await world.store.fail_refresh(turn, RefreshFailure(reason="unavailable"))
+async def _failed(harness: PlanHarness) -> None:
+    turn = await harness.store.begin_refresh(harness.free(), seen=datetime.now(UTC) + timedelta(hours=2))
+    assert await harness.store.fail_refresh(turn, RefreshFailure(reason="unavailable"))
 
 
-async def _connected(world: World) -> None:
-    for user in (world.new(), world.busy()):
-        await world.store.save(user, _grant(60), Profile(spotify_user_id="account"))
+async def _connected(harness: PlanHarness) -> None:
+    for user in (harness.new(), harness.busy()):
+        await harness.store.save(user, _grant(60), Profile(spotify_user_id="account"))
 
 
-async def _connecting(world: World) -> None:
-    await world.store.pending.put(user := world.busy(), "state", "v" * 43, life=LIFE)
-    assert await world.store.pending.take(user, "state")
+async def _connecting(harness: PlanHarness) -> None:
+    await harness.store.pending.put(user := harness.busy(), "state", "v" * 43, life=LIFE)
+    assert await harness.store.pending.take(user, "state")
 
 
-async def _own_sql(world: World) -> None:
-    async with world.store.as_user(world.busy()) as connection:
+async def _own_sql(harness: PlanHarness) -> None:
+    async with harness.store.as_user(harness.busy()) as connection:
         assert len(await connection.fetch("select user_id from public.spotify_connections")) == 1
 
 
-async def _listening(world: World) -> None:
-    assert world.store.changes is not None
-    async with world.store.changes.told(ConnectionCache(ttl=1, size=1)) as hearing:
+async def _listening(harness: PlanHarness) -> None:
+    assert harness.store.changes is not None
+    async with harness.store.changes.told(ConnectionCache(ttl=1, size=1)) as hearing:
         await hearing.prove()
 
 
 CALLS: dict[str, Call] = {
-    "ConnectionStore.verify": lambda world: world.store.verify(),
-    "ConnectionStore.get": lambda world: world.store.get(world.busy()),
-    "ConnectionStore.get_many": lambda world: world.store.get_many([world.busy() for _ in range(50)]),
+    "ConnectionStore.verify": lambda harness: harness.store.verify(),
+    "ConnectionStore.get": lambda harness: harness.store.get(harness.busy()),
+    "ConnectionStore.get_many": lambda harness: harness.store.get_many([harness.busy() for _ in range(50)]),
     "ConnectionStore.save": _connected,
-    "ConnectionStore.delete": lambda world: world.store.delete(world.busy()),
-    "ConnectionStore.begin_refresh, superseded": lambda world: world.store.begin_refresh(world.busy(), seen=LONG_AGO),
+    "ConnectionStore.delete": lambda harness: harness.store.delete(harness.busy()),
+    "ConnectionStore.begin_refresh, superseded": lambda harness: harness.store.begin_refresh(
+        harness.busy(), seen=LONG_AGO
+    ),
     "ConnectionStore.begin_refresh, four kinds of state": _begun,
     "ConnectionStore.finish_refresh": _refreshed,
     "ConnectionStore.fail_refresh": _failed,
     "ConnectionStore.as_user": _own_sql,
     "Hearing.prove": _listening,
     "PendingConnects.put and take": _connecting,
-    "ConnectionAdmin.expiring": lambda world: _listed(world.house.expiring(within=timedelta(days=30))),
-    "ConnectionAdmin.failing": lambda world: _listed(world.house.failing()),
-    "ConnectionAdmin.stats": lambda world: world.house.stats(),
-    "ConnectionAdmin.recheck": lambda world: world.house.recheck(since=LONG_AGO),
-    "ConnectionAdmin.rekey": lambda world: world.house.rekey(),
-    "the end of a user": lambda world: world.root.execute("delete from auth.users where id = $1", world.busy()),
-    **{f"doctor, {name}": lambda world, check=check: check(world.patient) for name, check in CHECKS.items()},  # type: ignore[misc]
+    "ConnectionAdmin.expiring": lambda harness: _listed(harness.house.expiring(within=timedelta(days=30))),
+    "ConnectionAdmin.failing": lambda harness: _listed(harness.house.failing()),
+    "ConnectionAdmin.stats": lambda harness: harness.house.stats(),
+    "ConnectionAdmin.recheck": lambda harness: harness.house.recheck(since=LONG_AGO),
+    "ConnectionAdmin.rekey": lambda harness: harness.house.rekey(),
+    "the end of a user": lambda harness: harness.root.execute("delete from auth.users where id = $1", harness.busy()),
+    **{f"doctor, {name}": lambda harness, check=check: check(harness.patient) for name, check in CHECKS.items()},  # type: ignore[misc]
 }
 """All that the library does with the tables, and what a deleted user sets off."""
 

@@ -10,9 +10,9 @@ import asyncpg
 
 from spotconn import ConnectionStore, SpotifyAccounts, TokenManager, TryLater
 from spotconn.testing import FakeSpotify
+from support.connections import connect
 from support.database import Database
 from support.fault_proxy import FaultProxy
-from support.helpers import connect
 from support.invariants import check_lease, check_row, recorded, stored_row
 
 LEASE = 1.0
@@ -33,7 +33,7 @@ _BACKENDS = "select count(*) from pg_stat_activity where usename = 'app'"
 
 
 @dataclass(frozen=True)
-class World:
+class FaultHarness:
     database: Database
     proxy: FaultProxy
     spotify: FakeSpotify
@@ -127,13 +127,13 @@ def manager(store: ConnectionStore, accounts: SpotifyAccounts, *, cache_ttl: flo
 
 
 @asynccontextmanager
-async def world(
+async def fault_harness(
     database: Database,
     *,
     ttl: float = -1,
     rotation: bool = True,
     cache_ttl: float = 0,
-) -> AsyncGenerator[World]:
+) -> AsyncGenerator[FaultHarness]:
     """A connected user whose token ends in `ttl` seconds; in the end no task and no backend may be left."""
     tasks = asyncio.all_tasks()
     spotify = FakeSpotify(rotation=rotation)
@@ -148,7 +148,7 @@ async def world(
             await connect(store, spotify, user, ttl=ttl)
             async with superuser(database) as admin:
                 before = await stored_row(admin, user)
-            yield World(database, proxy, spotify, store, tokens, url, user, before)
+            yield FaultHarness(database, proxy, spotify, store, tokens, url, user, before)
     assert asyncio.all_tasks() == tasks
     async with superuser(database) as admin, asyncio.timeout(SETTLES):
         while await admin.fetchval(_BACKENDS):
