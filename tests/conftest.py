@@ -14,7 +14,7 @@ import pytest
 from spotconn import ConnectFlow, ConnectionStore, SpotifyAccounts
 from spotconn.testing import FakeSpotify, postgres_binaries
 from support.consent import REDIRECT_URI, SCOPES
-from support.crash import CRASH, CRASH_COLUMNS
+from support.crash import CRASH, CRASH_COLUMNS, POINTS
 from support.database import SYSTEM_15, Database, serving
 
 pytest_plugins = ["pytester"]
@@ -36,7 +36,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     found = [cells for report in reports for name, cells in report.user_properties if name == CRASH]
     if not found:
         return
-    rows = [CRASH_COLUMNS, *sorted(found)]
+    order = [point.name for point in POINTS]
+    rows = [CRASH_COLUMNS, *sorted(found, key=lambda cells: (cells[1], order.index(cells[0]), cells))]
     terminalreporter.section("crash matrix: a process is killed with SIGKILL, another one is asked at once")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
