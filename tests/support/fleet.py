@@ -41,10 +41,10 @@ class Fleet:
 
 @asynccontextmanager
 async def fleet(
-    dsn: str, url: str, *, processes: int, connections: int = 4, patience: float = 0.0
+    dsn: str, url: str, *, processes: int, connections: int = 4, patience: float = 0.0, lease: float = 15.0
 ) -> AsyncGenerator[Fleet]:
     """Real processes that ask for tokens; they end with the block, and with the process that runs the tests."""
-    arguments = (sys.executable, str(WORKER), dsn, url, str(connections), str(patience))
+    arguments = (sys.executable, str(WORKER), dsn, url, str(connections), str(patience), str(lease))
     pipe = asyncio.subprocess.PIPE
     started = [
         await asyncio.create_subprocess_exec(*arguments, stdin=pipe, stdout=pipe, limit=1 << 24)

@@ -1,8 +1,8 @@
 """One process of a fleet: asks for every user's token at once, in rounds, and tells what it got.
 
-Arguments: DSN, URL of Spotify, connections of the pool, seconds to try again after TryLater. Each line of standard
-input is a round: user ids as JSON. For each it prints one line of JSON: in the same order, the SHA-256 of the token or
-the name of the error. It ends with its standard input, so it does not outlive its parent.
+Arguments: DSN, URL of Spotify, connections of the pool, seconds to try again after TryLater, seconds of a lease. Each
+line of standard input is a round: user ids as JSON. For each it prints one line of JSON: in the same order, the SHA-256
+of the token or the name of the error. It ends with its standard input, so it does not outlive its parent.
 """
 
 import asyncio
@@ -38,11 +38,11 @@ async def ask(tokens: TokenManager, user_id: str, patience: float) -> str:
             return type(error).__name__
 
 
-async def main(dsn: str, url: str, connections: str, patience: str) -> None:
+async def main(dsn: str, url: str, connections: str, patience: str, lease: str) -> None:
     async with (
         ConnectionStore.open(dsn, min_size=1, max_size=int(connections)) as store,
         SpotifyAccounts("demo-client", "demo-secret", accounts_url=url, api_url=url) as accounts,
-        TokenManager(store, accounts, cache_ttl=0) as tokens,
+        TokenManager(store, accounts, cache_ttl=0, lease=float(lease)) as tokens,
     ):
         print("ready", flush=True)
         async for line in lines():

@@ -13,12 +13,18 @@ from spotconn.testing import Answer, FakeSpotify
 from support.database import Database
 from support.fleet import connect_crowd, fleet, valid_digests
 
+UNHURRIED = 90.0
+"""Seconds in which a busy machine refreshes a whole crowd: no lease lapses while its holder waits for a turn to run."""
+
 
 async def test_a_fleet_refreshes_each_user_once(database: Database, admin: asyncpg.Connection) -> None:
     """Four processes that ask for 500 expired users at once make exactly 500 calls and get 2,000 valid tokens."""
     spotify = FakeSpotify(rotation=True, latency=(0.05, 0.3))
     users = await connect_crowd(admin, spotify, 500)
-    async with spotify.serve() as url, fleet(database.dsn, url, processes=4, patience=30) as started:
+    async with (
+        spotify.serve() as url,
+        fleet(database.dsn, url, processes=4, patience=UNHURRIED, lease=UNHURRIED) as started,
+    ):
         answers = await started.ask(users)
     assert spotify.token_calls == 500
     assert set(spotify.refreshes.values()) == {1}
