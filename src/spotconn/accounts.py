@@ -19,9 +19,9 @@ from tenacity import (
 )
 
 from spotconn._affinity import Affinity, keep_from_children
-from spotconn._clients import Clients
-from spotconn._gate import Gate
-from spotconn._oauth import (
+from spotconn._observer import NOBODY
+from spotconn._spotify.clients import Clients
+from spotconn._spotify.oauth import (
     GrantType,
     RequestNotProcessed,
     authorization_request_url,
@@ -29,7 +29,7 @@ from spotconn._oauth import (
     read_grant,
     read_profile,
 )
-from spotconn._observer import NOBODY
+from spotconn._spotify.throttle import Gate
 from spotconn._tracebacks import renewed, scrubbed
 from spotconn.errors import ConfigurationError, ReauthorizationRequired, SpotconnError, SpotifyUnavailable
 from spotconn.models import Profile, TokenGrant

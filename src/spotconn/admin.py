@@ -12,7 +12,7 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn._pool import (
+from spotconn._database.pool import (
     APPLY_SCHEMA,
     BoundPool,
     bounded,
@@ -21,8 +21,8 @@ from spotconn._pool import (
     open_pool,
     translated,
 )
-from spotconn._pool import TIMEOUT as ANSWER_TIMEOUT
-from spotconn._rekey import COUNT_OLD, LOCK, MAX_PASSES, READ_OLD, WRITE, Rewriter
+from spotconn._database.pool import TIMEOUT as ANSWER_TIMEOUT
+from spotconn._database.rekey import COUNT_OLD, LOCK, MAX_PASSES, READ_OLD, WRITE, Rewriter
 from spotconn._tracebacks import scrubbed, scrubbed_context
 from spotconn.cipher import AesGcmSivCipher
 from spotconn.errors import ConfigurationError, RowSecurityError

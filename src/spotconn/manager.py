@@ -15,13 +15,13 @@ from uuid import UUID
 
 from spotconn import events
 from spotconn._affinity import Affinity
-from spotconn._cache import ConnectionCache, Fill, Remembered
-from spotconn._flights import SingleFlight, finish
-from spotconn._listener import Listener
-from spotconn._many import ManyTokens, Serving
 from spotconn._observer import NOBODY, Observer
-from spotconn._refresh import Refresher, Replacement
 from spotconn._settings import Settings
+from spotconn._tokens.batch import ManyTokens, Serving
+from spotconn._tokens.cache import ConnectionCache, Fill, Remembered
+from spotconn._tokens.refresh import Refresher, Replacement
+from spotconn._tokens.single_flight import SingleFlight, finish
+from spotconn._tokens.subscriber import Listener
 from spotconn._tracebacks import Failure, exempt, scrubbed, scrubbed_context, scrubbed_method
 from spotconn.accounts import SpotifyAccounts
 from spotconn.auth import SpotifyAuth

@@ -11,11 +11,11 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn._changes import Changes
-from spotconn._pending import PendingConnects
-from spotconn._pool import APPLY_SCHEMA, TIMEOUT, BoundPool, check_users, fitted, open_pool, translated
-from spotconn._schema import SCHEMA_VERSION
-from spotconn._session import lent
+from spotconn._database.change_feed import Changes
+from spotconn._database.pending_connects import PendingConnects
+from spotconn._database.pool import APPLY_SCHEMA, TIMEOUT, BoundPool, check_users, fitted, open_pool, translated
+from spotconn._database.schema import SCHEMA_VERSION
+from spotconn._database.session import lent
 from spotconn._tracebacks import renewed, scrubbed, scrubbed_context
 from spotconn.cipher import NoCipher, TokenCipher, TokenColumn
 from spotconn.errors import DecryptionError, NotConnected, RowSecurityError, SchemaMismatch

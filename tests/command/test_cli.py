@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from spotconn import AesGcmSivCipher, ConnectionStore, Profile, RefreshFailure, TokenGrant
-from spotconn._schema import read_sql
+from spotconn._database.schema import read_sql
 from spotconn.cli import app
 from support.bulk import add_connections
 from support.database import Database

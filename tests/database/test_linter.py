@@ -3,7 +3,7 @@
 import asyncpg
 import pytest
 
-from spotconn._schema import read_sql
+from spotconn._database.schema import read_sql
 
 OURS = "('public', 'spotconn')"
 RULES = {

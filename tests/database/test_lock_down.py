@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from spotconn import ConnectionStore, Profile, TokenGrant
-from spotconn._schema import read_sql
+from spotconn._database.schema import read_sql
 from spotconn.testing import apply_schema
 from support.database import Database
 

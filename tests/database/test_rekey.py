@@ -19,7 +19,7 @@ from spotconn import (
     RekeyProgress,
 )
 from spotconn import admin as admin_room
-from spotconn._rekey import Rewriter
+from spotconn._database.rekey import Rewriter
 from support.bulk import access_token_of, add_connections, refresh_token_of
 from support.connections import grant
 from support.database import Database

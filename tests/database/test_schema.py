@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from spotconn import ConnectionStore, Outcome, Profile, RowSecurityError, SchemaMismatch, TokenGrant
-from spotconn._schema import SCHEMA_VERSION, read_sql
+from spotconn._database.schema import SCHEMA_VERSION, read_sql
 from spotconn.testing import EmbeddedPostgres, apply_schema
 from support.database import Database
 

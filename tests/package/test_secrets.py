@@ -37,8 +37,8 @@ from spotconn import (
     TokenGrant,
     TokenManager,
 )
-from spotconn._redirect import read_callback
 from spotconn._settings import Settings
+from spotconn._spotify.redirect import read_callback
 from spotconn.events import Event
 from spotconn.testing import Answer, FakeSpotify
 from support.connections import connect

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from spotconn import _clients
+from spotconn._spotify import clients as _clients
 from spotconn.accounts import LARGEST_BODY, SpotifyAccounts
 from spotconn.errors import (
     ConfigurationError,

@@ -12,11 +12,12 @@ from spotconn import (
     SpotifyAccounts,
     SpotifyUnavailable,
     TokenManager,
-    _pauses,
 )
-from spotconn._gate import LONGEST_RETRY_AFTER, Gate
-from spotconn._oauth import AppRefused
-from spotconn._pauses import HostPauses, Pause
+from spotconn._backoff import Pause
+from spotconn._spotify.oauth import AppRefused
+from spotconn._spotify.throttle import LONGEST_RETRY_AFTER, Gate
+from spotconn._tokens import local_backoff
+from spotconn._tokens.local_backoff import HostPauses
 from spotconn.testing import Answer, FakeSpotify
 from support.connections import connect
 
@@ -87,7 +88,7 @@ def test_pauses_grow_to_their_longest_with_jitter() -> None:
 
 def test_host_pauses_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only so many users are remembered; the one whose pause began first is forgotten."""
-    monkeypatch.setattr(_pauses, "MOST_PAUSES", 2)
+    monkeypatch.setattr(local_backoff, "MOST_PAUSES", 2)
     pauses, users = HostPauses(), [uuid4() for _ in range(3)]
     for user in users:
         pauses.begin(user, SpotifyUnavailable("network", answered=False), now=0)

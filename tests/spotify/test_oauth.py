@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from spotconn import _oauth
+from spotconn._spotify import oauth as _oauth
 from spotconn.errors import ConfigurationError, ConnectFailed, ReauthorizationRequired, SpotifyUnavailable
 
 NOW = 1_800_000_000.0

@@ -6,8 +6,8 @@ import httpx
 import pytest
 
 from spotconn import ConfigurationError, ConnectFlow, ConnectionStore, SpotifyAccounts
-from spotconn._redirect import checked_redirect_uri, read_callback
 from spotconn._settings import read_redirect_uri
+from spotconn._spotify.redirect import checked_redirect_uri, read_callback
 
 NO_STORE: ConnectionStore = ConnectionStore.__new__(ConnectionStore)
 """Never asked for anything."""

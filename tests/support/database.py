@@ -8,7 +8,7 @@ from pathlib import Path
 
 import asyncpg
 
-from spotconn._schema import read_sql
+from spotconn._database.schema import read_sql
 from spotconn.testing import EmbeddedPostgres, apply_schema
 
 SYSTEM_15 = Path("/usr/lib/postgresql/15/bin")

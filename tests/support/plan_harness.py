@@ -18,8 +18,8 @@ import asyncpg
 
 import spotconn
 from spotconn import AesGcmSivCipher, ConnectionAdmin, ConnectionStore, Profile, RefreshFailure, TokenGrant
-from spotconn._cache import ConnectionCache
-from spotconn._diagnosis import CHECKS, Patient
+from spotconn._command.checks import CHECKS, Patient
+from spotconn._tokens.cache import ConnectionCache
 from spotconn.testing import apply_schema
 from support.bulk import add_connections, bulk_user
 from support.database import Database

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from spotconn._cache import ConnectionCache
+from spotconn._tokens.cache import ConnectionCache
 from spotconn.models import Connection
 
 START = 1_800_000_000.0

@@ -16,8 +16,8 @@ import asyncpg
 import pytest
 
 from spotconn import ConnectionStore, DatabaseUnavailable, NotConnected, SpotifyAccounts, TokenManager
-from spotconn._cache import ConnectionCache
-from spotconn._changes import CHANNEL, Changes
+from spotconn._database.change_feed import CHANNEL, Changes
+from spotconn._tokens.cache import ConnectionCache
 from spotconn.testing import FakeSpotify, apply_schema
 from support.connections import connect
 from support.counting_proxy import CountingProxy
@@ -458,7 +458,7 @@ async def test_closing_ends_it_at_every_step(
     user: UUID, admin: asyncpg.Connection, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """No task, connection or error is left, be it that it connects, waits for a proof, or listens."""
-    monkeypatch.setattr("spotconn._listener.STOP_TIMEOUT", 20)  # on a slow machine it connects for longer
+    monkeypatch.setattr("spotconn._tokens.subscriber.STOP_TIMEOUT", 20)  # on a slow machine it connects for longer
     await connect(store, spotify, user)
     proxy.delay = 0.005  # so that it takes some steps to connect
     step, proven = 0, False

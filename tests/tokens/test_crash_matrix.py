@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from spotconn import ConnectionStore, SpotifyAccounts, TokenManager
-from spotconn import _refresh as protocol
+from spotconn._tokens import refresh as protocol
 from spotconn.testing import FakeSpotify
 from support.connections import connect
 from support.crash import CRASH, LEASE, POINTS, Point, Scene, working

@@ -27,9 +27,9 @@ from spotconn import (
     SpotifyUnavailable,
     TokenManager,
     TokensProgress,
-    _many,
 )
-from spotconn._many import BATCH
+from spotconn._tokens import batch
+from spotconn._tokens.batch import BATCH
 from spotconn.testing import Answer, FakeSpotify
 from spotconn.testing._rules import Reply
 from support.bulk import access_token_of, add_connections, bulk_user, connect_many
@@ -384,7 +384,7 @@ async def test_a_source_that_will_not_end_is_left_and_told(
     tokens: TokenManager, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller's iterator that ignores its cancellation does not keep the caller."""
-    monkeypatch.setattr(_many, "STOP_TIMEOUT", 0.1)
+    monkeypatch.setattr(batch, "STOP_TIMEOUT", 0.1)
     go_on = asyncio.Event()
 
     async def stubborn() -> AsyncIterator[UUID]:

@@ -18,7 +18,7 @@ from spotconn import (
     SpotifyUnavailable,
     TokenManager,
 )
-from spotconn import _refresh as protocol
+from spotconn._tokens import refresh as protocol
 from spotconn.events import Events
 from spotconn.testing import Answer, FakeSpotify
 from support.connections import connect

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn._pool import APPLY_SCHEMA, TIMEOUT, BoundPool, open_single, shield_from_children, translated
+from spotconn._database.pool import APPLY_SCHEMA, TIMEOUT, BoundPool, open_single, shield_from_children, translated
 from spotconn.errors import DatabaseUnavailable, SchemaMismatch
 
 if TYPE_CHECKING:

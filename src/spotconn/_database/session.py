@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from spotconn._pool import bounded, closed_if_it_fails, translated
+from spotconn._database.pool import bounded, closed_if_it_fails, translated
 from spotconn.errors import DatabaseUnavailable
 
 if TYPE_CHECKING:

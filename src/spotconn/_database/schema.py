@@ -15,5 +15,5 @@ SqlFile = Literal["schema.sql", "plain_postgres.sql", "lock_down.sql", "lock_dow
 def read_sql(name: SqlFile) -> str:
     """The text of a shipped SQL file; an editable install reads the same file of its checkout."""
     packaged = files("spotconn") / "sql"
-    folder: Traversable = packaged if packaged.is_dir() else Path(__file__).parents[2] / "sql"
+    folder: Traversable = packaged if packaged.is_dir() else Path(__file__).parents[3] / "sql"
     return (folder / name).read_text(encoding="utf-8")

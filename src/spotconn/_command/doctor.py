@@ -2,10 +2,10 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
-from spotconn._diagnosis import CHECKS, Finding, Patient
-from spotconn._pool import acquired, close_pool, open_pool
-from spotconn._redirect import checked_redirect_uri
+from spotconn._command.checks import CHECKS, Finding, Patient
+from spotconn._database.pool import acquired, close_pool, open_pool
 from spotconn._settings import read_client, read_database_url, read_encryption
+from spotconn._spotify.redirect import checked_redirect_uri
 from spotconn.cipher import cipher_for
 from spotconn.errors import ConfigurationError, SpotconnError
 

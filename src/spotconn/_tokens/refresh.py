@@ -13,9 +13,9 @@ from typing import NamedTuple, assert_never
 from uuid import UUID
 
 from spotconn import events
-from spotconn._kept import KeptGrants
 from spotconn._observer import NOBODY
-from spotconn._pauses import HostPauses
+from spotconn._tokens.local_backoff import HostPauses
+from spotconn._tokens.unsaved_grants import KeptGrants
 from spotconn.accounts import SpotifyAccounts
 from spotconn.errors import (
     ConfigurationError,

@@ -15,7 +15,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Literal, cast
 from urllib.parse import quote, urlencode, urlsplit
 
-from spotconn._redirect import is_loopback
+from spotconn._spotify.redirect import is_loopback
 from spotconn.errors import (
     ConfigurationError,
     ConnectFailed,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from spotconn._refresh import reauthorization
+from spotconn._tokens.refresh import reauthorization
 from spotconn._tracebacks import Failure, renewed, scrub
 from spotconn.errors import (
     ConfigurationError,

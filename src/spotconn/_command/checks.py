@@ -12,8 +12,8 @@ from uuid import UUID, uuid4
 import asyncpg
 from pydantic import BaseModel, ConfigDict
 
-from spotconn._pool import APPLY_SCHEMA, bounded, is_pooled, translated
-from spotconn._schema import SCHEMA_VERSION
+from spotconn._database.pool import APPLY_SCHEMA, bounded, is_pooled, translated
+from spotconn._database.schema import SCHEMA_VERSION
 from spotconn.errors import DatabaseUnavailable
 
 if TYPE_CHECKING:

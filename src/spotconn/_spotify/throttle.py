@@ -2,8 +2,8 @@
 
 import math
 
-from spotconn._oauth import AppRefused
-from spotconn._pauses import Pause
+from spotconn._backoff import Pause
+from spotconn._spotify.oauth import AppRefused
 from spotconn._tracebacks import renewed
 from spotconn.errors import SpotconnError, SpotifyUnavailable
 

@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable
 from contextvars import Context
 
-from spotconn._cache import ConnectionCache
-from spotconn._changes import Changes, Hearing
+from spotconn._database.change_feed import Changes, Hearing
+from spotconn._tokens.cache import ConnectionCache
 from spotconn.errors import SpotconnError
 
 _log = logging.getLogger("spotconn")
