@@ -35,7 +35,7 @@ async def url(database: Database, users: list[UUID]) -> AsyncIterator[str]:
 @pytest.fixture
 async def client(url: str) -> AsyncIterator[httpx.AsyncClient]:
     """A browser without a window, with Alice signed in."""
-    async with httpx.AsyncClient(base_url=url) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         home = await client.get("/")
         await client.post("/sign-in", data={"csrf": csrf_of(home), "user": "alice"})
         yield client
@@ -49,7 +49,7 @@ def csrf_of(page: httpx.Response) -> str:
 
 async def test_the_session_cookie_is_out_of_reach(client: httpx.AsyncClient) -> None:
     """No script reads it, no form of another site sends it, and it changes with the sign-in."""
-    async with httpx.AsyncClient(base_url=client.base_url) as other:
+    async with httpx.AsyncClient(base_url=client.base_url, timeout=60) as other:
         home = await other.get("/")
         known = other.cookies["session"]
         signed_in = await other.post("/sign-in", data={"csrf": csrf_of(home), "user": "alice"})
@@ -79,7 +79,7 @@ async def test_a_form_without_its_token_is_refused(
     client: httpx.AsyncClient, admin: asyncpg.Connection, path: str
 ) -> None:
     """Without the session's own token, with another's, and without a session nothing happens."""
-    async with httpx.AsyncClient(base_url=client.base_url) as other:
+    async with httpx.AsyncClient(base_url=client.base_url, timeout=60) as other:
         strange = csrf_of(await other.get("/"))
         for form in ({}, {"csrf": ""}, {"csrf": strange}, {"csrf": "\u00e9"}):
             assert (await client.post(path, data=form | {"user": "alice"})).status_code == 403
@@ -91,7 +91,7 @@ async def test_a_form_without_its_token_is_refused(
 
 async def test_a_stranger_sees_nothing(client: httpx.AsyncClient, admin: asyncpg.Connection, user: UUID) -> None:
     """Without a session every page leads to the sign-in; nobody signs in as a user that is not offered."""
-    async with httpx.AsyncClient(base_url=client.base_url) as other:
+    async with httpx.AsyncClient(base_url=client.base_url, timeout=60) as other:
         for path in ("/profile", "/callback?code=x&state=y"):
             assert (await other.get(path)).headers["location"] == "/"
         csrf = csrf_of(await other.get("/"))
@@ -155,7 +155,7 @@ async def test_a_page_of_another_site_can_send_no_form_but_spotify_can_send_the_
 async def test_stopped_in_whatever_way_it_leaves_nothing(prepared: Database, open_folder: Path, way: int) -> None:
     """With its own Postgres: after the end of the process the server and its folder are gone."""
     async with profile_app(settings={"TMPDIR": str(open_folder)}) as (url, process):
-        async with httpx.AsyncClient(base_url=url) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             assert "Alice" in (await client.get("/")).text
         helpers = await descendants(process.pid)
         process.send_signal(way)

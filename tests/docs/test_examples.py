@@ -44,7 +44,7 @@ async def test_the_service_runs_without_settings_and_ends_by_sigterm() -> None:
             found = re.fullmatch(r"curl -i -H 'X-User: (\S+)' (\S+)\n", line)
             assert found is not None
             served.append((found[1], found[2]))
-        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(retries=5)) as client:
+        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(retries=5), timeout=60) as client:
             answers = [await client.get(url, headers={"X-User": user}) for user, url in served]
         assert [answer.status_code for answer in answers] == [200, 409]
         helpers = await descendants(process.pid)

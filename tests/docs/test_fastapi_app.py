@@ -42,7 +42,7 @@ async def serving(tokens: TokenManager) -> AsyncGenerator[httpx.AsyncClient]:
         async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
             await app({**scope, "state": dict(state)}, receive, send)
 
-        async with serve(with_state) as url, httpx.AsyncClient(base_url=url) as client:
+        async with serve(with_state) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
             yield client
 
 

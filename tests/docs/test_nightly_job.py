@@ -29,7 +29,7 @@ async def tokens(store: ConnectionStore, accounts: SpotifyAccounts) -> AsyncIter
 
 @pytest.fixture
 async def http(accounts: SpotifyAccounts) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=accounts.api_url) as client:
+    async with httpx.AsyncClient(base_url=accounts.api_url, timeout=60) as client:
         yield client
 
 
@@ -98,7 +98,11 @@ async def test_what_an_engineer_must_mend_ends_the_job(
     """Refused credentials of the app are met by those under way only."""
     async with spotify.serve() as url:
         accounts = SpotifyAccounts("demo-client", "not-the-secret", accounts_url=url, api_url=url)
-        async with accounts, TokenManager(store, accounts) as tokens, httpx.AsyncClient(base_url=url) as http:
+        async with (
+            accounts,
+            TokenManager(store, accounts) as tokens,
+            httpx.AsyncClient(base_url=url, timeout=60) as http,
+        ):
             waiting = iter(many)
             with pytest.raises(ConfigurationError):
                 await for_each(waiting, tracks_of(tokens, http), asyncio.Event())

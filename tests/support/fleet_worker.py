@@ -39,10 +39,11 @@ async def ask(tokens: TokenManager, user_id: str, patience: float) -> str:
 
 
 async def main(dsn: str, url: str, connections: str, patience: str, lease: str) -> None:
+    seconds = float(lease)
     async with (
         ConnectionStore.open(dsn, min_size=1, max_size=int(connections)) as store,
         SpotifyAccounts("demo-client", "demo-secret", accounts_url=url, api_url=url) as accounts,
-        TokenManager(store, accounts, cache_ttl=0, lease=float(lease)) as tokens,
+        TokenManager(store, accounts, cache_ttl=0, refresh_timeout=seconds * 2 / 3, lease=seconds) as tokens,
     ):
         print("ready", flush=True)
         async for line in lines():

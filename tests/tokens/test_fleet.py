@@ -13,7 +13,7 @@ from spotconn.testing import Answer, FakeSpotify
 from support.database import Database
 from support.fleet import connect_crowd, fleet, valid_digests
 
-UNHURRIED = 90.0
+UNHURRIED = 100.0
 """Seconds in which a busy machine refreshes a whole crowd: no lease lapses while its holder waits for a turn to run."""
 
 

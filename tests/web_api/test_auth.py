@@ -107,7 +107,7 @@ def http(request: pytest.FixtureRequest) -> Any:
 async def client(http: Any, tokens: TokenManager, api: Server, user: UUID) -> AsyncIterator[Any]:
     """A client that bears the user's token and follows redirects."""
     auth = tokens.auth(user)
-    async with http.AsyncClient(auth=auth, base_url=api.url, follow_redirects=True) as opened:
+    async with http.AsyncClient(auth=auth, base_url=api.url, follow_redirects=True, timeout=60) as opened:
         yield opened
 
 
