@@ -118,7 +118,21 @@ class Order:
         self._watchdog.arm()
         with self.loop.running():
             self._manager = open_manager(self.world)
-            return self._run() or self._aftermath() or self._probe() or self._end()
+            faults = self._run() or self._aftermath() or self._probe() or self._end()
+            if faults:
+                self._abandon()
+        return faults
+
+    def _abandon(self) -> None:
+        """End what a fault has left behind, so that it does not show up in another test."""
+        self._ending = True
+        for _ in range(LONGEST_ORDER):
+            for task in asyncio.all_tasks(self.loop):
+                task.cancel()
+            if not self.loop.is_ready():
+                break
+            with suppress(Watchdog.StoodStill):
+                self.loop.step()
 
     def _run(self) -> list[str]:
         while options := self._options():
@@ -219,7 +233,7 @@ class Order:
             return ["a disconnected user still has a token"]
         if row is not None and not task.exception() and task.result() not in self._may_serve(row.access_token):
             return [f"{task.result()} is remembered, {row.access_token} is stored"]
-        return self._aftermath()
+        return []
 
     def _may_serve(self, stored: str) -> set[str]:
         """A stale token is served while the page's own refresh replaces it."""
@@ -279,21 +293,78 @@ DATABASE, SPOTIFY, REFUSED, GONE = (
     (NotConnected,),
 )
 
-SCENARIOS = [
-    # Two callers, each cancelled or not.
+# Two callers, each cancelled or not.
+TWO = [
     Scenario("two-pages-fresh", (PAGE_OR_NOT, PAGE_OR_NOT), LONG),
     Scenario("two-pages-stale", (PAGE_OR_NOT, PAGE), STALE),
     Scenario("two-pages-expired", (PAGE_OR_NOT, PAGE_OR_NOT), EXPIRED),
     Scenario("two-pages-missing", (PAGE_OR_NOT, PAGE_OR_NOT), MISSING, errors=GONE),
     Scenario("page-job-short", (PAGE_OR_NOT, JOB_OR_NOT), SHORT),
-    Scenario("page-job-expired", (PAGE_OR_NOT, JOB_OR_NOT), EXPIRED),
+    Scenario("page-job-expired", (PAGE, JOB_OR_NOT), EXPIRED),
     Scenario("page-job-missing", (PAGE_OR_NOT, JOB_OR_NOT), MISSING, errors=GONE),
-    Scenario("page-rejected-short", (PAGE_OR_NOT, REJECTED_OR_NOT), SHORT),
-    Scenario("page-rejected-long", (PAGE_OR_NOT, REJECTED_OR_NOT), LONG),
-    Scenario("job-rejected-short", (JOB_OR_NOT, REJECTED_OR_NOT), SHORT),
-    Scenario("two-rejected", (REJECTED_OR_NOT, REJECTED_OR_NOT), LONG),
+    Scenario("page-rejected-long", (PAGE, REJECTED), LONG),
+    Scenario("job-rejected-short", (JOB, REJECTED), SHORT),
+    Scenario("two-rejected", (REJECTED, REJECTED_OR_NOT), LONG, horizon=16),
     Scenario("rejected-missing", (PAGE, REJECTED_OR_NOT), MISSING, errors=GONE),
+    Scenario("job-batch-expired", (JOB, BATCH), EXPIRED, horizon=14),
 ]
+
+# Two callers, and something fails.
+FAILING = [
+    Scenario("first-statement-fails", (PAGE_OR_NOT, JOB), SHORT, first_statement_fails, DATABASE, horizon=16),
+    Scenario("database-is-away", (PAGE_OR_NOT, JOB_OR_NOT), EXPIRED, database_is_away, DATABASE),
+    Scenario("database-is-away-rejected", (PAGE, REJECTED), LONG, database_is_away, DATABASE),
+    Scenario("spotify-is-away-short", (PAGE, JOB_OR_NOT), SHORT, spotify_is_away, SPOTIFY),
+    Scenario("spotify-is-away-expired", (PAGE, JOB), EXPIRED, spotify_is_away, SPOTIFY),
+    Scenario("spotify-is-away-rejected", (JOB, REJECTED), SHORT, spotify_is_away, SPOTIFY),
+    Scenario("network-is-away", (PAGE, JOB), EXPIRED, network_is_away, SPOTIFY),
+    Scenario("spotify-is-away-stale", (PAGE, PAGE), STALE, spotify_is_away),
+    Scenario("spotify-refuses", (PAGE, JOB), EXPIRED, spotify_refuses, REFUSED),
+    Scenario("first-save-fails", (PAGE, JOB), EXPIRED, first_save_fails),
+    Scenario("batch-fails", (JOB, BATCH), EXPIRED, spotify_is_away, SPOTIFY, horizon=14),
+]
+
+# Callers that ask again at once after an error.
+INSISTING = [
+    Scenario("pages-insist-missing", (PAGE_INSISTS, PAGE_INSISTS), MISSING, errors=GONE, horizon=13),
+    Scenario("page-job-insist-missing", (PAGE_INSISTS, JOB_INSISTS), MISSING, errors=GONE, horizon=13),
+    Scenario("insist-database", (PAGE_INSISTS, JOB_INSISTS), EXPIRED, database_is_away, DATABASE, horizon=13),
+    Scenario("insist-first-statement", (PAGE_INSISTS, JOB), EXPIRED, first_statement_fails, DATABASE, horizon=13),
+    Scenario("insist-spotify", (PAGE_INSISTS, JOB_INSISTS), EXPIRED, spotify_is_away, SPOTIFY, horizon=13),
+]
+
+# The manager is closed, the tasks are cancelled, or another writes, at every step.
+CLOSED, CUT, CHANGED, LEFT = (
+    ("is_closed",),
+    ("tasks_are_cancelled",),
+    ("row_changes", "change_is_heard"),
+    ("is_disconnected",),
+)
+MEANWHILE = [
+    Scenario("closed-short", (PAGE, JOB), SHORT, happenings=CLOSED, timers=True, horizon=11),
+    Scenario("closed-expired", (PAGE,), EXPIRED, happenings=CLOSED, timers=True),
+    Scenario("closed-rejected", (REJECTED,), LONG, happenings=CLOSED, timers=True),
+    Scenario("closed-batch", (BATCH,), EXPIRED, happenings=CLOSED, timers=True, horizon=18),
+    Scenario("closed-failing", (JOB,), SHORT, spotify_is_away, SPOTIFY, happenings=CLOSED, timers=True),
+    Scenario("cut-short", (PAGE, JOB), SHORT, happenings=CUT, horizon=11),
+    Scenario("cut-expired", (PAGE, PAGE), EXPIRED, happenings=CUT, horizon=11),
+    Scenario("changed-fresh", (PAGE, PAGE), SHORT, happenings=CHANGED),
+    Scenario("changed-fresh-at-once", (PAGE, PAGE), SHORT, happenings=CHANGED, at_once=True),
+    Scenario("changed-expired", (PAGE,), EXPIRED, happenings=CHANGED, at_once=True),
+    Scenario("disconnected-fresh", (PAGE, PAGE), LONG, errors=GONE, happenings=LEFT, at_once=True),
+    Scenario("disconnected-job", (JOB,), SHORT, errors=GONE, happenings=LEFT, at_once=True),
+    Scenario("disconnected-short", (PAGE, JOB), SHORT, errors=GONE, happenings=LEFT, horizon=11),
+]
+
+THREE = [
+    Scenario("three-pages-missing", (PAGE, PAGE, PAGE), MISSING, errors=GONE),
+    Scenario("three-pages-expired", (PAGE, PAGE, PAGE), EXPIRED),
+    Scenario("page-job-rejected", (PAGE, JOB, REJECTED), SHORT, horizon=12),
+    Scenario("pages-job-short", (PAGE, PAGE, JOB), SHORT),
+    Scenario("three-fail", (PAGE, PAGE, JOB), EXPIRED, database_is_away, DATABASE),
+]
+
+SCENARIOS = [*TWO, *FAILING, *INSISTING, *MEANWHILE, *THREE]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
