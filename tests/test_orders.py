@@ -1,0 +1,373 @@
+"""Every order in which callers of one TokenManager can meet, on an event loop that is driven step by step.
+
+A step is one callback of the loop; callbacks run first in, first out. Between any two of them a caller may arrive or
+be cancelled, a statement or a request may end, and a manager may be closed: the walk takes each of these choices, an
+order at a time, up to the horizon of its scenario, and from there on the first choice. Callers of one scenario that
+are alike arrive in one sequence only: exchanging them changes nothing. A timer fires when nothing else can happen.
+"""
+
+import asyncio
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pytest
+
+from order_world import (
+    OLD,
+    USER,
+    Asking,
+    Caller,
+    Fault,
+    Operation,
+    World,
+    batch,
+    database_is_away,
+    faults_of,
+    first_save_fails,
+    first_statement_fails,
+    job,
+    leftovers,
+    network_is_away,
+    nothing_fails,
+    open_manager,
+    page,
+    rejected,
+    seed,
+    shared_errors,
+    spotify_is_away,
+    spotify_refuses,
+)
+from spotconn import (
+    DatabaseUnavailable,
+    NotConnected,
+    ReauthorizationRequired,
+    SpotconnError,
+    SpotifyUnavailable,
+    TokenManager,
+)
+from stepping_loop import STEP, SteppingLoop, TaskFactory, Trail, Watchdog, trails
+
+LONG, SHORT, STALE, EXPIRED, MISSING = 3500.0, 1000.0, 200.0, -5.0, None
+"""Seconds that the stored token is good for: for all, for a page, for a page that refreshes it, for nobody."""
+MARGIN = 30
+"""The default of `expiry_margin`."""
+LONGEST_ORDER = 600
+"""Steps; an order that takes more does not end."""
+PATIENCE = 80
+"""Steps after which a caller that insists takes no for an answer."""
+
+Errors = tuple[type[Exception], ...]
+Option = tuple[str, Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What meets.
+
+    Attributes:
+        name: in the name of the test.
+        callers: who asks.
+        left: seconds that the stored token is good for; None where nothing is stored.
+        fault: what fails.
+        errors: what a caller may hear.
+        happenings: what else comes in, each once and in this sequence: names of methods of `Order`.
+        at_once: whether operations are done when they begin, and only their answers wait.
+        timers: whether the first timer may fire while an answer is still waited for.
+        horizon: the number of steps in which all choices are taken.
+    """
+
+    name: str
+    callers: tuple[Caller, ...]
+    left: float | None
+    fault: Fault = nothing_fails
+    errors: Errors = ()
+    happenings: tuple[str, ...] = ()
+    at_once: bool = False
+    timers: bool = False
+    horizon: int = LONGEST_ORDER
+
+    def __str__(self) -> str:
+        """The name of the scenario."""
+        return self.name
+
+
+class Order:
+    """One order of a scenario, followed to its end."""
+
+    def __init__(self, scenario: Scenario, trail: Trail, watchdog: Watchdog, factory: TaskFactory | None) -> None:
+        self.loop = SteppingLoop.new(factory)
+        self.world = World(self.loop.time, scenario.left, scenario.fault, at_once=scenario.at_once)
+        self._scenario = scenario
+        self._trail = trail
+        self._watchdog = watchdog
+        self._absent = list(scenario.callers)
+        self._askings: list[Asking] = []
+        self._happenings = list(scenario.happenings)
+        self._others: list[asyncio.Task[Any]] = []
+        self._ending = self._closed = self._cut = False
+
+    def follow(self) -> list[str]:
+        """Go through the order; what is wrong in it."""
+        seed()
+        self._watchdog.arm()
+        with self.loop.running():
+            self._manager = open_manager(self.world)
+            faults = self._run() or self._aftermath() or self._probe() or self._end()
+            if faults:
+                self._abandon()
+        return faults
+
+    def _abandon(self) -> None:
+        """End what a fault has left behind, so that it does not show up in another test."""
+        self._ending = True
+        for _ in range(LONGEST_ORDER):
+            for task in asyncio.all_tasks(self.loop):
+                task.cancel()
+            if not self.loop.is_ready():
+                break
+            with suppress(Watchdog.StoodStill):
+                self.loop.step()
+
+    def _run(self) -> list[str]:
+        while options := self._options():
+            label, happen = options[self._choice(options)]
+            self._trail.note(label)
+            happen()
+            if self._watchdog.where:
+                return [f"the event loop stands still: {self._watchdog.where}"]
+            if self.loop.steps > LONGEST_ORDER:
+                return ["it goes on without an end"]
+        return []
+
+    def _choice(self, options: list[Option]) -> int:
+        if len(options) == 1 or self._ending or self.loop.steps >= self._scenario.horizon:
+            return 0
+        return self._trail.choose([label for label, _ in options])
+
+    def _options(self) -> list[Option]:
+        """What can happen next; a cancellation must not be what ends a standstill."""
+        ready = self.loop.is_ready()
+        options: list[Option] = [(STEP, self.loop.step)] if ready else []
+        options += [(f"{operation.name} ends", operation.end) for operation in self.world.pending()]
+        options += [(f"{caller} arrives", partial(self._arrive, caller)) for caller in dict.fromkeys(self._absent)]
+        options += [(name, partial(self._happen, name)) for name in self._happenings[:1]]
+        if not ready and (self._scenario.timers or not options) and self.loop.has_timer():
+            options.append(("a timer fires", self.loop.fire))
+        return options and options + self._cancellations()
+
+    def _cancellations(self) -> list[Option]:
+        return [
+            (f"{asking.caller} is cancelled", asking.cancel)
+            for asking in self._askings
+            if asking.caller.cancelled and not asking.cancelled and asking.task and not asking.task.done()
+        ]
+
+    def _arrive(self, caller: Caller) -> None:
+        if caller in self._absent:
+            self._absent.remove(caller)
+        asking = Asking(caller)
+        self._askings.append(asking)
+        run = asking.run(self._manager, lambda: self.loop.steps, lambda: self.loop.steps > PATIENCE)
+        asking.task = self.loop.begin(run, str(caller))
+
+    def _happen(self, name: str) -> None:
+        self._happenings.pop(0)
+        getattr(self, name)()
+
+    def is_closed(self) -> None:
+        self._closed = True
+        self._begin(self._manager.aclose())
+
+    def is_disconnected(self) -> None:
+        self._begin(self._manager.disconnect(USER))
+
+    def row_changes(self) -> None:
+        self.world.reconnect()
+
+    def change_is_heard(self) -> None:
+        self._manager._cache.discard(USER)
+
+    def tasks_are_cancelled(self) -> None:
+        """As `asyncio.run` does when its main task has ended, but for the callers."""
+        self._cut = True
+        for task in self.loop.tasks:
+            task.cancel()
+
+    def _begin(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        self._others.append(self.loop.begin(coroutine, "other"))
+
+    def _aftermath(self) -> list[str]:
+        """What is wrong once nothing goes on any more."""
+        errors = self._scenario.errors
+        if self._closed or self._cut:
+            errors = (*errors, SpotconnError, RuntimeError)
+        good = self._scenario.left is not None and self._scenario.left > MARGIN
+        faults = [fault for asking in self._askings for fault in faults_of(asking, errors, good)]
+        faults += shared_errors(self._askings) + self.world.broken + leftovers(self._manager) + self._loose_ends()
+        return faults
+
+    def _loose_ends(self) -> list[str]:
+        faults = [f"the task {task.get_name()} is left" for task in (*self.loop.tasks, *self._others) if not task.done()]
+        faults += [repr(task.exception()) for task in self._others if task.done() and task.exception()]
+        faults += self.loop.complaints + [f"nobody looked at {one}" for one in self.loop.unretrieved()]
+        return faults
+
+    def _probe(self) -> list[str]:
+        """What is remembered must be what is stored."""
+        if self._closed or self._cut:
+            return []
+        self._trail.note("afterwards a page asks")
+        self._ending = True
+        self._arrive(Caller(page))
+        if faults := self._run():
+            return faults
+        task, row = self._askings[-1].task, self.world.row
+        assert task is not None
+        if row is None and not isinstance(task.exception(), NotConnected):
+            return ["a disconnected user still has a token"]
+        if row is not None and not task.exception() and task.result() not in self._may_serve(row.access_token):
+            return [f"{task.result()} is remembered, {row.access_token} is stored"]
+        return []
+
+    def _may_serve(self, stored: str) -> set[str]:
+        """A stale token is served while the page's own refresh replaces it."""
+        return {stored, OLD} if self._scenario.left == STALE and stored == "token-1" else {stored}
+
+    def _end(self) -> list[str]:
+        self._ending = True
+        self._trail.note("at last the manager is closed")
+        self._closed = True
+        self._begin(self._manager.aclose())
+        return self._run() or self._aftermath()
+
+
+@dataclass
+class Walk:
+    """Counts the orders of all scenarios."""
+
+    orders: Counter[str] = field(default_factory=Counter[str])
+
+    def through(self, scenario: Scenario, factory: TaskFactory | None = None) -> int:
+        """Follow every order of a scenario, up to the first that is wrong."""
+        watchdog, count = Watchdog(), 0
+        with watchdog.watching():
+            for count, trail in enumerate(trails(), 1):
+                if faults := Order(scenario, trail, watchdog, factory).follow():
+                    pytest.fail(f"order {count}:\n  {trail}\n" + "\n".join(faults), pytrace=False)
+        self.orders[scenario.name] += count
+        return count
+
+
+@pytest.fixture(scope="module")
+def walk(request: pytest.FixtureRequest) -> Iterator[Walk]:
+    state = random.getstate()
+    walk = Walk()
+    yield walk
+    random.setstate(state)
+    plugins = request.config.pluginmanager
+    reporter, capture = plugins.get_plugin("terminalreporter"), plugins.get_plugin("capturemanager")
+    if reporter is not None and capture is not None:
+        with capture.global_and_fixture_disabled():
+            reporter.write_line(f"\n{sum(walk.orders.values())} orders in {len(walk.orders)} scenarios")
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """The library's warnings of many thousand failures are not wanted."""
+    caplog.set_level(100, logger="spotconn")
+
+
+PAGE, JOB, REJECTED, BATCH = Caller(page), Caller(job), Caller(rejected), Caller(batch)
+PAGE_OR_NOT, JOB_OR_NOT, REJECTED_OR_NOT = (Caller(call, cancelled=True) for call in (page, job, rejected))
+PAGE_INSISTS, JOB_INSISTS = (Caller(call, insists=True) for call in (page, job))
+DATABASE, SPOTIFY, REFUSED, GONE = (
+    (DatabaseUnavailable,),
+    (SpotifyUnavailable,),
+    (ReauthorizationRequired,),
+    (NotConnected,),
+)
+
+# Two callers, each cancelled or not.
+TWO = [
+    Scenario("two-pages-fresh", (PAGE_OR_NOT, PAGE_OR_NOT), LONG),
+    Scenario("two-pages-stale", (PAGE_OR_NOT, PAGE), STALE),
+    Scenario("two-pages-expired", (PAGE_OR_NOT, PAGE_OR_NOT), EXPIRED),
+    Scenario("two-pages-missing", (PAGE_OR_NOT, PAGE_OR_NOT), MISSING, errors=GONE),
+    Scenario("page-job-short", (PAGE_OR_NOT, JOB_OR_NOT), SHORT),
+    Scenario("page-job-expired", (PAGE, JOB_OR_NOT), EXPIRED),
+    Scenario("page-job-missing", (PAGE_OR_NOT, JOB_OR_NOT), MISSING, errors=GONE),
+    Scenario("page-rejected-long", (PAGE, REJECTED), LONG),
+    Scenario("job-rejected-short", (JOB, REJECTED), SHORT),
+    Scenario("two-rejected", (REJECTED, REJECTED_OR_NOT), LONG, horizon=16),
+    Scenario("rejected-missing", (PAGE, REJECTED_OR_NOT), MISSING, errors=GONE),
+    Scenario("job-batch-expired", (JOB, BATCH), EXPIRED, horizon=14),
+]
+
+# Two callers, and something fails.
+FAILING = [
+    Scenario("first-statement-fails", (PAGE_OR_NOT, JOB), SHORT, first_statement_fails, DATABASE, horizon=16),
+    Scenario("database-is-away", (PAGE_OR_NOT, JOB_OR_NOT), EXPIRED, database_is_away, DATABASE),
+    Scenario("database-is-away-rejected", (PAGE, REJECTED), LONG, database_is_away, DATABASE),
+    Scenario("spotify-is-away-short", (PAGE, JOB_OR_NOT), SHORT, spotify_is_away, SPOTIFY),
+    Scenario("spotify-is-away-expired", (PAGE, JOB), EXPIRED, spotify_is_away, SPOTIFY),
+    Scenario("spotify-is-away-rejected", (JOB, REJECTED), SHORT, spotify_is_away, SPOTIFY),
+    Scenario("network-is-away", (PAGE, JOB), EXPIRED, network_is_away, SPOTIFY),
+    Scenario("spotify-is-away-stale", (PAGE, PAGE), STALE, spotify_is_away),
+    Scenario("spotify-refuses", (PAGE, JOB), EXPIRED, spotify_refuses, REFUSED),
+    Scenario("first-save-fails", (PAGE, JOB), EXPIRED, first_save_fails),
+    Scenario("batch-fails", (JOB, BATCH), EXPIRED, spotify_is_away, SPOTIFY, horizon=14),
+]
+
+# Callers that ask again at once after an error.
+INSISTING = [
+    Scenario("pages-insist-missing", (PAGE_INSISTS, PAGE_INSISTS), MISSING, errors=GONE, horizon=13),
+    Scenario("page-job-insist-missing", (PAGE_INSISTS, JOB_INSISTS), MISSING, errors=GONE, horizon=13),
+    Scenario("insist-database", (PAGE_INSISTS, JOB_INSISTS), EXPIRED, database_is_away, DATABASE, horizon=13),
+    Scenario("insist-first-statement", (PAGE_INSISTS, JOB), EXPIRED, first_statement_fails, DATABASE, horizon=13),
+    Scenario("insist-spotify", (PAGE_INSISTS, JOB_INSISTS), EXPIRED, spotify_is_away, SPOTIFY, horizon=13),
+]
+
+# The manager is closed, the tasks are cancelled, or another writes, at every step.
+CLOSED, CUT, CHANGED, LEFT = (
+    ("is_closed",),
+    ("tasks_are_cancelled",),
+    ("row_changes", "change_is_heard"),
+    ("is_disconnected",),
+)
+MEANWHILE = [
+    Scenario("closed-short", (PAGE, JOB), SHORT, happenings=CLOSED, timers=True, horizon=11),
+    Scenario("closed-expired", (PAGE,), EXPIRED, happenings=CLOSED, timers=True),
+    Scenario("closed-rejected", (REJECTED,), LONG, happenings=CLOSED, timers=True),
+    Scenario("closed-batch", (BATCH,), EXPIRED, happenings=CLOSED, timers=True, horizon=18),
+    Scenario("closed-failing", (JOB,), SHORT, spotify_is_away, SPOTIFY, happenings=CLOSED, timers=True),
+    Scenario("cut-short", (PAGE, JOB), SHORT, happenings=CUT, horizon=11),
+    Scenario("cut-expired", (PAGE, PAGE), EXPIRED, happenings=CUT, horizon=11),
+    Scenario("changed-fresh", (PAGE, PAGE), SHORT, happenings=CHANGED),
+    Scenario("changed-fresh-at-once", (PAGE, PAGE), SHORT, happenings=CHANGED, at_once=True),
+    Scenario("changed-expired", (PAGE,), EXPIRED, happenings=CHANGED, at_once=True),
+    Scenario("disconnected-fresh", (PAGE, PAGE), LONG, errors=GONE, happenings=LEFT, at_once=True),
+    Scenario("disconnected-job", (JOB,), SHORT, errors=GONE, happenings=LEFT, at_once=True),
+    Scenario("disconnected-short", (PAGE, JOB), SHORT, errors=GONE, happenings=LEFT, horizon=11),
+]
+
+THREE = [
+    Scenario("three-pages-missing", (PAGE, PAGE, PAGE), MISSING, errors=GONE),
+    Scenario("three-pages-expired", (PAGE, PAGE, PAGE), EXPIRED),
+    Scenario("page-job-rejected", (PAGE, JOB, REJECTED), SHORT, horizon=12),
+    Scenario("pages-job-short", (PAGE, PAGE, JOB), SHORT),
+    Scenario("three-fail", (PAGE, PAGE, JOB), EXPIRED, database_is_away, DATABASE),
+]
+
+SCENARIOS = [*TWO, *FAILING, *INSISTING, *MEANWHILE, *THREE]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
+def test_every_order(scenario: Scenario, walk: Walk, record_property: Callable[[str, object], None]) -> None:
+    """In each order every caller ends with its own result or error, and nothing is left."""
+    record_property("orders", walk.through(scenario))
