@@ -251,7 +251,7 @@ class TokenManager:
         self._affinity.check()
         self._cache.discard(user_id)
         with self._observer.waiting(user_id):
-            found: Connection = await self._read(user_id)
+            found: Connection = await self._read(user_id, useless=rejected_token)
             if found.access_token == rejected_token:
                 found = (await self._replacement(user_id, found.expires_at)).connection
             elif self._left(found) <= self._margin:
@@ -401,15 +401,18 @@ class TokenManager:
         self._affinity.check()
         return await self._refreshes.join((user_id, seen), partial(self._refresh, user_id, seen))
 
-    async def _read(self, user_id: UUID) -> Connection:
+    async def _read(self, user_id: UUID, useless: str | None = None) -> Connection:
+        """Return the stored connection, and remember it unless its access token is known to be useless."""
         with self._filling(user_id) as fill:
             connection = await self._refresher.read(user_id)
-            self._remember(connection, fill)
+            if connection.access_token != useless:
+                self._remember(connection, fill)
         return connection
 
     async def _refresh(self, user_id: UUID, seen: datetime) -> Replacement:
         with self._filling(user_id) as fill:
             replacement = await self._refresher.refresh(user_id, seen)
+            self._cache.outdate(fill)
             self._remember(replacement.connection, fill)
         return replacement
 

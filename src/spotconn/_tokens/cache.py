@@ -146,6 +146,12 @@ class ConnectionCache:
         if entry is not None and entry.expires_at != version:
             del self.entries[user_id]
 
+    def outdate(self, fill: Fill) -> None:
+        """Forget a user, and what any read but `fill` brings: that one has a row which was just written."""
+        void = fill.void
+        self.discard(fill.user_id)
+        fill.void = void
+
     def discard(self, user_id: UUID) -> None:
         """Forget a user, and what any read now under way brings."""
         self.epoch += 1
