@@ -184,7 +184,7 @@ grant select on spotconn.connection to spotconn, service_role;
 
 create or replace function spotconn.schema_version() returns integer
 language sql immutable set search_path = ''
-return 2;
+return 3;
 
 -- Role and claims hold until the transaction ends. The legacy claim would win over request.jwt.claims: empty it.
 create or replace function spotconn.act_as(p_user_id uuid) returns void
@@ -466,12 +466,18 @@ end
 $$;
 
 --------------------------------------------------------------------------------------------------------------------
--- Who remembers connections hears of every change, by whomever
+-- Notifications of changes to the table, for processes that cache connections
 --------------------------------------------------------------------------------------------------------------------
 
--- On channel spotconn, as the transaction commits: {"user_id": ..., "expires_at": ...}, the version that is stored now;
--- without a version the connection is gone, without a user all may be.
-create or replace function spotconn.tell_change() returns trigger
+-- The names of schema version 2.
+drop trigger if exists spotconn_tell_change on public.spotify_connections;
+drop trigger if exists spotconn_tell_truncate on public.spotify_connections;
+drop function if exists spotconn.tell_change();
+drop function if exists spotconn.prove_telling(text);
+
+-- The payload on channel spotconn: {"user_id": ..., "expires_at": ...}, the version that is stored now. Without a
+-- version the connection is gone, without a user all may be. Sent when the transaction commits.
+create or replace function spotconn.notify_change() returns trigger
 language plpgsql set search_path = '' as $$
 begin
     if tg_op = 'TRUNCATE' then
@@ -490,26 +496,26 @@ begin
 end
 $$;
 
-create or replace trigger spotconn_tell_change
+create or replace trigger spotconn_notify_change
     after insert or update or delete on public.spotify_connections
-    for each row execute function spotconn.tell_change();
-create or replace trigger spotconn_tell_truncate
+    for each row execute function spotconn.notify_change();
+create or replace trigger spotconn_notify_truncate
     after truncate on public.spotify_connections
-    for each statement execute function spotconn.tell_change();
+    for each statement execute function spotconn.notify_change();
 
 -- Also for what comes by replication.
-alter table public.spotify_connections enable always trigger spotconn_tell_change;
-alter table public.spotify_connections enable always trigger spotconn_tell_truncate;
+alter table public.spotify_connections enable always trigger spotconn_notify_change;
+alter table public.spotify_connections enable always trigger spotconn_notify_truncate;
 
--- Who hears this knows that all before was heard, too. False where changes are not told.
-create or replace function spotconn.prove_telling(p_nonce text) returns boolean
+-- A session that receives this has received everything before it. False where a trigger is missing or disabled.
+create or replace function spotconn.heartbeat(p_nonce text) returns boolean
 language plpgsql set search_path = '' as $$
 begin
-    perform pg_catalog.pg_notify('spotconn', 'proof ' || p_nonce);
+    perform pg_catalog.pg_notify('spotconn', 'heartbeat ' || p_nonce);
     return 2 = (
         select pg_catalog.count(*) from pg_catalog.pg_trigger
         where tgrelid = 'public.spotify_connections'::pg_catalog.regclass
-            and tgname in ('spotconn_tell_change', 'spotconn_tell_truncate')
+            and tgname in ('spotconn_notify_change', 'spotconn_notify_truncate')
             and tgenabled = 'A'
     );
 end

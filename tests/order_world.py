@@ -27,7 +27,6 @@ from spotconn import (
 )
 from spotconn.errors import ReauthorizationReason
 from spotconn.models import Outcome, RecordedFailure, RefreshFailure, RefreshTurn, parse_user_id
-from spotconn.overview import TokensProgress
 
 USER = UUID("6f1d0c6e-3f0f-4a52-9d25-1f7a35d3b6a1")
 OLD = "token-0"
@@ -111,10 +110,10 @@ class World:
         on_begin: is called with each operation that begins.
     """
 
-    def __init__(self, now: Callable[[], float], left: float | None, fault: Fault, *, at_once: bool = False) -> None:
+    def __init__(self, now: Callable[[], float], left: float | None, fault: Fault, *, from_row: bool = False) -> None:
         self._now = now
         self._fault = fault
-        self._at_once = at_once
+        self._at_once = from_row
         self._operations: list[Operation] = []
         self.row = None if left is None else Row(OLD, "refresh-0", self.after(left))
         self.granted = 0
@@ -192,7 +191,7 @@ class Store(ConnectionStore):
         try:
             return await self._world.wait_for("delete", self._delete)
         finally:
-            self._tell(USER)
+            self._notify_watchers(USER)
 
     async def begin_refresh(
         self, user_id: UUID | str, *, seen: datetime, lease: float = 15, **_: object
@@ -202,7 +201,7 @@ class Store(ConnectionStore):
     async def finish_refresh(self, turn: RefreshTurn, grant: TokenGrant) -> Connection | None:
         saved = await self._world.wait_for("finish_refresh", lambda: self._finish(turn, grant))
         if saved is None:
-            self._tell(USER)
+            self._notify_watchers(USER)
         return saved
 
     async def fail_refresh(self, turn: RefreshTurn, failure: RefreshFailure) -> bool:

@@ -8,7 +8,6 @@ are alike arrive in one sequence only: exchanging them changes nothing. A timer 
 
 import asyncio
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
@@ -17,14 +16,12 @@ from functools import partial
 from typing import Any
 
 import pytest
-
 from order_world import (
     OLD,
     USER,
     Asking,
     Caller,
     Fault,
-    Operation,
     World,
     batch,
     database_is_away,
@@ -43,15 +40,15 @@ from order_world import (
     spotify_is_away,
     spotify_refuses,
 )
+from stepping_loop import STEP, SteppingLoop, TaskFactory, Trail, Watchdog, trails
+
 from spotconn import (
     DatabaseUnavailable,
     NotConnected,
     ReauthorizationRequired,
     SpotconnError,
     SpotifyUnavailable,
-    TokenManager,
 )
-from stepping_loop import STEP, SteppingLoop, TaskFactory, Trail, Watchdog, trails
 
 LONG, SHORT, STALE, EXPIRED, MISSING = 3500.0, 1000.0, 200.0, -5.0, None
 """Seconds that the stored token is good for: for all, for a page, for a page that refreshes it, for nobody."""
@@ -88,9 +85,9 @@ class Scenario:
     fault: Fault = nothing_fails
     errors: Errors = ()
     happenings: tuple[str, ...] = ()
-    at_once: bool = False
+    from_row: bool = False
     timers: bool = False
-    horizon: int = LONGEST_ORDER
+    trusted_until: int = LONGEST_ORDER
 
     def __str__(self) -> str:
         """The name of the scenario."""
@@ -102,7 +99,7 @@ class Order:
 
     def __init__(self, scenario: Scenario, trail: Trail, watchdog: Watchdog, factory: TaskFactory | None) -> None:
         self.loop = SteppingLoop.new(factory)
-        self.world = World(self.loop.time, scenario.left, scenario.fault, at_once=scenario.at_once)
+        self.world = World(self.loop.time, scenario.left, scenario.fault, from_row=scenario.from_row)
         self._scenario = scenario
         self._trail = trail
         self._watchdog = watchdog
@@ -146,7 +143,7 @@ class Order:
         return []
 
     def _choice(self, options: list[Option]) -> int:
-        if len(options) == 1 or self._ending or self.loop.steps >= self._scenario.horizon:
+        if len(options) == 1 or self._ending or self.loop.steps >= self._scenario.trusted_until:
             return 0
         return self._trail.choose([label for label, _ in options])
 
@@ -191,7 +188,7 @@ class Order:
         self.world.reconnect()
 
     def change_is_heard(self) -> None:
-        self._manager._cache.discard(USER)
+        self._manager._cache.invalidate(USER)
 
     def tasks_are_cancelled(self) -> None:
         """As `asyncio.run` does when its main task has ended, but for the callers."""
@@ -213,7 +210,9 @@ class Order:
         return faults
 
     def _loose_ends(self) -> list[str]:
-        faults = [f"the task {task.get_name()} is left" for task in (*self.loop.tasks, *self._others) if not task.done()]
+        faults = [
+            f"the task {task.get_name()} is left" for task in (*self.loop.tasks, *self._others) if not task.done()
+        ]
         faults += [repr(task.exception()) for task in self._others if task.done() and task.exception()]
         faults += self.loop.complaints + [f"nobody looked at {one}" for one in self.loop.unretrieved()]
         return faults
@@ -304,14 +303,14 @@ TWO = [
     Scenario("page-job-missing", (PAGE_OR_NOT, JOB_OR_NOT), MISSING, errors=GONE),
     Scenario("page-rejected-long", (PAGE, REJECTED), LONG),
     Scenario("job-rejected-short", (JOB, REJECTED), SHORT),
-    Scenario("two-rejected", (REJECTED, REJECTED_OR_NOT), LONG, horizon=16),
+    Scenario("two-rejected", (REJECTED, REJECTED_OR_NOT), LONG, trusted_until=16),
     Scenario("rejected-missing", (PAGE, REJECTED_OR_NOT), MISSING, errors=GONE),
-    Scenario("job-batch-expired", (JOB, BATCH), EXPIRED, horizon=14),
+    Scenario("job-batch-expired", (JOB, BATCH), EXPIRED, trusted_until=14),
 ]
 
 # Two callers, and something fails.
 FAILING = [
-    Scenario("first-statement-fails", (PAGE_OR_NOT, JOB), SHORT, first_statement_fails, DATABASE, horizon=16),
+    Scenario("first-statement-fails", (PAGE_OR_NOT, JOB), SHORT, first_statement_fails, DATABASE, trusted_until=16),
     Scenario("database-is-away", (PAGE_OR_NOT, JOB_OR_NOT), EXPIRED, database_is_away, DATABASE),
     Scenario("database-is-away-rejected", (PAGE, REJECTED), LONG, database_is_away, DATABASE),
     Scenario("spotify-is-away-short", (PAGE, JOB_OR_NOT), SHORT, spotify_is_away, SPOTIFY),
@@ -321,16 +320,16 @@ FAILING = [
     Scenario("spotify-is-away-stale", (PAGE, PAGE), STALE, spotify_is_away),
     Scenario("spotify-refuses", (PAGE, JOB), EXPIRED, spotify_refuses, REFUSED),
     Scenario("first-save-fails", (PAGE, JOB), EXPIRED, first_save_fails),
-    Scenario("batch-fails", (JOB, BATCH), EXPIRED, spotify_is_away, SPOTIFY, horizon=14),
+    Scenario("batch-fails", (JOB, BATCH), EXPIRED, spotify_is_away, SPOTIFY, trusted_until=14),
 ]
 
 # Callers that ask again at once after an error.
 INSISTING = [
-    Scenario("pages-insist-missing", (PAGE_INSISTS, PAGE_INSISTS), MISSING, errors=GONE, horizon=13),
-    Scenario("page-job-insist-missing", (PAGE_INSISTS, JOB_INSISTS), MISSING, errors=GONE, horizon=13),
-    Scenario("insist-database", (PAGE_INSISTS, JOB_INSISTS), EXPIRED, database_is_away, DATABASE, horizon=13),
-    Scenario("insist-first-statement", (PAGE_INSISTS, JOB), EXPIRED, first_statement_fails, DATABASE, horizon=13),
-    Scenario("insist-spotify", (PAGE_INSISTS, JOB_INSISTS), EXPIRED, spotify_is_away, SPOTIFY, horizon=13),
+    Scenario("pages-insist-missing", (PAGE_INSISTS, PAGE_INSISTS), MISSING, errors=GONE, trusted_until=13),
+    Scenario("page-job-insist-missing", (PAGE_INSISTS, JOB_INSISTS), MISSING, errors=GONE, trusted_until=13),
+    Scenario("insist-database", (PAGE_INSISTS, JOB_INSISTS), EXPIRED, database_is_away, DATABASE, trusted_until=13),
+    Scenario("insist-first-statement", (PAGE_INSISTS, JOB), EXPIRED, first_statement_fails, DATABASE, trusted_until=13),
+    Scenario("insist-spotify", (PAGE_INSISTS, JOB_INSISTS), EXPIRED, spotify_is_away, SPOTIFY, trusted_until=13),
 ]
 
 # The manager is closed, the tasks are cancelled, or another writes, at every step.
@@ -341,25 +340,25 @@ CLOSED, CUT, CHANGED, LEFT = (
     ("is_disconnected",),
 )
 MEANWHILE = [
-    Scenario("closed-short", (PAGE, JOB), SHORT, happenings=CLOSED, timers=True, horizon=11),
+    Scenario("closed-short", (PAGE, JOB), SHORT, happenings=CLOSED, timers=True, trusted_until=11),
     Scenario("closed-expired", (PAGE,), EXPIRED, happenings=CLOSED, timers=True),
     Scenario("closed-rejected", (REJECTED,), LONG, happenings=CLOSED, timers=True),
-    Scenario("closed-batch", (BATCH,), EXPIRED, happenings=CLOSED, timers=True, horizon=18),
+    Scenario("closed-batch", (BATCH,), EXPIRED, happenings=CLOSED, timers=True, trusted_until=18),
     Scenario("closed-failing", (JOB,), SHORT, spotify_is_away, SPOTIFY, happenings=CLOSED, timers=True),
-    Scenario("cut-short", (PAGE, JOB), SHORT, happenings=CUT, horizon=11),
-    Scenario("cut-expired", (PAGE, PAGE), EXPIRED, happenings=CUT, horizon=11),
+    Scenario("cut-short", (PAGE, JOB), SHORT, happenings=CUT, trusted_until=11),
+    Scenario("cut-expired", (PAGE, PAGE), EXPIRED, happenings=CUT, trusted_until=11),
     Scenario("changed-fresh", (PAGE, PAGE), SHORT, happenings=CHANGED),
-    Scenario("changed-fresh-at-once", (PAGE, PAGE), SHORT, happenings=CHANGED, at_once=True),
-    Scenario("changed-expired", (PAGE,), EXPIRED, happenings=CHANGED, at_once=True),
-    Scenario("disconnected-fresh", (PAGE, PAGE), LONG, errors=GONE, happenings=LEFT, at_once=True),
-    Scenario("disconnected-job", (JOB,), SHORT, errors=GONE, happenings=LEFT, at_once=True),
-    Scenario("disconnected-short", (PAGE, JOB), SHORT, errors=GONE, happenings=LEFT, horizon=11),
+    Scenario("changed-fresh-at-once", (PAGE, PAGE), SHORT, happenings=CHANGED, from_row=True),
+    Scenario("changed-expired", (PAGE,), EXPIRED, happenings=CHANGED, from_row=True),
+    Scenario("disconnected-fresh", (PAGE, PAGE), LONG, errors=GONE, happenings=LEFT, from_row=True),
+    Scenario("disconnected-job", (JOB,), SHORT, errors=GONE, happenings=LEFT, from_row=True),
+    Scenario("disconnected-short", (PAGE, JOB), SHORT, errors=GONE, happenings=LEFT, trusted_until=11),
 ]
 
 THREE = [
     Scenario("three-pages-missing", (PAGE, PAGE, PAGE), MISSING, errors=GONE),
     Scenario("three-pages-expired", (PAGE, PAGE, PAGE), EXPIRED),
-    Scenario("page-job-rejected", (PAGE, JOB, REJECTED), SHORT, horizon=12),
+    Scenario("page-job-rejected", (PAGE, JOB, REJECTED), SHORT, trusted_until=12),
     Scenario("pages-job-short", (PAGE, PAGE, JOB), SHORT),
     Scenario("three-fail", (PAGE, PAGE, JOB), EXPIRED, database_is_away, DATABASE),
 ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass
-class Pause:
+class Backoff:
     """How long to leave something alone: longer with each failure in a row.
 
     Attributes:
@@ -20,11 +20,11 @@ class Pause:
     until: float = 0.0
     failures: int = 0
 
-    def left(self, now: float) -> float:
+    def remaining(self, now: float) -> float:
         """Seconds until the pause ends; 0 where it is over."""
         return max(0.0, self.until - now)
 
-    def grow(self, now: float) -> None:
+    def failed(self, now: float) -> None:
         """Begin the next pause."""
         # No more than 2 ** 16: a float has an end.
         full = min(self.longest, self.first * 2 ** min(self.failures, 16))

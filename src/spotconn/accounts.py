@@ -29,7 +29,7 @@ from spotconn._spotify.oauth import (
     read_grant,
     read_profile,
 )
-from spotconn._spotify.throttle import Gate
+from spotconn._spotify.throttle import Throttle
 from spotconn._tracebacks import renewed, scrubbed
 from spotconn.errors import ConfigurationError, ReauthorizationRequired, SpotconnError, SpotifyUnavailable
 from spotconn.models import Profile, TokenGrant
@@ -98,11 +98,11 @@ class SpotifyAccounts:
         self._client: Callable[[], AbstractContextManager[httpx.AsyncClient]]
         if http is None:
             self._own = Clients(_making(self._accounts_url, self._api_url))
-            self._client = self._own.lent
+            self._client = self._own.borrow
         else:
             self._client = lambda: nullcontext(http)
         self._places = asyncio.Semaphore(MOST_CALLS)
-        self._token_gate, self._profile_gate = Gate(), Gate()
+        self._token_throttle, self._profile_throttle = Throttle(), Throttle()
         self.observer = NOBODY
 
     def __repr__(self) -> str:
@@ -227,30 +227,30 @@ class SpotifyAccounts:
         if self._basic is None:
             data["client_id"] = self._client_id
         url = f"{self._accounts_url}/api/token"
-        async with self._passing(self._token_gate, begin_by):
+        async with self._passing(self._token_throttle, begin_by):
             sent = self._clock()
             answer = await self._ask("POST", url, data=data, headers=_HEADERS, auth=self._basic)
             return read_grant(answer.status, answer.headers, answer.body, now=sent, grant_type=grant_type)
 
     async def _me(self, access_token: str, begin_by: float) -> Profile:
         headers = {**_HEADERS, "Authorization": f"Bearer {access_token}"}
-        async with self._passing(self._profile_gate, begin_by):
+        async with self._passing(self._profile_throttle, begin_by):
             answer = await self._ask("GET", f"{self._api_url}/v1/me", headers=headers)
             return read_profile(answer.status, answer.headers, answer.body, now=self._clock())
 
     @asynccontextmanager
-    async def _passing(self, gate: Gate, begin_by: float) -> AsyncGenerator[None]:
+    async def _passing(self, throttle: Throttle, begin_by: float) -> AsyncGenerator[None]:
         """One call under way: it waits for its place, passes the gate, and tells the gate what came of it."""
         self.affinity.check()
         loop = asyncio.get_running_loop()
         async with _place(self._places, begin_by):
-            gate.enter(loop.time())
+            throttle.check(loop.time())
             try:
                 yield
             except SpotconnError as outcome:
-                gate.answered(outcome, loop.time())
+                throttle.record(outcome, loop.time())
                 raise
-            gate.answered(None, loop.time())
+            throttle.record(None, loop.time())
 
     async def _ask(
         self,

@@ -15,11 +15,11 @@ import asyncpg
 from spotconn._database.pool import (
     APPLY_SCHEMA,
     BoundPool,
-    bounded,
     check_users,
-    closed_if_it_fails,
+    map_errors,
     open_pool,
-    translated,
+    terminate_on_error,
+    within,
 )
 from spotconn._database.pool import TIMEOUT as ANSWER_TIMEOUT
 from spotconn._database.rekey import COUNT_OLD, LOCK, MAX_PASSES, READ_OLD, WRITE, Rewriter
@@ -244,48 +244,48 @@ class ConnectionAdmin:
         if not columns:
             return
         async with self._acting() as connection:
-            await translated(connection.execute(LOCK, timeout=TIMEOUT))
-            saved = await translated(connection.fetch(WRITE, *columns, timeout=TIMEOUT))
+            await map_errors(connection.execute(LOCK, timeout=TIMEOUT))
+            saved = await map_errors(connection.fetch(WRITE, *columns, timeout=TIMEOUT))
             check_users(connection, {row["user_id"] for row in saved} <= set(columns[0]))
         rewriter.saved(len(columns[0]), len(saved))
 
     async def _batch(self, query: str, start: UUID, *args: object) -> list[asyncpg.Record]:
         """Return the next rows in the order of their user ids, from `start` on."""
         async with self._acting() as connection:
-            rows = await translated(connection.fetch(query, start, BATCH, *args, timeout=TIMEOUT))
+            rows = await map_errors(connection.fetch(query, start, BATCH, *args, timeout=TIMEOUT))
             users = [row["user_id"] for row in rows]
             check_users(connection, users == sorted(users) and all(start <= user for user in users))
         return rows
 
     async def _fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
         async with self._acting() as connection:
-            return await translated(connection.fetch(query, *args, timeout=TIMEOUT))
+            return await map_errors(connection.fetch(query, *args, timeout=TIMEOUT))
 
     @asynccontextmanager
     async def _acting(self) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
         """A transaction as service_role."""
         async with self._pool.acquire() as connection:
             transaction = connection.transaction()
-            await translated(bounded(transaction.start(), seconds=ANSWER_TIMEOUT))
+            await map_errors(within(transaction.start(), seconds=ANSWER_TIMEOUT))
             try:
                 await _become_service_role(connection)
                 yield connection
             except BaseException:
                 await _roll_back(connection, transaction)
                 raise
-            await translated(bounded(transaction.commit(), seconds=TIMEOUT))
+            await map_errors(within(transaction.commit(), seconds=TIMEOUT))
 
 
 async def _roll_back(connection: "PoolConnectionProxy[asyncpg.Record]", transaction: "Transaction") -> None:
     """End a failed transaction; where that fails too, the connection, or it would go back to the pool as it is."""
     failures = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
-    with suppress(*failures), closed_if_it_fails(connection):
-        await bounded(transaction.rollback(), seconds=ANSWER_TIMEOUT)
+    with suppress(*failures), terminate_on_error(connection):
+        await within(transaction.rollback(), seconds=ANSWER_TIMEOUT)
 
 
 async def _become_service_role(connection: "PoolConnectionProxy[asyncpg.Record]") -> None:
     with suppress(RowSecurityError):
-        await translated(connection.execute(_ACT, timeout=TIMEOUT))
+        await map_errors(connection.execute(_ACT, timeout=TIMEOUT))
         return
     raise RowSecurityError(f"the login may not become service_role: GRANT service_role TO it, or {APPLY_SCHEMA}")
 

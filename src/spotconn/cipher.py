@@ -143,7 +143,7 @@ class AesGcmSivCipher:
             return stored
         prefix, data = stored[:_PREFIX_LENGTH], stored[_PREFIX_LENGTH:]
         key = self._ring.get(prefix)
-        token = None if key is None else _opened(key, data, _bound_to(prefix, user_id, column))
+        token = None if key is None else _open(key, data, _bound_to(prefix, user_id, column))
         if token is None:
             raise DecryptionError(self._what_is_wrong(stored, column))
         return token
@@ -201,7 +201,7 @@ def _bound_to(prefix: str, user_id: UUID, column: TokenColumn) -> bytes:
     return f"{prefix}{column}.{user_id}".encode()
 
 
-def _opened(key: "AESGCMSIV", data: str, associated: bytes) -> str | None:
+def _open(key: "AESGCMSIV", data: str, associated: bytes) -> str | None:
     """The token; None where it is not authentic."""
     raw = _decoded(data)
     if raw is None:

@@ -152,10 +152,10 @@ class Events:
                     self._thread = None
                     return
                 event = self._waiting.popleft()
-            _tell(hook, event, loop)
+            _call(hook, event, loop)
 
 
-def _tell(hook: Hook, event: Event, loop: asyncio.AbstractEventLoop) -> None:
+def _call(hook: Hook, event: Event, loop: asyncio.AbstractEventLoop) -> None:
     try:
         outcome = hook(event)
         if inspect.iscoroutine(outcome):

@@ -17,8 +17,8 @@ from spotconn import events
 from spotconn._affinity import Affinity
 from spotconn._observer import NOBODY, Observer
 from spotconn._settings import Settings
-from spotconn._tokens.batch import ManyTokens, Serving
-from spotconn._tokens.cache import ConnectionCache, Fill, Remembered
+from spotconn._tokens.batch import Batches, Policy
+from spotconn._tokens.cache import CacheEntry, ConnectionCache, PendingRead
 from spotconn._tokens.refresh import Refresher, Replacement
 from spotconn._tokens.single_flight import SingleFlight, finish
 from spotconn._tokens.subscriber import Listener
@@ -110,7 +110,7 @@ class TokenManager:
         self._patience = lease
         self._cache = ConnectionCache(ttl=cache_ttl, size=cache_size)
         self._remembered = self._cache.entries
-        store.watch(self._cache.discard)
+        store.watch(self._cache.invalidate)
         self._clock = clock
         self._listener = Listener(
             store.changes if cache_ttl and cache_size else None, self._cache, ttl=cache_ttl, clock=clock
@@ -120,8 +120,8 @@ class TokenManager:
         self._reads = SingleFlight[tuple[UUID, int], Connection]("spotconn-read")
         # By what is to be replaced: the user, and the version that was found wanting.
         self._refreshes = SingleFlight[tuple[UUID, datetime], Replacement]("spotconn-refresh")
-        serving = Serving(self._renewed, window=refresh_window, margin=expiry_margin, clock=clock)
-        self._many = ManyTokens(store, serving, self._affinity.check)
+        serving = Policy(self._renewed, window=refresh_window, margin=expiry_margin, clock=clock)
+        self._many = Batches(store, serving, self._affinity.check)
 
     @classmethod
     @scrubbed_context
@@ -190,7 +190,7 @@ class TokenManager:
             except (KeyError, TypeError):  # not remembered, or no hashable user id: that is named below
                 pass
             else:
-                if found.since <= (now := self._clock()) < found.fresh_until and now < self._cache.horizon:
+                if found.since <= (now := self._clock()) < found.fresh_until and now < self._cache.trusted_until:
                     return found.access_token
                 del found
         try:
@@ -249,7 +249,7 @@ class TokenManager:
         """
         user_id = parse_user_id(user_id)
         self._affinity.check()
-        self._cache.discard(user_id)
+        self._cache.invalidate(user_id)
         with self._observer.waiting(user_id):
             found: Connection = await self._read(user_id, useless=rejected_token)
             if found.access_token == rejected_token:
@@ -298,8 +298,8 @@ class TokenManager:
         try:
             deleted = await self._store.delete(user_id)
         finally:
-            self._cache.discard(user_id)
-        self._refresher.kept.drop(user_id)
+            self._cache.invalidate(user_id)
+        self._refresher.unsaved.drop(user_id)
         if deleted:
             self._events.emit(events.Disconnected(user_id=user_id))
         return deleted
@@ -318,13 +318,13 @@ class TokenManager:
         self._affinity.check_home()
         self._affinity.close()
         passes = self._many.cancel()
-        self._store.unwatch(self._cache.discard)
+        self._store.unwatch(self._cache.invalidate)
         self._cache.close()
         await finish(self._reads.tasks | self._refreshes.tasks | passes, seconds=self._patience)
         self._reads.cut_off()
         self._refreshes.cut_off()
         await self._listener.close()
-        await self._refresher.kept.flush(seconds=FLUSH_TIMEOUT)
+        await self._refresher.unsaved.flush(seconds=FLUSH_TIMEOUT)
         await self._events.drained(seconds=EVENTS_TIMEOUT)
 
     def _observe(self, observer: Observer) -> None:
@@ -345,7 +345,7 @@ class TokenManager:
         user_id = parse_user_id(user_id)
         needed = _scopes(scopes)
         least = self._least_ttl(min_ttl)
-        found: Remembered | Connection | None = self._cache.get(user_id, self._clock())
+        found: CacheEntry | Connection | None = self._cache.get(user_id, self._clock())
         if found is None or self._left(found) <= least or _missing(found, needed):
             with self._observer.waiting(user_id):
                 found = await self._fetch(user_id, found, needed, least)
@@ -355,8 +355,8 @@ class TokenManager:
         return found.access_token
 
     async def _fetch(
-        self, user_id: UUID, found: Remembered | Connection | None, needed: frozenset[str], least: float
-    ) -> Remembered | Connection:
+        self, user_id: UUID, found: CacheEntry | Connection | None, needed: frozenset[str], least: float
+    ) -> CacheEntry | Connection:
         """Return what serves a call for which the cached connection does not."""
         if found is None or _missing(found, needed):  # the user may have granted it since, through another process
             found = await self._reads.join((user_id, self._cache.epoch), partial(self._read, user_id))
@@ -365,10 +365,10 @@ class TokenManager:
     def _after_fork(self) -> None:
         """Leave everything to the parent; the cached path, which looks at nothing else, finds an empty cache."""
         self._cache.close()
-        self._refresher.kept.clear()
+        self._refresher.unsaved.clear()
         self._listener.abandon()
 
-    def _left(self, found: Remembered | Connection) -> float:
+    def _left(self, found: CacheEntry | Connection) -> float:
         """Seconds until an access token ends."""
         return found.expires_at.timestamp() - self._clock()
 
@@ -382,7 +382,7 @@ class TokenManager:
     async def _renewed(self, stored: Connection) -> Connection:
         return await self._replace(stored.user_id, stored, self._margin)
 
-    async def _replace(self, user_id: UUID, found: Remembered | Connection, least: float) -> Connection:
+    async def _replace(self, user_id: UUID, found: CacheEntry | Connection, least: float) -> Connection:
         """Return another connection than the one found wanting.
 
         Its token is good for more than `least` seconds, or as good as Spotify gives them.
@@ -403,37 +403,37 @@ class TokenManager:
 
     async def _read(self, user_id: UUID, useless: str | None = None) -> Connection:
         """Return the stored connection, and remember it unless its access token is known to be useless."""
-        with self._filling(user_id) as fill:
+        with self._reading(user_id) as pending:
             connection = await self._refresher.read(user_id)
             if connection.access_token != useless:
-                self._remember(connection, fill)
+                self._remember(connection, pending)
         return connection
 
     async def _refresh(self, user_id: UUID, seen: datetime) -> Replacement:
-        with self._filling(user_id) as fill:
+        with self._reading(user_id) as pending:
             replacement = await self._refresher.refresh(user_id, seen)
-            self._cache.outdate(fill)
-            self._remember(replacement.connection, fill)
+            self._cache.outdate(pending)
+            self._remember(replacement.connection, pending)
         return replacement
 
     @contextmanager
-    def _filling(self, user_id: UUID) -> Generator[Fill]:
+    def _reading(self, user_id: UUID) -> Generator[PendingRead]:
         self._listener.start()
-        with self._cache.filling(user_id) as fill:
+        with self._cache.reading(user_id) as pending:
             try:
-                yield fill
+                yield pending
             except AskUser:
                 # What is remembered of this user is out of date.
-                self._cache.discard(user_id)
+                self._cache.invalidate(user_id)
                 raise
 
-    def _remember(self, connection: Connection, fill: Fill) -> None:
-        if self._refresher.kept.get(connection.user_id) is not None:
-            fill.covered = False  # not read: the end of what was stored before may have been heard of already
+    def _remember(self, connection: Connection, pending: PendingRead) -> None:
+        if self._refresher.unsaved.get(connection.user_id) is not None:
+            pending.trusted = False  # not read: the end of what was stored before may have been heard of already
         stale_at = connection.expires_at.timestamp() - self._window_of(connection.user_id)
-        self._cache.put(connection, fill, now=self._clock(), stale_at=stale_at)
+        self._cache.put(connection, pending, now=self._clock(), stale_at=stale_at)
 
-    def _refresh_if_stale(self, user_id: UUID, connection: Remembered | Connection) -> None:
+    def _refresh_if_stale(self, user_id: UUID, connection: CacheEntry | Connection) -> None:
         """Start a refresh in the background if the token ends soon and nothing speaks against it."""
         if self._left(connection) > self._window:
             return
@@ -469,6 +469,6 @@ def _scopes(scopes: Iterable[str]) -> frozenset[str]:
     return frozenset(scopes)
 
 
-def _missing(connection: Remembered | Connection, needed: frozenset[str]) -> frozenset[str]:
+def _missing(connection: CacheEntry | Connection, needed: frozenset[str]) -> frozenset[str]:
     """The needed scopes that are known not to be granted."""
     return frozenset() if connection.scope is None else needed - connection.scope

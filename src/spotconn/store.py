@@ -11,11 +11,11 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn._database.change_feed import Changes
+from spotconn._database.change_feed import ChangeFeed
 from spotconn._database.pending_connects import PendingConnects
-from spotconn._database.pool import APPLY_SCHEMA, TIMEOUT, BoundPool, check_users, fitted, open_pool, translated
+from spotconn._database.pool import APPLY_SCHEMA, TIMEOUT, BoundPool, check_users, detect_pooler, map_errors, open_pool
 from spotconn._database.schema import SCHEMA_VERSION
-from spotconn._database.session import lent
+from spotconn._database.session import borrow
 from spotconn._tracebacks import renewed, scrubbed, scrubbed_context
 from spotconn.cipher import NoCipher, TokenCipher, TokenColumn
 from spotconn.errors import DecryptionError, NotConnected, RowSecurityError, SchemaMismatch
@@ -75,7 +75,9 @@ class ConnectionStore:
         self._cipher = cipher or NoCipher()
         self._watchers: list[Callable[[UUID], None]] = []
         self.pending: PendingConnects = PendingConnects(self.pool)
-        self.changes: Changes | None = None if listen_dsn is None else Changes(pool, listen_dsn, {}, timeout=timeout)
+        self.changes: ChangeFeed | None = (
+            None if listen_dsn is None else ChangeFeed(pool, listen_dsn, {}, timeout=timeout)
+        )
 
     @classmethod
     @scrubbed_context
@@ -104,11 +106,11 @@ class ConnectionStore:
             DatabaseUnavailable: the database does not answer in time.
             SchemaMismatch, RowSecurityError: as `verify`.
         """
-        options = await fitted(dsn, pool_options, seconds=timeout)
+        options = await detect_pooler(dsn, pool_options, seconds=timeout)
         pool = await open_pool(dsn, options, seconds=timeout)
         store = cls(pool, cipher=cipher, timeout=timeout, listen_dsn=listen_dsn)
         if listen_dsn is None and options["statement_cache_size"]:
-            store.changes = Changes(pool, dsn, options, timeout=timeout)
+            store.changes = ChangeFeed(pool, dsn, options, timeout=timeout)
         try:
             await store.verify()
             yield store
@@ -164,7 +166,7 @@ class ConnectionStore:
         """
         wanted = list({parse_user_id(user_id) for user_id in user_ids})
         async with self.pool.acquire() as connection:
-            rows = await translated(connection.fetch(_GET_MANY, wanted, timeout=self.pool.timeout))
+            rows = await map_errors(connection.fetch(_GET_MANY, wanted, timeout=self.pool.timeout))
             check_users(connection, {row["user_id"] for row in rows} <= set(wanted))
         return {row["user_id"]: self._readable(row) for row in rows}
 
@@ -204,7 +206,7 @@ class ConnectionStore:
                 connected_at,
             )
         finally:
-            self._tell(user_id)
+            self._notify_watchers(user_id)
         if row is None:
             raise SchemaMismatch(f"the saved row does not show; {APPLY_SCHEMA}")
         return self._connection(row, user_id)
@@ -219,7 +221,7 @@ class ConnectionStore:
         try:
             row = await self.pool.row_of(user_id, _DELETE)
         finally:
-            self._tell(user_id)
+            self._notify_watchers(user_id)
         return row is not None and bool(row["deleted"])
 
     def watch(self, tell: Callable[[UUID], None]) -> None:
@@ -281,7 +283,7 @@ class ConnectionStore:
             _scope_text(grant.scope),
         )
         if row is None:
-            self._tell(turn.user_id)
+            self._notify_watchers(turn.user_id)
             return None
         return self._connection(row, turn.user_id)
 
@@ -314,12 +316,12 @@ class ConnectionStore:
         user_id = parse_user_id(user_id)
         async with (
             self.pool.acquire() as connection,
-            lent(connection, seconds=self.pool.timeout),
+            borrow(connection, seconds=self.pool.timeout),
         ):
-            await translated(connection.execute("select spotconn.act_as($1)", user_id, timeout=self.pool.timeout))
+            await map_errors(connection.execute("select spotconn.act_as($1)", user_id, timeout=self.pool.timeout))
             yield connection
 
-    def _tell(self, user_id: UUID) -> None:
+    def _notify_watchers(self, user_id: UUID) -> None:
         for tell in self._watchers:
             tell(user_id)
 

@@ -101,7 +101,7 @@ async def test_each_fault_is_found(
 
 async def test_missing_triggers_are_told(database: Database, admin: asyncpg.Connection) -> None:
     """A service may mean to do without them, so it is no fault."""
-    await admin.execute("drop trigger spotconn_tell_truncate on public.spotify_connections")
+    await admin.execute("drop trigger spotconn_notify_truncate on public.spotify_connections")
     try:
         found = (await look(database.dsn))["changes"]
     finally:

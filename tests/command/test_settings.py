@@ -12,7 +12,7 @@ from spotconn.testing import FakeSpotify
 from support.connections import connect
 from support.database import Database
 from support.fault_proxy import FaultProxy
-from support.listening import covered, until
+from support.listening import trusted, until
 
 GOOD = {
     "DATABASE_URL": "postgresql://app:hush@127.0.0.1/db",
@@ -83,10 +83,10 @@ async def test_from_env_listens_where_it_is_told_to(
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("SPOTCONN_LISTEN_URL", proxy.dsn(database.dsn))
         async with TokenManager.from_env() as tokens:
-            await covered(tokens, user)
+            await trusted(tokens, user)
             assert len(proxy._links) == 1
             proxy.cut()
-            await until(lambda: not tokens._cache.covered)
+            await until(lambda: not tokens._cache.trusted)
 
 
 async def test_from_env_encrypts_with_the_first_key(

@@ -35,7 +35,7 @@ from support.counting_proxy import CountingProxy
 from support.database import Database
 from support.doctor import look
 from support.fleet import connect_crowd, valid_digests
-from support.listening import SECOND, covered, served_for, until
+from support.listening import SECOND, served_for, trusted, until
 from support.pgbouncer import PgBouncer, pgbouncer, program
 
 CLIENTS = 32
@@ -314,7 +314,7 @@ async def test_changes_are_heard_past_it_or_the_ttl_counts(
         TokenManager(past, accounts) as tokens,
     ):
         await connect(store, spotify, user)
-        await covered(tokens, user)
+        await trusted(tokens, user)
         await deaf.get_valid_token(user)
         assert deaf._listener._task is None
         await store.delete(user)
@@ -342,7 +342,7 @@ async def test_a_pooler_is_no_place_to_listen(
         await connect(store, spotify, user)
         await tokens.get_valid_token(user)
         await until(lambda: "a transaction pooler is in between" in caplog.text)
-        assert not tokens._cache.covered
+        assert not tokens._cache.trusted
         await store.delete(user)
         assert await served_for(tokens, user) <= 0.3
 

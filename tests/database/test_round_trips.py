@@ -60,7 +60,7 @@ async def test_a_read_is_one_round_trip_and_a_refresh_two_more(
     async with TokenManager(proxied, accounts) as tokens:
         await tokens.get_valid_token(user)
         async with asyncio.timeout(10):
-            while not tokens._cache.covered:  # the listener speaks through the proxy, too
+            while not tokens._cache.trusted:  # the listener speaks through the proxy, too
                 await asyncio.sleep(0.01)
         before = proxy.round_trips
         await tokens.get_valid_token(user, min_ttl=3000)

@@ -77,7 +77,7 @@ class House:
         return stored
 
 
-async def at_once(call: Callable[[], object]) -> object:
+async def from_row(call: Callable[[], object]) -> object:
     return call()
 
 
@@ -177,9 +177,9 @@ async def the_cipher(house: House) -> None:
         (refusal,) = (await theirs.get_many([user])).values()
         assert isinstance(refusal, DecryptionError)
         detector.recorded.append(text_of(refusal))
-    await detector.fails(at_once(lambda: strange.decrypt(stored.access_token, user_id=user, column="access_token")))
-    await detector.fails(at_once(lambda: AesGcmSivCipher([KEY, KEY])))
-    await detector.fails(at_once(lambda: AesGcmSivCipher([KEY, STRANGE_KEY[:-3]])))
+    await detector.fails(from_row(lambda: strange.decrypt(stored.access_token, user_id=user, column="access_token")))
+    await detector.fails(from_row(lambda: AesGcmSivCipher([KEY, KEY])))
+    await detector.fails(from_row(lambda: AesGcmSivCipher([KEY, STRANGE_KEY[:-3]])))
     detector.secrets.add(STRANGE_KEY[:-3])
 
 
@@ -221,8 +221,8 @@ async def the_accounts(house: House) -> None:
     for one in (unreachable, wrong):
         await one.aclose()
         detector.record(one)
-    await detector.fails(at_once(lambda: SpotifyAccounts("demo-client", " marked-secret")))
-    await detector.fails(at_once(lambda: SpotifyAccounts("c", accounts_url="http://marked-secret")))
+    await detector.fails(from_row(lambda: SpotifyAccounts("demo-client", " marked-secret")))
+    await detector.fails(from_row(lambda: SpotifyAccounts("c", accounts_url="http://marked-secret")))
 
 
 @drives("TokenManager.get_valid_token", "TokenManager.replace_rejected", "TokenManager.status",
@@ -252,7 +252,7 @@ async def the_manager(house: House) -> None:
             await detector.fails(other.get_valid_token(house.users[1]))
             spotify._script.clear()
             detector.record(other)
-    await detector.fails(at_once(lambda: TokenManager(house.store, house.accounts, lease=-1)))
+    await detector.fails(from_row(lambda: TokenManager(house.store, house.accounts, lease=-1)))
 
 
 @drives("TokenManager.auth", "SpotifyAuth.async_auth_flow", "SpotifyAuth.sync_auth_flow", "SpotifyAuth.auth_flow")
@@ -271,8 +271,8 @@ async def the_clients(house: House) -> None:
         blocking.get(url)  # noqa: ASYNC212  the point
     detector.recorded.append(text_of(raised.value))
     detector.secrets.add(stored.access_token)
-    await detector.fails(at_once(lambda: house.tokens.auth("marked-access-token")))
-    await detector.fails(at_once(lambda: house.tokens.auth(user, allow=["http://marked-secret"])))
+    await detector.fails(from_row(lambda: house.tokens.auth("marked-access-token")))
+    await detector.fails(from_row(lambda: house.tokens.auth(user, allow=["http://marked-secret"])))
 
 
 async def _chunks() -> AsyncIterator[bytes]:
@@ -296,7 +296,7 @@ async def the_many(house: House) -> None:
     detector.record(started, await anext(started) and tokens._many, *asyncio.all_tasks())
     await started.aclose()
     await detector.fails(anext(tokens.get_valid_tokens([stored.access_token])))
-    await detector.fails(at_once(lambda: tokens.get_valid_tokens(stored.access_token)))
+    await detector.fails(from_row(lambda: tokens.get_valid_tokens(stored.access_token)))
     wrong = SpotifyAccounts("demo-client", "marked-secret", accounts_url=house.accounts._accounts_url)
     await house.connected(users[0])
     async with TokenManager(house.store, wrong) as other:
@@ -334,10 +334,10 @@ async def the_connect_flow(house: House) -> None:
     await detector.fails(flow.finish(user, cut))
     await detector.fails(flow.start(f"no-uuid-{connected}"))
     wrong = "http://localhost/marked-secret"
-    await detector.fails(at_once(lambda: ConnectFlow(house.store, house.accounts, redirect_uri=wrong, scopes=SCOPES)))
+    await detector.fails(from_row(lambda: ConnectFlow(house.store, house.accounts, redirect_uri=wrong, scopes=SCOPES)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPOTIFY_REDIRECT_URI", wrong)
-        await detector.fails(at_once(lambda: ConnectFlow.from_env(house.store, house.accounts, scopes=SCOPES)))
+        await detector.fails(from_row(lambda: ConnectFlow.from_env(house.store, house.accounts, scopes=SCOPES)))
 
 
 @drives("TokenManager.from_env")

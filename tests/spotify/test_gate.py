@@ -13,83 +13,83 @@ from spotconn import (
     SpotifyUnavailable,
     TokenManager,
 )
-from spotconn._backoff import Pause
+from spotconn._backoff import Backoff
 from spotconn._spotify.oauth import AppRefused
-from spotconn._spotify.throttle import LONGEST_RETRY_AFTER, Gate
+from spotconn._spotify.throttle import LONGEST_RETRY_AFTER, Throttle
 from spotconn._tokens import local_backoff
-from spotconn._tokens.local_backoff import HostPauses
+from spotconn._tokens.local_backoff import LocalBackoffs
 from spotconn.testing import Answer, FakeSpotify
 from support.connections import connect
 
 
 def test_retry_after_silences_every_call_until_then() -> None:
     """After an answer with Retry-After nothing passes until it has run out, and the error says how long that is."""
-    gate = Gate()
-    gate.answered(SpotifyUnavailable("429", retry_after=60), now=1000)
+    throttle = Throttle()
+    throttle.record(SpotifyUnavailable("429", retry_after=60), now=1000)
     with pytest.raises(SpotifyUnavailable) as raised:
-        gate.enter(now=1059)
+        throttle.check(now=1059)
     assert (raised.value.retry_after, raised.value.answered) == (1, False)
-    gate.enter(now=1060)
+    throttle.check(now=1060)
 
 
 def test_a_broken_retry_after_does_not_silence_for_ever() -> None:
     """However long Spotify asks to wait, after a day a call passes."""
-    gate = Gate()
-    gate.answered(SpotifyUnavailable("429", retry_after=1e12), now=0)
+    throttle = Throttle()
+    throttle.record(SpotifyUnavailable("429", retry_after=1e12), now=0)
     with pytest.raises(SpotifyUnavailable):
-        gate.enter(now=LONGEST_RETRY_AFTER - 1)
-    gate.enter(now=LONGEST_RETRY_AFTER)
+        throttle.check(now=LONGEST_RETRY_AFTER - 1)
+    throttle.check(now=LONGEST_RETRY_AFTER)
 
 
 def test_a_passing_failure_silences_nobody() -> None:
     """A 5xx without Retry-After, or a fault of the network, says nothing about the next call."""
-    gate = Gate()
-    gate.answered(SpotifyUnavailable("503"), now=0)
-    gate.answered(SpotifyUnavailable("reset", retry_after=60, answered=False), now=0)
-    gate.enter(now=0)
+    throttle = Throttle()
+    throttle.record(SpotifyUnavailable("503"), now=0)
+    throttle.record(SpotifyUnavailable("reset", retry_after=60, answered=False), now=0)
+    throttle.check(now=0)
 
 
 def test_a_refused_app_is_probed_by_one_call_per_growing_pause() -> None:
     """While Spotify refuses the app, of a thousand calls a second only the probes pass, and ever fewer."""
-    gate = Gate()
+    throttle = Throttle()
     probes: list[float] = []
     for tick in range(600_000):
         now = tick / 1000
         try:
-            gate.enter(now)
+            throttle.check(now)
         except ConfigurationError:
             continue
         probes.append(now)
-        gate.answered(AppRefused("invalid_client"), now)
+        throttle.record(AppRefused("invalid_client"), now)
     assert 9 <= len(probes) <= 14
     assert all(150 <= later - earlier <= 301 for earlier, later in zip(probes[-2:], probes[-1:], strict=False))
 
 
 def test_a_probe_under_way_keeps_the_others_out() -> None:
     """Until the probe has its answer, no second call passes; a grant opens the gate for all."""
-    gate = Gate()
-    gate.enter(now=0)
-    gate.answered(AppRefused("invalid_client"), now=0)
-    gate.enter(now=1)
+    throttle = Throttle()
+    throttle.check(now=0)
+    throttle.record(AppRefused("invalid_client"), now=0)
+    throttle.check(now=1)
     with pytest.raises(ConfigurationError, match="invalid_client"):
-        gate.enter(now=1.1)
-    gate.answered(None, now=1.2)
-    gate.enter(now=1.3)
+        throttle.check(now=1.1)
+    throttle.record(None, now=1.2)
+    throttle.check(now=1.3)
 
 
 def test_pauses_grow_to_their_longest_with_jitter() -> None:
     """Each pause is at most twice the one before and at least half of its full length."""
-    pause = Pause(first=1, longest=30)
+    pause = Backoff(first=1, longest=30)
     for full in (1, 2, 4, 8, 16, 30, 30):
-        pause.grow(100)
-        assert full / 2 <= pause.left(100) <= full
-    assert pause.left(131) == 0
+        pause.failed(100)
+        assert full / 2 <= pause.remaining(100) <= full
+    assert pause.remaining(131) == 0
 
 
 def test_host_pauses_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only so many users are remembered; the one whose pause began first is forgotten."""
     monkeypatch.setattr(local_backoff, "MOST_PAUSES", 2)
-    pauses, users = HostPauses(), [uuid4() for _ in range(3)]
+    pauses, users = LocalBackoffs(), [uuid4() for _ in range(3)]
     for user in users:
         pauses.begin(user, SpotifyUnavailable("network", answered=False), now=0)
     assert [pauses.error(user, now=0) is None for user in users] == [True, False, False]

@@ -72,9 +72,9 @@ class FaultHarness:
 
     async def saved(self) -> None:
         """Wait until nothing that Spotify granted is left to be saved."""
-        if saver := self.tokens._refresher.kept._saver:
+        if saver := self.tokens._refresher.unsaved._saver:
             await asyncio.wait_for(asyncio.shield(saver), SETTLES)
-        assert self.tokens._refresher.kept.get(self.user) is None
+        assert self.tokens._refresher.unsaved.get(self.user) is None
 
     async def check(self) -> None:
         """The row is consistent, Spotify accepts its refresh token, and no lease is left beyond its time."""

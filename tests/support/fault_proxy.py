@@ -25,7 +25,7 @@ class Hold:
         self._skip = skip
         self.answer = answer
         self._reached = asyncio.Event()
-        self._released = asyncio.Event()
+        self._release = asyncio.Event()
 
     def takes(self, executed: bytes) -> bool:
         """Whether an execution is the one to be held; those before it are counted off."""
@@ -36,7 +36,7 @@ class Hold:
 
     async def wait(self) -> None:
         self._reached.set()
-        await self._released.wait()
+        await self._release.wait()
 
     async def reached(self) -> None:
         """Wait until it is being held.
@@ -47,7 +47,7 @@ class Hold:
         await asyncio.wait_for(self._reached.wait(), REACHED_TIMEOUT)
 
     def release(self) -> None:
-        self._released.set()
+        self._release.set()
 
     def __enter__(self) -> Self:
         return self

@@ -18,11 +18,11 @@ async def until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def covered(tokens: TokenManager, user: UUID) -> None:
+async def trusted(tokens: TokenManager, user: UUID) -> None:
     """Let a manager listen, and then remember the token of a user until it is stale."""
     await tokens.get_valid_token(user)
-    await until(lambda: tokens._cache.covered)
-    tokens._cache.discard(user)
+    await until(lambda: tokens._cache.trusted)
+    tokens._cache.invalidate(user)
     await tokens.get_valid_token(user)
     assert tokens._cache.entries[user].fresh_until > time.time() + 60
 

@@ -18,7 +18,7 @@ import asyncpg
 
 import spotconn
 from spotconn import AesGcmSivCipher, ConnectionAdmin, ConnectionStore, Profile, RefreshFailure, TokenGrant
-from spotconn._command.checks import CHECKS, Patient
+from spotconn._command.checks import CHECKS, Probe
 from spotconn._tokens.cache import ConnectionCache
 from spotconn.testing import apply_schema
 from support.bulk import add_connections, bulk_user
@@ -122,12 +122,10 @@ class PlanHarness:
         executed: the texts of all statements that the library has sent.
     """
 
-    def __init__(
-        self, store: ConnectionStore, house: ConnectionAdmin, patient: Patient, root: asyncpg.Connection
-    ) -> None:
+    def __init__(self, store: ConnectionStore, house: ConnectionAdmin, probe: Probe, root: asyncpg.Connection) -> None:
         self.store = store
         self.house = house
-        self.patient = patient
+        self.probe = probe
         self.root = root
         self.executed: set[str] = set()
         # By the numbers of the fill: with a state, and the last ones without.
@@ -164,7 +162,7 @@ class PlanHarness:
         for pool in (self.store.pool._pool, self.house._pool._pool):
             async with pool.acquire() as session:
                 await session.execute("select pg_stat_force_next_flush()")
-        for other in (self.patient.session, self.root):
+        for other in (self.probe.session, self.root):
             await other.execute("select pg_stat_force_next_flush()")
         rows = await self.root.fetch(_COUNTERS, list(TABLES))
         return {table: Scans(*counts) for table, *counts in rows}
@@ -194,7 +192,7 @@ async def opened(planned: Planned, plans: str) -> AsyncGenerator[PlanHarness]:
         admin = await stack.enter_async_context(house)
         pool = await stack.enter_async_context(asyncpg.create_pool(planned.dsn("planner"), init=watched, **options))
         session = await stack.enter_async_context(pool.acquire())
-        harness = PlanHarness(store, admin, Patient(session, planned.dsn()), root)
+        harness = PlanHarness(store, admin, Probe(session, planned.dsn()), root)
         harness.executed = executed
         yield harness
 
@@ -242,8 +240,8 @@ async def _own_sql(harness: PlanHarness) -> None:
 
 async def _listening(harness: PlanHarness) -> None:
     assert harness.store.changes is not None
-    async with harness.store.changes.told(ConnectionCache(ttl=1, size=1)) as hearing:
-        await hearing.prove()
+    async with harness.store.changes.subscribe(ConnectionCache(ttl=1, size=1)) as subscription:
+        await subscription.heartbeat()
 
 
 CALLS: dict[str, Call] = {
@@ -267,7 +265,7 @@ CALLS: dict[str, Call] = {
     "ConnectionAdmin.recheck": lambda harness: harness.house.recheck(since=LONG_AGO),
     "ConnectionAdmin.rekey": lambda harness: harness.house.rekey(),
     "the end of a user": lambda harness: harness.root.execute("delete from auth.users where id = $1", harness.busy()),
-    **{f"doctor, {name}": lambda harness, check=check: check(harness.patient) for name, check in CHECKS.items()},  # type: ignore[misc]
+    **{f"doctor, {name}": lambda harness, check=check: check(harness.probe) for name, check in CHECKS.items()},  # type: ignore[misc]
 }
 """All that the library does with the tables, and what a deleted user sets off."""
 

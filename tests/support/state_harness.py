@@ -161,7 +161,7 @@ class StateHarness:
             await asyncio.wait(tasks, timeout=30)
 
     def _tasks(self, manager: TokenManager) -> list[asyncio.Task[object]]:
-        saver = manager._refresher.kept._saver
+        saver = manager._refresher.unsaved._saver
         flights = manager._reads.tasks | manager._refreshes.tasks
         return [*flights, *([saver] if saver and not saver.done() else [])]
 

@@ -34,8 +34,8 @@ def user() -> UUID:
 
 
 def filled(cache: ConnectionCache, connection: Connection, now: float = START) -> None:
-    with cache.filling(connection.user_id) as fill:
-        cache.put(connection, fill, now=now, stale_at=STALE)
+    with cache.reading(connection.user_id) as pending:
+        cache.put(connection, pending, now=now, stale_at=STALE)
 
 
 def test_without_cover_a_connection_lives_for_the_ttl(cache: ConnectionCache, user: UUID) -> None:
@@ -49,12 +49,12 @@ def test_with_cover_it_lives_until_it_is_stale_as_long_as_the_cover_is_renewed(
     cache: ConnectionCache, user: UUID
 ) -> None:
     """A cover that is not renewed ends by the clock alone; then nothing is served, and what is renewed serves again."""
-    cache.cover(START + TTL)
+    cache.trust(START + TTL)
     filled(cache, stored(user))
     assert cache.entries[user].fresh_until == STALE
     assert cache.get(user, START + TTL - 1)
     assert not cache.get(user, START + TTL)
-    cache.cover(STALE + TTL)
+    cache.trust(STALE + TTL)
     assert cache.get(user, STALE - 1)
     assert not cache.get(user, STALE)
 
@@ -62,21 +62,21 @@ def test_with_cover_it_lives_until_it_is_stale_as_long_as_the_cover_is_renewed(
 def test_lost_cover_empties_it(cache: ConnectionCache, user: UUID) -> None:
     """Also of what was remembered before, and what a read brings that began with cover is not remembered."""
     filled(cache, stored(user))
-    cache.cover(START + TTL)
-    with cache.filling(user) as fill:
-        cache.uncover()
-        cache.cover(START + TTL)
-        cache.put(stored(user), fill, now=START, stale_at=STALE)
+    cache.trust(START + TTL)
+    with cache.reading(user) as pending:
+        cache.distrust()
+        cache.trust(START + TTL)
+        cache.put(stored(user), pending, now=START, stale_at=STALE)
     assert not cache.entries
-    cache.uncover()
-    assert cache.horizon == math.inf
+    cache.distrust()
+    assert cache.trusted_until == math.inf
 
 
 def test_a_read_that_began_without_cover_lives_for_the_ttl(cache: ConnectionCache, user: UUID) -> None:
     """What changed before the cover began was not heard of."""
-    with cache.filling(user) as fill:
-        cache.cover(STALE + TTL)
-        cache.put(stored(user), fill, now=START, stale_at=STALE)
+    with cache.reading(user) as pending:
+        cache.trust(STALE + TTL)
+        cache.put(stored(user), pending, now=START, stale_at=STALE)
     assert not cache.get(user, START + TTL)
 
 
@@ -96,22 +96,22 @@ def test_what_is_heard_during_a_read_decides_about_it(
     cache: ConnectionCache, user: UUID, heard: list[int | None], *, kept: bool
 ) -> None:
     """The version heard of last is the one that may be remembered; after a discard none is."""
-    with cache.filling(user) as fill:
+    with cache.reading(user) as pending:
         for minutes in heard:
             if minutes is None:
-                cache.discard(user)
+                cache.invalidate(user)
             else:
-                cache.hear(user, stored(user, minutes).expires_at)
-        cache.put(stored(user), fill, now=START, stale_at=STALE)
+                cache.on_change(user, stored(user, minutes).expires_at)
+        cache.put(stored(user), pending, now=START, stale_at=STALE)
     assert (user in cache.entries) is kept
 
 
 def test_another_version_is_forgotten_and_the_same_kept(cache: ConnectionCache, user: UUID) -> None:
     """A process hears of its own refresh, too, and keeps what it has remembered of it."""
     filled(cache, stored(user))
-    cache.hear(user, stored(user).expires_at)
+    cache.on_change(user, stored(user).expires_at)
     assert user in cache.entries
-    cache.hear(user, stored(user, 61).expires_at)
+    cache.on_change(user, stored(user, 61).expires_at)
     assert user not in cache.entries
 
 
@@ -119,22 +119,22 @@ def test_what_is_heard_of_one_user_does_not_touch_another(cache: ConnectionCache
     """Neither what is remembered of them nor a read under way."""
     other = uuid4()
     filled(cache, stored(other))
-    with cache.filling(user) as fill:
+    with cache.reading(user) as pending:
         for _ in range(2):
-            cache.discard(other)
-        cache.put(stored(user), fill, now=START, stale_at=STALE)
+            cache.invalidate(other)
+        cache.put(stored(user), pending, now=START, stale_at=STALE)
     assert set(cache.entries) == {user}
 
 
 def test_two_reads_of_one_user_are_judged_each_by_what_it_heard(cache: ConnectionCache, user: UUID) -> None:
     """One that began after the change brings what is stored now."""
-    with cache.filling(user) as old:
-        cache.discard(user)
-        with cache.filling(user) as new:
+    with cache.reading(user) as old:
+        cache.invalidate(user)
+        with cache.reading(user) as new:
             cache.put(stored(user, 61), new, now=START, stale_at=STALE)
         cache.put(stored(user), old, now=START, stale_at=STALE)
     assert cache.entries[user].expires_at == stored(user, 61).expires_at
-    assert not cache._fills, "a read that has ended is kept"
+    assert not cache._pending_reads, "a read that has ended is kept"
 
 
 def test_the_number_is_bounded(cache: ConnectionCache) -> None:
@@ -149,7 +149,7 @@ def test_the_number_is_bounded(cache: ConnectionCache) -> None:
 def test_it_can_be_switched_off(user: UUID, ttl: float, size: int) -> None:
     """With no time or no room nothing is remembered, covered or not."""
     cache = ConnectionCache(ttl=ttl, size=size)
-    cache.cover(math.nextafter(math.inf, 0))
+    cache.trust(math.nextafter(math.inf, 0))
     filled(cache, stored(user))
     assert not cache.entries
 
@@ -157,9 +157,9 @@ def test_it_can_be_switched_off(user: UUID, ttl: float, size: int) -> None:
 def test_once_closed_it_remembers_nothing(cache: ConnectionCache, user: UUID) -> None:
     """Also of a read that ends later."""
     filled(cache, stored(user))
-    with cache.filling(user) as fill:
+    with cache.reading(user) as pending:
         cache.close()
-        cache.put(stored(user), fill, now=START, stale_at=STALE)
+        cache.put(stored(user), pending, now=START, stale_at=STALE)
     filled(cache, stored(user))
     assert not cache.entries
 

@@ -16,14 +16,14 @@ import asyncpg
 import pytest
 
 from spotconn import ConnectionStore, DatabaseUnavailable, NotConnected, SpotifyAccounts, TokenManager
-from spotconn._database.change_feed import CHANNEL, Changes
+from spotconn._database.change_feed import CHANNEL, ChangeFeed
 from spotconn._tokens.cache import ConnectionCache
 from spotconn.testing import FakeSpotify, apply_schema
 from support.connections import connect
 from support.counting_proxy import CountingProxy
 from support.database import Database
 from support.fault_proxy import FaultProxy
-from support.listening import SECOND, covered, served_for, until
+from support.listening import SECOND, served_for, trusted, until
 
 DELETE = "delete from public.spotify_connections where user_id = $1"
 
@@ -66,7 +66,7 @@ async def heard_from(database: Database) -> AsyncGenerator[list[Any]]:
     heard: list[Any] = []
 
     def notified(_session: object, _pid: object, _channel: object, payload: object) -> None:
-        if not str(payload).startswith("proof "):
+        if not str(payload).startswith("heartbeat "):
             heard.append(json.loads(str(payload)))
 
     listening = await asyncpg.connect(database.dsn)
@@ -90,7 +90,7 @@ async def test_a_disconnect_elsewhere_is_known_within_a_second(
     for user, disconnect in zip(users, ways, strict=True):
         await connect(store, spotify, user)
         for tokens in managers:
-            await covered(tokens, user)
+            await trusted(tokens, user)
         await disconnect(user)
         assert max(await asyncio.gather(*[served_for(tokens, user) for tokens in managers])) < SECOND
 
@@ -101,7 +101,7 @@ async def test_a_reconnect_elsewhere_is_known(
     """The token of the old account is not served any longer, the new one is."""
     await connect(store, spotify, user)
     tokens = await opened()
-    await covered(tokens, user)
+    await trusted(tokens, user)
     new = await connect(store, spotify, user, account="bob")
     await until(lambda: user not in tokens._cache.entries)
     assert await tokens.get_valid_token(user) == new.access_token
@@ -115,9 +115,9 @@ async def test_while_it_listens_a_token_outlives_the_ttl_without_a_read(
     async with CountingProxy(database.server.port).serve() as counting:
         dsn = database.dsn.replace(f":{database.server.port}/", f":{counting.port}/")
         tokens = await opened(dsn, database.dsn, cache_ttl=0.3)
-        await covered(tokens, user)
+        await trusted(tokens, user)
         before, remembered = counting.round_trips, tokens._cache.entries[user]
-        await until(lambda: tokens._cache.horizon > max(remembered.since + 3 * 0.3, time.time() + 0.1))
+        await until(lambda: tokens._cache.trusted_until > max(remembered.since + 3 * 0.3, time.time() + 0.1))
         assert await tokens.get_valid_token(user)
         assert tokens._cache.entries[user] is remembered
         assert counting.round_trips == before
@@ -129,7 +129,7 @@ async def test_a_process_keeps_what_it_has_refreshed_itself(
     """It hears of its own refresh; what it remembers is that very version."""
     await connect(store, spotify, user)
     tokens = await opened()
-    await covered(tokens, user)
+    await trusted(tokens, user)
     async with heard_from(database) as heard:
         await connect(store, spotify, user, ttl=-1)
         await until(lambda: user not in tokens._cache.entries)
@@ -144,14 +144,14 @@ async def test_a_read_under_way_does_not_bring_back_what_is_gone(
     """A row that was read before the disconnect, and arrives after the notification, is not remembered."""
     old = await connect(store, spotify, user)
     tokens = await opened(proxy.dsn(database.dsn), database.dsn)
-    await covered(tokens, user)
-    tokens._cache.discard(user)
+    await trusted(tokens, user)
+    tokens._cache.invalidate(user)
     with proxy.hold(b"get_connection", answer=True) as held:
         reading = asyncio.create_task(tokens.get_valid_token(user))
         await held.reached()
-        (fill,) = tokens._cache._fills[user]
+        (pending,) = tokens._cache._pending_reads[user]
         await store.delete(user)
-        await until(lambda: fill.void)
+        await until(lambda: pending.void)
         held.release()
         assert await reading == old.access_token, "who asked before the disconnect may have it"
     assert user not in tokens._cache.entries
@@ -168,7 +168,7 @@ async def test_a_grant_that_could_not_be_saved_is_not_trusted_until_it_is_stale(
     with proxy.hold(b"finish_refresh") as held:
         refreshing = asyncio.create_task(tokens.get_valid_token(user))
         await held.reached()
-        await until(lambda: tokens._cache.covered)
+        await until(lambda: tokens._cache.trusted)
         proxy.refuses = True
         proxy.cut()
         token = await refreshing
@@ -177,7 +177,7 @@ async def test_a_grant_that_could_not_be_saved_is_not_trusted_until_it_is_stale(
     assert await tokens.get_valid_token(user) == token
     assert tokens._cache.entries[user].fresh_until <= time.time() + 30
     proxy.heal()
-    await until(lambda: tokens._refresher.kept.get(user) is None)
+    await until(lambda: tokens._refresher.unsaved.get(user) is None)
     with pytest.raises(NotConnected):
         await tokens.get_valid_token(user)
 
@@ -195,10 +195,10 @@ async def test_a_lost_connection_empties_the_cache_and_is_made_again(
     caplog.set_level(logging.INFO, "spotconn")
     await connect(store, spotify, user)
     tokens = await opened(listen_dsn=proxy.dsn(database.dsn), cache_ttl=0.3)
-    await covered(tokens, user)
+    await trusted(tokens, user)
     proxy.refuses = True
     proxy.cut()
-    await until(lambda: not tokens._cache.covered)
+    await until(lambda: not tokens._cache.trusted)
     assert user not in tokens._cache.entries
     await tokens.get_valid_token(user)
     await store.delete(user)
@@ -206,7 +206,7 @@ async def test_a_lost_connection_empties_the_cache_and_is_made_again(
     await until(lambda: tokens._listener._pause > 1)
     proxy.heal()
     await connect(store, spotify, user)
-    await covered(tokens, user)
+    await trusted(tokens, user)
     said = [record.getMessage() for record in caplog.records if "changes of connections" in record.getMessage()]
     assert [line.split(":")[0] for line in said] == [
         "changes of connections are heard of",
@@ -221,10 +221,10 @@ async def test_a_cut_is_known_at_once(
     """And not only by the next proof, which is ten seconds away."""
     await connect(store, spotify, user)
     tokens = await opened(listen_dsn=proxy.dsn(database.dsn))
-    await covered(tokens, user)
+    await trusted(tokens, user)
     proxy.cut()
     async with asyncio.timeout(3):
-        await until(lambda: not tokens._cache.covered)
+        await until(lambda: not tokens._cache.trusted)
 
 
 async def test_a_connection_that_hears_nothing_is_trusted_for_the_ttl_at_most(
@@ -233,7 +233,7 @@ async def test_a_connection_that_hears_nothing_is_trusted_for_the_ttl_at_most(
     """A half-open one: the sockets stay open, and nothing comes through."""
     await connect(store, spotify, user)
     tokens = await opened(listen_dsn=proxy.dsn(database.dsn), cache_ttl=0.9)
-    await covered(tokens, user)
+    await trusted(tokens, user)
     proxy.freeze()
     await store.delete(user)
     assert await served_for(tokens, user) <= 0.9
@@ -253,7 +253,7 @@ async def test_a_process_whose_clock_makes_a_step_trusts_nothing_at_first(
     ahead = 0.0
     await connect(store, spotify, user)
     tokens = await opened(listen_dsn=proxy.dsn(database.dsn), clock=lambda: time.time() + ahead)
-    await covered(tokens, user)
+    await trusted(tokens, user)
     proxy.freeze()
     await store.delete(user)
     assert await tokens.get_valid_token(user), "nothing has told it yet"
@@ -265,8 +265,8 @@ async def test_a_process_whose_clock_makes_a_step_trusts_nothing_at_first(
 @pytest.mark.parametrize(
     "damage",
     [
-        "drop trigger spotconn_tell_change on public.spotify_connections",
-        "alter table public.spotify_connections disable trigger spotconn_tell_truncate",
+        "drop trigger spotconn_notify_change on public.spotify_connections",
+        "alter table public.spotify_connections disable trigger spotconn_notify_truncate",
     ],
 )
 async def test_without_the_triggers_nothing_is_trusted(
@@ -282,15 +282,15 @@ async def test_without_the_triggers_nothing_is_trusted(
     """Whoever drops them, as for a very large service, falls back on the TTL by that alone, also while it runs."""
     await connect(store, spotify, user)
     running = await opened(cache_ttl=0.3)
-    await covered(running, user)
+    await trusted(running, user)
     await admin.execute(damage)
     try:
-        await until(lambda: not running._cache.covered)
+        await until(lambda: not running._cache.trusted)
         assert "triggers that tell of changes are gone" in caplog.text
         later = await opened(cache_ttl=0.3)
         await later.get_valid_token(user)
         await until(lambda: later._listener._pause > 0.5)
-        assert not later._cache.covered
+        assert not later._cache.trusted
     finally:
         await apply_schema(database.admin_dsn)
 
@@ -314,7 +314,7 @@ async def test_what_nobody_understands_empties_the_cache(
     """Anybody who may log in may notify: that costs reads, and no more."""
     await connect(store, spotify, user)
     tokens = await opened()
-    await covered(tokens, user)
+    await trusted(tokens, user)
     await admin.execute("select pg_notify($1, $2)", CHANNEL, payload)
     await until(lambda: not tokens._cache.entries)
     assert await tokens.get_valid_token(user)
@@ -327,13 +327,13 @@ async def test_a_forged_proof_lends_no_cover(
     """Nor does that of another process."""
     await connect(store, spotify, user)
     tokens = await opened(proxy.dsn(database.dsn), database.dsn)
-    with proxy.hold(b"prove_telling") as held:
+    with proxy.hold(b"heartbeat") as held:
         await tokens.get_valid_token(user)
         await held.reached()
-        await admin.execute("select spotconn.prove_telling('0123456789abcdef')")
-        assert not tokens._cache.covered
+        await admin.execute("select spotconn.heartbeat('0123456789abcdef')")
+        assert not tokens._cache.trusted
         held.release()
-        await until(lambda: tokens._cache.covered)
+        await until(lambda: tokens._cache.trusted)
 
 
 async def test_the_listening_connection_leads_to_the_same_database(
@@ -354,7 +354,7 @@ async def test_the_listening_connection_leads_to_the_same_database(
         tokens.store.changes._timeout = 0.2
         await tokens.get_valid_token(user)
         await until(lambda: tokens._listener._pause > 0.5)
-        assert not tokens._cache.covered
+        assert not tokens._cache.trusted
         await tokens.aclose()
     finally:
         await admin.execute(f"drop database {name} with (force)")
@@ -367,11 +367,11 @@ async def test_waiting_for_a_proof_holds_no_connection_of_the_pool(
     await connect(store, spotify, user)
     cache = ConnectionCache(ttl=1, size=1)
     async with ConnectionStore.open(database.dsn, max_size=1) as small:
-        changes = Changes(small.pool._pool, proxy.dsn(database.dsn), {})
-        async with changes.told(cache) as hearing:
-            hearing._timeout = 2
+        changes = ChangeFeed(small.pool._pool, proxy.dsn(database.dsn), {})
+        async with changes.subscribe(cache) as subscription:
+            subscription._timeout = 2
             proxy.freeze()
-            proving = asyncio.create_task(hearing.prove())
+            proving = asyncio.create_task(subscription.heartbeat())
             reads = 0
             while not proving.done():
                 await small.get(user)
@@ -394,9 +394,9 @@ async def test_whatever_its_connection_raises_it_tries_again(
         return "app"
 
     await connect(store, spotify, user)
-    store.changes = Changes(store.pool._pool, database.dsn, {"password": password})
+    store.changes = ChangeFeed(store.pool._pool, database.dsn, {"password": password})
     async with TokenManager(store, accounts) as tokens:
-        await covered(tokens, user)
+        await trusted(tokens, user)
     assert "LookupError" in caplog.text
     assert "hush" not in caplog.text
 
@@ -411,7 +411,7 @@ async def test_what_a_caller_has_in_its_context_is_not_the_listeners(
     await connect(store, spotify, user)
     tokens = await opened(clock=watched_by_listener(lambda: seen.append(traced.get())))
     traced.set(True)
-    await covered(tokens, user)
+    await trusted(tokens, user)
     assert seen
     assert not any(seen)
 
@@ -439,7 +439,7 @@ async def test_a_pool_of_ones_own_listens_where_it_is_told_to(
             await tokens.get_valid_token(user)
             assert tokens._listener._task is None
         async with TokenManager(ConnectionStore(pool, listen_dsn=database.dsn), accounts) as tokens:
-            await covered(tokens, user)
+            await trusted(tokens, user)
 
 
 @pytest.mark.parametrize("options", [{"cache_ttl": 0}, {"cache_size": 0}])
@@ -471,10 +471,10 @@ async def test_closing_ends_it_at_every_step(
             await tokens.get_valid_token(user)
             for _ in range(step):
                 await asyncio.sleep(0)
-            proven = tokens._cache.covered
+            proven = tokens._cache.trusted
         assert not {task for task in asyncio.all_tasks() - before if "spotconn" in task.get_name()}
         assert not tokens._cache.entries
-        assert tokens._cache.horizon == math.inf
+        assert tokens._cache.trusted_until == math.inf
         assert not other._watchers
         step += 1 + step // 4
     gc.collect()
@@ -515,7 +515,7 @@ async def test_a_login_that_is_refused_is_told_and_tried_again(
 ) -> None:  # fmt: skip
     """The tokens are served meanwhile; nothing of the DSN is in the log."""
     await connect(store, spotify, user)
-    store.changes = Changes(store.pool._pool, database.dsn.replace(":app@", ":hush-hush@"), {})
+    store.changes = ChangeFeed(store.pool._pool, database.dsn.replace(":app@", ":hush-hush@"), {})
     async with TokenManager(store, accounts) as tokens:
         await tokens.get_valid_token(user)
         await until(lambda: tokens._listener._pause > 0.5)

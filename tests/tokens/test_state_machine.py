@@ -41,11 +41,11 @@ class Machine(RuleBasedStateMachine):
             self._run(self.harness.reconnect(user, "alice", 0))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        async def bounded() -> None:
+        async def within() -> None:
             async with asyncio.timeout(60):
                 await work
 
-        self._runner.run(bounded())
+        self._runner.run(within())
 
     def _user(self, number: int) -> UUID:
         return list(self.harness.expected)[number]

@@ -133,8 +133,8 @@ async def test_a_thread_waits_for_a_bounded_time(
         await held.reached()
         with pytest.raises(TryLater, match=r"no token within 0\.2 seconds"):
             await waiting
-    patient = spotipy_client.StoredConnection(tokens, user)
-    token = await asyncio.to_thread(patient.get_access_token)
+    probe = spotipy_client.StoredConnection(tokens, user)
+    token = await asyncio.to_thread(probe.get_access_token)
     assert token == (await store.get(user)).access_token != before.access_token
     assert spotify.refresh_calls == 1
 

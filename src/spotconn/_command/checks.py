@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import asyncpg
 from pydantic import BaseModel, ConfigDict
 
-from spotconn._database.pool import APPLY_SCHEMA, bounded, is_pooled, translated
+from spotconn._database.pool import APPLY_SCHEMA, is_pooled, map_errors, within
 from spotconn._database.schema import SCHEMA_VERSION
 from spotconn.errors import DatabaseUnavailable
 
@@ -53,7 +53,7 @@ where relkind = 'r' and not relrowsecurity
     and (oid = 'public.spotify_connections'::regclass or relnamespace = 'spotconn'::regnamespace)
 """
 # Who reads a token column beside the owner, the library and whoever may become one of these.
-_READERS = """
+_WHO_READS = """
 select rolname::text as name from pg_catalog.pg_roles as reader
 where not rolsuper and not rolname like 'pg\\_%'
     and (pg_catalog.has_column_privilege(oid, 'public.spotify_connections', 'access_token', 'select')
@@ -95,7 +95,7 @@ class Finding(BaseModel):
 
 
 @dataclass(frozen=True)
-class Patient:
+class Probe:
     """An open session and where it leads."""
 
     session: "Session"
@@ -103,23 +103,23 @@ class Patient:
 
     async def value(self, query: str, *args: object) -> Any:
         """The one value that a query gives."""
-        return await translated(self.session.fetchval(query, *args, timeout=TIMEOUT))
+        return await map_errors(self.session.fetchval(query, *args, timeout=TIMEOUT))
 
     async def rows(self, query: str) -> list[asyncpg.Record]:
         """The rows that a query gives."""
-        return await translated(self.session.fetch(query, timeout=TIMEOUT))
+        return await map_errors(self.session.fetch(query, timeout=TIMEOUT))
 
-    async def tried(self, query: str, *args: object) -> str:
+    async def attempt(self, query: str, *args: object) -> str:
         """The SQLSTATE that a statement ends with, or its completion ("UPDATE 0"); it must run in `rolled_back`."""
         savepoint = self.session.transaction()
         try:
-            await bounded(savepoint.start(), seconds=TIMEOUT)
+            await within(savepoint.start(), seconds=TIMEOUT)
             try:
                 done = await self.session.execute(query, *args, timeout=TIMEOUT)
             except asyncpg.PostgresError:
-                await bounded(savepoint.rollback(), seconds=TIMEOUT)
+                await within(savepoint.rollback(), seconds=TIMEOUT)
                 raise
-            await bounded(savepoint.commit(), seconds=TIMEOUT)
+            await within(savepoint.commit(), seconds=TIMEOUT)
         except asyncpg.PostgresError as error:
             return error.sqlstate or "?"
         except (asyncpg.InterfaceError, OSError, TimeoutError):
@@ -132,7 +132,7 @@ class Patient:
     async def rolled_back(self) -> AsyncGenerator[None]:
         """A transaction that leaves nothing."""
         transaction = self.session.transaction()
-        await translated(bounded(transaction.start(), seconds=TIMEOUT))
+        await map_errors(within(transaction.start(), seconds=TIMEOUT))
         passed_over: tuple[type[Exception], ...] = ()
         try:
             yield
@@ -141,17 +141,17 @@ class Patient:
             raise
         finally:
             with suppress(*passed_over):
-                await translated(bounded(transaction.rollback(), seconds=TIMEOUT))
+                await map_errors(within(transaction.rollback(), seconds=TIMEOUT))
 
 
-async def _tls(patient: Patient) -> Finding:
+async def _tls(probe: Probe) -> Finding:
     # asyncpg has no public way to ask for it.
-    transport = getattr(patient.session, "_transport", None)
+    transport = getattr(probe.session, "_transport", None)
     ssl = transport.get_extra_info("ssl_object") if transport is not None else None
     return tls_finding(
         encrypted=ssl is not None,
         verified=ssl is not None and ssl.context.check_hostname,
-        host=urlsplit(patient.dsn).hostname,
+        host=urlsplit(probe.dsn).hostname,
     )
 
 
@@ -169,16 +169,16 @@ def tls_finding(*, encrypted: bool, verified: bool, host: str | None) -> Finding
     )
 
 
-async def _server(patient: Patient) -> Finding:
-    version = await patient.value("select pg_catalog.current_setting('server_version')")
-    number = int(await patient.value("select pg_catalog.current_setting('server_version_num')"))
+async def _server(probe: Probe) -> Finding:
+    version = await probe.value("select pg_catalog.current_setting('server_version')")
+    number = int(await probe.value("select pg_catalog.current_setting('server_version_num')"))
     if number < OLDEST_SERVER:
         return Finding(state="fail", subject="server", text=f"PostgreSQL {version}", remedy="use 15 or later")
     return Finding(state="ok", subject="server", text=f"PostgreSQL {version}")
 
 
-async def _pooler(patient: Patient) -> Finding:
-    return pooler_finding(pooled=await is_pooled(patient.session, seconds=TIMEOUT))
+async def _pooler(probe: Probe) -> Finding:
+    return pooler_finding(pooled=await is_pooled(probe.session, seconds=TIMEOUT))
 
 
 def pooler_finding(*, pooled: bool) -> Finding:
@@ -195,8 +195,8 @@ def pooler_finding(*, pooled: bool) -> Finding:
     )
 
 
-async def _schema(patient: Patient) -> Finding:
-    version = await patient.value("select spotconn.schema_version()")
+async def _schema(probe: Probe) -> Finding:
+    version = await probe.value("select spotconn.schema_version()")
     if version == SCHEMA_VERSION:
         return Finding(state="ok", subject="schema", text=f"version {version}")
     remedy = APPLY_SCHEMA if version < SCHEMA_VERSION else "upgrade spotconn"
@@ -204,23 +204,23 @@ async def _schema(patient: Patient) -> Finding:
     return Finding(state="fail", subject="schema", text=text, remedy=remedy)
 
 
-async def _row_security(patient: Patient) -> Finding:
-    if names := [row["name"] for row in await patient.rows(_UNPROTECTED)]:
+async def _row_security(probe: Probe) -> Finding:
+    if names := [row["name"] for row in await probe.rows(_UNPROTECTED)]:
         return Finding(
             state="fail", subject="row security", text=f"disabled on {', '.join(names)}", remedy=APPLY_SCHEMA
         )
     return Finding(state="ok", subject="row security", text="enabled on every table")
 
 
-async def _binding(patient: Patient) -> Finding:
+async def _binding(probe: Probe) -> Finding:
     """As a user who does not exist: nothing may be seen or changed, and no row made for another."""
-    async with patient.rolled_back():
-        await patient.value("select spotconn.act_as($1)", uuid4())
+    async with probe.rolled_back():
+        await probe.value("select spotconn.act_as($1)", uuid4())
         other: UUID = uuid4()
-        seen = await patient.value("select pg_catalog.count(*) from public.spotify_connections")
-        changed = await patient.tried("update public.spotify_connections set email = email")
+        seen = await probe.value("select pg_catalog.count(*) from public.spotify_connections")
+        changed = await probe.attempt("update public.spotify_connections set email = email")
         # A policy is asked before the foreign key is.
-        made = await patient.tried(_INSERT, other)
+        made = await probe.attempt(_INSERT, other)
     if (seen, changed, made) == (0, "UPDATE 0", "42501"):
         return Finding(state="ok", subject="isolation", text="tried: a user sees, changes and makes no row of another")
     return Finding(
@@ -231,8 +231,8 @@ async def _binding(patient: Patient) -> Finding:
     )
 
 
-async def _policies(patient: Patient) -> Finding:
-    found = {tuple(row) for row in await patient.rows(_READ_POLICIES)}
+async def _policies(probe: Probe) -> Finding:
+    found = {tuple(row) for row in await probe.rows(_READ_POLICIES)}
     if found == _POLICIES:
         return Finding(state="ok", subject="policies", text="present and unaltered")
     altered = {policy[1] for policy in _POLICIES - found}
@@ -243,10 +243,10 @@ async def _policies(patient: Patient) -> Finding:
     return Finding(state="fail" if altered else "warn", subject="policies", text=text, remedy=remedy)
 
 
-async def _grants(patient: Patient) -> Finding:
-    async with patient.rolled_back():
-        await patient.value("select spotconn.row_security_binds()")
-    operator = await patient.value("select pg_catalog.pg_has_role(session_user, 'service_role', 'member')")
+async def _grants(probe: Probe) -> Finding:
+    async with probe.rolled_back():
+        await probe.value("select spotconn.row_security_binds()")
+    operator = await probe.value("select pg_catalog.pg_has_role(session_user, 'service_role', 'member')")
     return Finding(
         state="ok",
         subject="grants",
@@ -254,8 +254,8 @@ async def _grants(patient: Patient) -> Finding:
     )
 
 
-async def _telling(patient: Patient) -> Finding:
-    if await patient.value("select spotconn.prove_telling('')"):
+async def _notifications(probe: Probe) -> Finding:
+    if await probe.value("select spotconn.heartbeat('')"):
         return Finding(state="ok", subject="changes", text="told to every process that listens")
     return Finding(
         state="warn",
@@ -266,8 +266,8 @@ async def _telling(patient: Patient) -> Finding:
     )
 
 
-async def _readers(patient: Patient) -> Finding:
-    names = [row["name"] for row in await patient.rows(_READERS)]
+async def _token_readers(probe: Probe) -> Finding:
+    names = [row["name"] for row in await probe.rows(_WHO_READS)]
     if not names:
         return Finding(state="ok", subject="token readers", text="only the library, service_role and the owner")
     return Finding(
@@ -278,13 +278,13 @@ async def _readers(patient: Patient) -> Finding:
     )
 
 
-async def _encryption(patient: Patient) -> Finding:
+async def _encryption(probe: Probe) -> Finding:
     subject = "stored tokens"
-    async with patient.rolled_back():
-        if await patient.tried("set local role service_role") != "SET":
+    async with probe.rolled_back():
+        if await probe.attempt("set local role service_role") != "SET":
             return Finding(state="skip", subject=subject, text="not to be seen: this login cannot become service_role")
-        await patient.value("select pg_catalog.set_config('role', 'service_role', true)")
-        (row,) = await patient.rows(_PLAIN)
+        await probe.value("select pg_catalog.set_config('role', 'service_role', true)")
+        (row,) = await probe.rows(_PLAIN)
     if not row["plain"]:
         return Finding(state="ok", subject=subject, text=f"{row['all']} values, none in plain text")
     return Finding(
@@ -295,9 +295,9 @@ async def _encryption(patient: Patient) -> Finding:
     )
 
 
-async def _clocks(patient: Patient) -> Finding:
+async def _clocks(probe: Probe) -> Finding:
     before = time.time()
-    there = await patient.value("select extract(epoch from pg_catalog.clock_timestamp())::float8")
+    there = await probe.value("select extract(epoch from pg_catalog.clock_timestamp())::float8")
     after = time.time()
     return clock_finding(there - (before + after) / 2, unsure=(after - before) / 2)
 
@@ -316,7 +316,7 @@ def clock_finding(skew: float, *, unsure: float) -> Finding:
     return Finding(state=state, subject="clocks", text=text, remedy="keep both on network time")
 
 
-CHECKS: dict[str, Callable[[Patient], Awaitable[Finding]]] = {
+CHECKS: dict[str, Callable[[Probe], Awaitable[Finding]]] = {
     "TLS": _tls,
     "server": _server,
     "pooler": _pooler,
@@ -325,8 +325,8 @@ CHECKS: dict[str, Callable[[Patient], Awaitable[Finding]]] = {
     "isolation": _binding,
     "policies": _policies,
     "grants": _grants,
-    "changes": _telling,
-    "token readers": _readers,
+    "changes": _notifications,
+    "token readers": _token_readers,
     "stored tokens": _encryption,
     "clocks": _clocks,
 }

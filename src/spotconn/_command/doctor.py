@@ -2,8 +2,8 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
-from spotconn._command.checks import CHECKS, Finding, Patient
-from spotconn._database.pool import acquired, close_pool, open_pool
+from spotconn._command.checks import CHECKS, Finding, Probe
+from spotconn._database.pool import acquire, close_pool, open_pool
 from spotconn._settings import read_client, read_database_url, read_encryption
 from spotconn._spotify.redirect import checked_redirect_uri
 from spotconn.cipher import cipher_for
@@ -28,9 +28,9 @@ async def examine(environ: Mapping[str, str]) -> AsyncIterator[Finding]:
         yield Finding(state="fail", subject="database", text=str(error), remedy="correct DATABASE_URL")
         return
     try:
-        async with acquired(pool) as session:
+        async with acquire(pool) as session:
             for subject, check in CHECKS.items():
-                yield await _checked(subject, check(Patient(session, dsn)))
+                yield await _checked(subject, check(Probe(session, dsn)))
     finally:
         await close_pool(pool)
 

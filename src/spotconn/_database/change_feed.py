@@ -11,7 +11,7 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn._database.pool import APPLY_SCHEMA, TIMEOUT, BoundPool, open_single, shield_from_children, translated
+from spotconn._database.pool import APPLY_SCHEMA, TIMEOUT, BoundPool, map_errors, open_single, shield_from_children
 from spotconn.errors import DatabaseUnavailable, SchemaMismatch
 
 if TYPE_CHECKING:
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     Session = PoolConnectionProxy[asyncpg.Record]
 
 CHANNEL = "spotconn"
-_PROOF = "proof "
-"""What a notification of `spotconn.prove_telling` begins with."""
+_HEARTBEAT = "heartbeat "
+"""What a notification of `spotconn.heartbeat` begins with."""
 
 
-class Hearer(Protocol):
+class ChangeHandler(Protocol):
     """Who is told of changes; no method may raise."""
 
-    def hear(self, user_id: UUID, version: datetime) -> None:
+    def on_change(self, user_id: UUID, version: datetime) -> None:
         """That version of a user's connection is stored."""
         ...
 
-    def discard(self, user_id: UUID) -> None:
+    def invalidate(self, user_id: UUID) -> None:
         """A user's connection is gone."""
         ...
 
@@ -40,7 +40,7 @@ class Hearer(Protocol):
         ...
 
 
-class Changes:
+class ChangeFeed:
     """Where changes are heard of.
 
     Args:
@@ -57,8 +57,8 @@ class Changes:
         self._timeout = timeout
 
     @asynccontextmanager
-    async def told(self, hearer: Hearer) -> AsyncGenerator["Hearing"]:
-        """Within: changes are told, as far as `Hearing.prove` proves.
+    async def subscribe(self, handler: ChangeHandler) -> AsyncGenerator["Subscription"]:
+        """Within: changes are told, as far as `Subscription.heartbeat` proves.
 
         Raises:
             ConfigurationError: the DSN is malformed, or the login is refused.
@@ -66,16 +66,16 @@ class Changes:
         """
         own = await open_single(self._dsn, self._options, seconds=self._timeout)
         try:
-            session = await translated(own.acquire(timeout=self._timeout))
+            session = await map_errors(own.acquire(timeout=self._timeout))
             shield_from_children(session)
-            hearing = Hearing(self._pool, session, timeout=self._timeout)
-            await hearing.begin(hearer)
-            yield hearing
+            subscription = Subscription(self._pool, session, timeout=self._timeout)
+            await subscription.start(handler)
+            yield subscription
         finally:
             own.terminate()
 
 
-class Hearing:
+class Subscription:
     """A connection that listens, and the proof that it hears."""
 
     def __init__(self, pool: BoundPool, session: "Session", *, timeout: float) -> None:
@@ -83,11 +83,11 @@ class Hearing:
         self._session = session
         self._timeout = timeout
         self._nonce = secrets.token_hex(8)
-        self._stirred = asyncio.Event()
+        self._heard = asyncio.Event()
         self._lost = asyncio.Event()
-        self._proven = False
+        self._delivered = False
 
-    async def begin(self, hearer: Hearer) -> None:
+    async def start(self, handler: ChangeHandler) -> None:
         """Listen.
 
         Raises:
@@ -96,36 +96,36 @@ class Hearing:
 
         def notified(_session: object, _pid: object, _channel: object, payload: object) -> None:
             text = str(payload)
-            if not text.startswith(_PROOF):
-                _tell(hearer, text)
-            elif text == _PROOF + self._nonce:
-                self._stirred.set()
+            if not text.startswith(_HEARTBEAT):
+                _dispatch(handler, text)
+            elif text == _HEARTBEAT + self._nonce:
+                self._heard.set()
 
         self._session.add_termination_listener(self._end)
         async with _within(self._timeout):
-            await translated(self._session.add_listener(CHANNEL, notified))
+            await map_errors(self._session.add_listener(CHANNEL, notified))
 
-    async def prove(self) -> None:
+    async def heartbeat(self) -> None:
         """Prove that all changes before this call have been told; the first time also that any are.
 
         Raises:
             DatabaseUnavailable: there is no proof in time.
             SchemaMismatch: the database does not tell of changes.
         """
-        self._stirred.clear()
-        if self._proven:
+        self._heard.clear()
+        if self._delivered:
             await self._ask(self._session)
         else:
             # Behind a transaction pooler, or at another database, one would hear oneself and nobody else.
             async with self._pool.acquire() as elsewhere:
                 await self._ask(elsewhere)
         async with _within(self._timeout):
-            await self._stirred.wait()
+            await self._heard.wait()
         if self._lost.is_set():
             raise DatabaseUnavailable("the connection that listens for changes was lost")
-        self._proven = True
+        self._delivered = True
 
-    async def held(self, *, seconds: float) -> None:
+    async def wait(self, *, seconds: float) -> None:
         """Wait.
 
         Raises:
@@ -137,13 +137,13 @@ class Hearing:
             raise DatabaseUnavailable("the connection that listens for changes was lost")
 
     async def _ask(self, session: "Session") -> None:
-        query = "select spotconn.prove_telling($1)"
-        if not await translated(session.fetchval(query, self._nonce, timeout=self._timeout)):
+        query = "select spotconn.heartbeat($1)"
+        if not await map_errors(session.fetchval(query, self._nonce, timeout=self._timeout)):
             raise SchemaMismatch(f"the triggers that tell of changes are gone or disabled: {APPLY_SCHEMA}")
 
     def _end(self, _session: object) -> None:
         self._lost.set()
-        self._stirred.set()
+        self._heard.set()
 
 
 @asynccontextmanager
@@ -161,16 +161,16 @@ async def _within(seconds: float) -> AsyncGenerator[None]:
         )
 
 
-def _tell(hearer: Hearer, payload: str) -> None:
-    """Tell what `spotconn.tell_change` says; what nobody understands may mean anything."""
+def _dispatch(handler: ChangeHandler, payload: str) -> None:
+    """Tell what `spotconn.notify_change` says; what nobody understands may mean anything."""
     try:
         change = json.loads(payload)
         user_id = UUID(change["user_id"])
         version = datetime.fromisoformat(change["expires_at"]) if "expires_at" in change else None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        hearer.clear()
+        handler.clear()
         return
     if version is None:
-        hearer.discard(user_id)
+        handler.invalidate(user_id)
     else:
-        hearer.hear(user_id, version)
+        handler.on_change(user_id, version)

@@ -80,12 +80,12 @@ class BoundPool:
             DatabaseUnavailable: none was free, or could be made, in time.
         """
         self.affinity.check()
-        return acquired(self._pool, seconds=self.timeout, observer=self.observer)
+        return acquire(self._pool, seconds=self.timeout, observer=self.observer)
 
     async def row(self, query: str, *args: object) -> asyncpg.Record | None:
         """Return the first row of a statement."""
         async with self.acquire() as connection:
-            return await translated(connection.fetchrow(query, *args, timeout=self.timeout))
+            return await map_errors(connection.fetchrow(query, *args, timeout=self.timeout))
 
     async def row_of(self, user_id: UUID, query: str, *args: object) -> asyncpg.Record | None:
         """Return the first row of a statement about one user, who is its first argument and its column `user_id`.
@@ -94,7 +94,7 @@ class BoundPool:
             RowSecurityError: it is the row of another user.
         """
         async with self.acquire() as connection:
-            row = await translated(connection.fetchrow(query, user_id, *args, timeout=self.timeout))
+            row = await map_errors(connection.fetchrow(query, user_id, *args, timeout=self.timeout))
             if row is not None:
                 check_users(connection, {row["user_id"]} <= {user_id, None})
         return row
@@ -135,10 +135,10 @@ async def open_pool(dsn: str, options: dict[str, Any], *, seconds: float = TIMEO
         ConfigurationError: the DSN or an option is malformed, or the login is refused.
         DatabaseUnavailable: no connection in time.
     """
-    return await _opened(dsn, await fitted(dsn, options, seconds=seconds), seconds)
+    return await _open(dsn, await detect_pooler(dsn, options, seconds=seconds), seconds)
 
 
-async def fitted(dsn: str, options: dict[str, Any], *, seconds: float = TIMEOUT) -> dict[str, Any]:
+async def detect_pooler(dsn: str, options: dict[str, Any], *, seconds: float = TIMEOUT) -> dict[str, Any]:
     """The options of a pool with a `statement_cache_size` among them: 0 behind a transaction pooler.
 
     Args:
@@ -153,7 +153,7 @@ async def fitted(dsn: str, options: dict[str, Any], *, seconds: float = TIMEOUT)
         return options
     pool = await open_single(dsn, options, seconds=seconds)
     try:
-        async with acquired(pool, seconds=seconds) as connection:
+        async with acquire(pool, seconds=seconds) as connection:
             pooled = await is_pooled(connection, seconds=seconds)
     finally:
         await close_pool(pool, seconds=seconds)
@@ -173,7 +173,7 @@ async def open_single(dsn: str, options: dict[str, Any], *, seconds: float = TIM
         ConfigurationError, DatabaseUnavailable: as `open_pool`.
     """
     plain = {name: value for name, value in options.items() if name not in _OF_THE_POOL}
-    return await _opened(dsn, plain | {"min_size": 1, "max_size": 1} | _NO_STATEMENTS, seconds)
+    return await _open(dsn, plain | {"min_size": 1, "max_size": 1} | _NO_STATEMENTS, seconds)
 
 
 async def is_pooled(connection: "asyncpg.Connection | PoolConnectionProxy[asyncpg.Record]", *, seconds: float) -> bool:
@@ -183,11 +183,11 @@ async def is_pooled(connection: "asyncpg.Connection | PoolConnectionProxy[asyncp
         connection: one without a statement cache.
         seconds: for the answer.
     """
-    backend = await translated(connection.fetchval("select pg_catalog.pg_backend_pid()", timeout=seconds))
+    backend = await map_errors(connection.fetchval("select pg_catalog.pg_backend_pid()", timeout=seconds))
     return bool(backend != connection.get_server_pid())
 
 
-async def _opened(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.Pool:
+async def _open(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.Pool:
     # Nothing that the store runs outlives its transaction, so a released connection needs no reset: it would cost
     # every call a second round trip.
     defaults: dict[str, Any] = {"min_size": 1, "max_size": 10, "timeout": seconds, "reset": _no_reset}
@@ -201,7 +201,7 @@ async def _opened(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.
         raise malformed
     connected = False
     try:
-        connected = await translated(_connected(pool, seconds))
+        connected = await map_errors(_connected(pool, seconds))
     finally:
         if not connected:
             pool.terminate()
@@ -229,7 +229,7 @@ async def close_pool(pool: asyncpg.Pool, *, seconds: float = TIMEOUT) -> None:
 
 
 @asynccontextmanager
-async def acquired(
+async def acquire(
     pool: asyncpg.Pool, *, seconds: float = TIMEOUT, observer: Observer = NOBODY
 ) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
     """A connection of the pool.
@@ -238,13 +238,13 @@ async def acquired(
         DatabaseUnavailable: none was free, or could be made, in time.
     """
     with observer.acquiring():
-        connection = await translated(pool.acquire(timeout=seconds))
+        connection = await map_errors(pool.acquire(timeout=seconds))
     shield_from_children(connection)
-    release = _released
+    release = _release
     try:
         yield connection
     except asyncio.CancelledError:
-        release = _released_after_cancellation
+        release = _release_after_cancellation
         raise
     except DatabaseUnavailable:
         # It may be cut, half-open or in the middle of an answer: the pool makes another in its place.
@@ -263,11 +263,11 @@ def shield_from_children(connection: "PoolConnectionProxy[asyncpg.Record]") -> N
         keep_from_children(transport)
 
 
-async def _released(pool: asyncpg.Pool, connection: "PoolConnectionProxy[asyncpg.Record]", seconds: float) -> None:
-    await translated(pool.release(connection, timeout=seconds))
+async def _release(pool: asyncpg.Pool, connection: "PoolConnectionProxy[asyncpg.Record]", seconds: float) -> None:
+    await map_errors(pool.release(connection, timeout=seconds))
 
 
-async def _released_after_cancellation(
+async def _release_after_cancellation(
     pool: asyncpg.Pool, connection: "PoolConnectionProxy[asyncpg.Record]", seconds: float
 ) -> None:
     """Release a connection once nothing of a cancelled call is left on it; shielded from further cancellations.
@@ -278,17 +278,17 @@ async def _released_after_cancellation(
     """
 
     async def end() -> None:
-        with suppress(SpotconnError, asyncpg.InterfaceError), closed_if_it_fails(connection):
+        with suppress(SpotconnError, asyncpg.InterfaceError), terminate_on_error(connection):
             # asyncpg 0.30 does not count the wait for the cancellation itself.
-            await translated(bounded(connection.execute("select"), seconds=seconds))
+            await map_errors(within(connection.execute("select"), seconds=seconds))
         with suppress(SpotconnError):
-            await _released(pool, connection, seconds)
+            await _release(pool, connection, seconds)
 
     await asyncio.shield(end())
 
 
 @contextmanager
-def closed_if_it_fails(connection: "PoolConnectionProxy[asyncpg.Record]") -> Generator[None]:
+def terminate_on_error(connection: "PoolConnectionProxy[asyncpg.Record]") -> Generator[None]:
     """Also when it is cancelled: a connection in the middle of it must not go back to the pool, nor to a pooler's."""
     try:
         yield
@@ -298,7 +298,7 @@ def closed_if_it_fails(connection: "PoolConnectionProxy[asyncpg.Record]") -> Gen
         raise
 
 
-async def bounded(call: Awaitable[_T], *, seconds: float) -> _T:
+async def within(call: Awaitable[_T], *, seconds: float) -> _T:
     """Await a call of asyncpg that takes no timeout, or does not count all of its waiting.
 
     Raises:
@@ -308,7 +308,7 @@ async def bounded(call: Awaitable[_T], *, seconds: float) -> _T:
         return await call
 
 
-async def translated(call: Awaitable[_T]) -> _T:
+async def map_errors(call: Awaitable[_T]) -> _T:
     """Await a call of asyncpg, and raise the library's own errors for its.
 
     The original is neither the cause nor the context: its text and its detail may repeat a row or an argument.

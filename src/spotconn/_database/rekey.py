@@ -70,10 +70,10 @@ class Rewriter:
         rewritten = [arguments for row in rows if (arguments := self._row(row)) is not None]
         return list(zip(*rewritten, strict=True))
 
-    def saved(self, tried: int, saved: int) -> None:
+    def saved(self, attempt: int, saved: int) -> None:
         """Count a batch."""
         self.done += saved
-        self.lost += tried - saved
+        self.lost += attempt - saved
 
     def conclude(self, left: int) -> RekeyProgress:
         """The end, if no value under another key is left.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from spotconn._database.pool import bounded, closed_if_it_fails, translated
+from spotconn._database.pool import map_errors, terminate_on_error, within
 from spotconn.errors import DatabaseUnavailable
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ _KEPT = ("application_name", "client_encoding", "DateStyle", "standard_conformin
 
 
 @asynccontextmanager
-async def lent(session: "Session", *, seconds: float) -> AsyncGenerator[None]:
+async def borrow(session: "Session", *, seconds: float) -> AsyncGenerator[None]:
     """A transaction after which the session has the role, settings, locks and all that it had before.
 
     It commits at the end of the block; an exception rolls it back and passes through as it is, as does the database's
@@ -59,8 +59,8 @@ async def lent(session: "Session", *, seconds: float) -> AsyncGenerator[None]:
     """
     cleaning = _cleaning(session)
     transaction = session.transaction()
-    with closed_if_it_fails(session):
-        await translated(bounded(transaction.start(), seconds=seconds))
+    with terminate_on_error(session):
+        await map_errors(within(transaction.start(), seconds=seconds))
     ending = _ROLLBACK
     passed_over: tuple[type[Exception], ...] = ()
     try:
@@ -84,7 +84,7 @@ async def _end(session: "Session", transaction: "Transaction", statements: str, 
         session.terminate()
         return
     late = False
-    with closed_if_it_fails(session):
+    with terminate_on_error(session):
         try:
             async with asyncio.timeout(seconds):
                 await session.execute(statements)

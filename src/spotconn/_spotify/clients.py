@@ -27,7 +27,7 @@ class Clients:
         self._calls = {make(): 0}
 
     @contextmanager
-    def lent(self) -> Generator[httpx.AsyncClient]:
+    def borrow(self) -> Generator[httpx.AsyncClient]:
         """Within: a client for one call."""
         client = next((one for one, calls in self._calls.items() if calls < CALLS), None)
         if client is None:

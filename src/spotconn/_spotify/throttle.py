@@ -2,7 +2,7 @@
 
 import math
 
-from spotconn._backoff import Pause
+from spotconn._backoff import Backoff
 from spotconn._spotify.oauth import AppRefused
 from spotconn._tracebacks import renewed
 from spotconn.errors import SpotconnError, SpotifyUnavailable
@@ -11,7 +11,7 @@ LONGEST_RETRY_AFTER = 86_400.0
 """Seconds: no Retry-After counts for more than a day, or one broken answer would end all calls for ever."""
 
 
-class Gate:
+class Throttle:
     """Lets calls pass, unless Spotify has asked this app to wait or refuses its credentials.
 
     Retry-After holds for the app, so one answer that has it silences every call of the process until then. An app
@@ -22,9 +22,9 @@ class Gate:
     def __init__(self) -> None:
         self._quiet_until = -math.inf
         self._refusal: AppRefused | None = None
-        self._pause = Pause(first=1, longest=300)
+        self._pause = Backoff(first=1, longest=300)
 
-    def enter(self, now: float) -> None:
+    def check(self, now: float) -> None:
         """Pass, to ask Spotify.
 
         Raises:
@@ -36,16 +36,16 @@ class Gate:
             raise SpotifyUnavailable("Spotify asked this app to wait", retry_after=left, answered=False)
         if self._refusal is None:
             return
-        if self._pause.left(now):
+        if self._pause.remaining(now):
             raise renewed(self._refusal)
         # This call is the probe; the others are refused until it is back.
-        self._pause.grow(now)
+        self._pause.failed(now)
 
-    def answered(self, outcome: SpotconnError | None, now: float) -> None:
+    def record(self, outcome: SpotconnError | None, now: float) -> None:
         """Take note of what Spotify answered: None for a grant."""
         if isinstance(outcome, AppRefused):
             if self._refusal is None:
-                self._pause.grow(now)
+                self._pause.failed(now)
             self._refusal = renewed(outcome)
             return
         if isinstance(outcome, SpotifyUnavailable):
@@ -54,4 +54,4 @@ class Gate:
             return
         # A grant, or a refusal of something else than the app: the app is known again.
         self._refusal = None
-        self._pause = Pause(first=1, longest=300)
+        self._pause = Backoff(first=1, longest=300)

@@ -43,7 +43,7 @@ _END = object()
 
 
 @dataclass(frozen=True)
-class Serving:
+class Policy:
     """How one user is served.
 
     Attributes:
@@ -58,7 +58,7 @@ class Serving:
     margin: float
     clock: Callable[[], float]
 
-    def at_once(self, stored: Connection) -> str | SpotconnError | None:
+    def from_row(self, stored: Connection) -> str | SpotconnError | None:
         """The answer from the row alone; None where a refresh is due."""
         state = self._freshness(stored)
         refused = None if state is Freshness.FRESH else reauthorization(stored)
@@ -86,7 +86,7 @@ class Serving:
         return freshness(stored.expires_at, self.clock(), window=self.window, margin=self.margin)
 
 
-class ManyTokens:
+class Batches:
     """The passes over many users of one manager.
 
     Args:
@@ -95,7 +95,7 @@ class ManyTokens:
         check_open: raises RuntimeError once the manager is closed.
     """
 
-    def __init__(self, store: ConnectionStore, serving: Serving, check_open: Callable[[], None]) -> None:
+    def __init__(self, store: ConnectionStore, serving: Policy, check_open: Callable[[], None]) -> None:
         self._store = store
         self._serving = serving
         self._check_open = check_open
@@ -109,8 +109,8 @@ class ManyTokens:
         # A string is an iterable, too, of strings.
         if isinstance(user_ids, str) or not isinstance(user_ids, Iterable | AsyncIterable):  # pyright: ignore[reportUnnecessaryIsInstance]  callers err
             raise ValueError("user_ids: expected an iterable of user ids")  # noqa: TRY004  bad input is a ValueError
-        one = _Pass(self._store, self._serving, _UserIds(user_ids), concurrency)
-        return self._handed_out(one, _Tally(progress))
+        one = _Run(self._store, self._serving, _UserIds(user_ids), concurrency)
+        return self._answers_of(one, _Progress(progress))
 
     def cancel(self) -> set[asyncio.Task[Any]]:
         """Begin to end all passes; the tasks to wait for."""
@@ -118,7 +118,7 @@ class ManyTokens:
             task.cancel()
         return set(self._running)
 
-    async def _handed_out(self, one: "_Pass", tally: "_Tally") -> Answers:
+    async def _answers_of(self, one: "_Run", tally: "_Progress") -> Answers:
         self._check_open()
         task = one.start()
         self._running.add(task)
@@ -136,7 +136,7 @@ class ManyTokens:
             await one.stop()
 
 
-class _Tally:
+class _Progress:
     """Counts the answers that the caller has done with, and tells from time to time."""
 
     def __init__(self, progress: Progress | None) -> None:
@@ -190,7 +190,7 @@ class _UserIds:
         return None
 
 
-class _Pass:
+class _Run:
     """One task that reads the batches, with its own tasks that refresh.
 
     Attributes:
@@ -200,7 +200,7 @@ class _Pass:
     answer: Answer
     _task: asyncio.Task[Failure | Exception | None]
 
-    def __init__(self, store: ConnectionStore, serving: Serving, user_ids: _UserIds, concurrency: int) -> None:
+    def __init__(self, store: ConnectionStore, serving: Policy, user_ids: _UserIds, concurrency: int) -> None:
         self._store = store
         self._serving = serving
         self._user_ids = user_ids
@@ -256,7 +256,7 @@ class _Pass:
         due: list[Connection] = []
         for user_id in user_ids:
             found = stored.get(user_id) or NotConnected("no Spotify connection is stored for this user")
-            answer = self._serving.at_once(found) if isinstance(found, Connection) else found
+            answer = self._serving.from_row(found) if isinstance(found, Connection) else found
             if answer is not None:
                 await self._answers.put((user_id, answer))
             elif isinstance(found, Connection):

@@ -17,7 +17,7 @@ from spotconn.models import Connection
 
 
 @dataclass(slots=True)
-class Remembered:
+class CacheEntry:
     """What is remembered of a connection; the refresh token is not.
 
     Attributes:
@@ -40,7 +40,7 @@ class Remembered:
 
 
 @dataclass(slots=True, eq=False)
-class Fill:
+class PendingRead:
     """A read under way, and what was heard of its user meanwhile.
 
     Attributes:
@@ -51,11 +51,11 @@ class Fill:
     """
 
     user_id: UUID
-    covered: bool
+    trusted: bool
     void: bool = False
     heard: datetime | None = None
 
-    def brings(self, version: datetime) -> bool:
+    def is_current(self, version: datetime) -> bool:
         """Whether that version is, as far as is known, the one that is stored."""
         return not self.void and self.heard in {None, version}
 
@@ -77,9 +77,9 @@ class ConnectionCache:
     def __init__(self, *, ttl: float, size: int) -> None:
         self._ttl = ttl
         self._size = size if ttl else 0
-        self._fills: dict[UUID, list[Fill]] = {}
-        self.entries: dict[object, Remembered] = {}
-        self.horizon = math.inf
+        self._pending_reads: dict[UUID, list[PendingRead]] = {}
+        self.entries: dict[object, CacheEntry] = {}
+        self.trusted_until = math.inf
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -87,47 +87,47 @@ class ConnectionCache:
         return len(self.entries)
 
     @property
-    def covered(self) -> bool:
+    def trusted(self) -> bool:
         """Whether changes are heard of."""
-        return self.horizon < math.inf
+        return self.trusted_until < math.inf
 
-    def get(self, user_id: UUID, now: float) -> Remembered | None:
+    def get(self, user_id: UUID, now: float) -> CacheEntry | None:
         """What is remembered of a user, if it is still to be trusted."""
         entry = self.entries.get(user_id)
-        if entry is None or now >= self.horizon or not entry.since <= now < entry.until:
+        if entry is None or now >= self.trusted_until or not entry.since <= now < entry.until:
             return None
         return entry
 
     @contextmanager
-    def filling(self, user_id: UUID) -> Generator[Fill]:
+    def reading(self, user_id: UUID) -> Generator[PendingRead]:
         """Within: the connection of a user is read, to be `put` by what this gives."""
-        fill = Fill(user_id, self.covered)
-        self._fills.setdefault(user_id, []).append(fill)
+        pending = PendingRead(user_id, self.trusted)
+        self._pending_reads.setdefault(user_id, []).append(pending)
         try:
-            yield fill
+            yield pending
         finally:
-            self._fills[user_id].remove(fill)
-            if not self._fills[user_id]:
-                del self._fills[user_id]
+            self._pending_reads[user_id].remove(pending)
+            if not self._pending_reads[user_id]:
+                del self._pending_reads[user_id]
 
-    def put(self, connection: Connection, fill: Fill, *, now: float, stale_at: float) -> None:
+    def put(self, connection: Connection, pending: PendingRead, *, now: float, stale_at: float) -> None:
         """Remember a connection that was read, unless it is out of date already.
 
         Args:
             connection: as it was read.
-            fill: of the read.
+            pending: of the read.
             now: seconds since the epoch.
             stale_at: when the token is to be refreshed, likewise.
         """
-        if not self._size or not fill.brings(connection.expires_at):
+        if not self._size or not pending.is_current(connection.expires_at):
             return
         until = now + self._ttl
-        if fill.covered:
+        if pending.trusted:
             until = max(until, stale_at)
-        self.entries.pop(fill.user_id, None)
+        self.entries.pop(pending.user_id, None)
         if len(self.entries) >= self._size:
             del self.entries[next(iter(self.entries))]
-        self.entries[fill.user_id] = Remembered(
+        self.entries[pending.user_id] = CacheEntry(
             connection.access_token,
             connection.expires_at,
             connection.scope,
@@ -137,44 +137,44 @@ class ConnectionCache:
             until=until,
         )
 
-    def hear(self, user_id: UUID, version: datetime) -> None:
+    def on_change(self, user_id: UUID, version: datetime) -> None:
         """That version of a user's connection is stored: forget any other, also one that a read under way may bring."""
         self.epoch += 1
-        for fill in self._fills.get(user_id, ()):
-            fill.heard = version
+        for pending in self._pending_reads.get(user_id, ()):
+            pending.heard = version
         entry = self.entries.get(user_id)
         if entry is not None and entry.expires_at != version:
             del self.entries[user_id]
 
-    def outdate(self, fill: Fill) -> None:
-        """Forget a user, and what any read but `fill` brings: that one has a row which was just written."""
-        void = fill.void
-        self.discard(fill.user_id)
-        fill.void = void
+    def outdate(self, pending: PendingRead) -> None:
+        """Forget a user, and what any read but `pending` brings: that one has a row which was just written."""
+        void = pending.void
+        self.invalidate(pending.user_id)
+        pending.void = void
 
-    def discard(self, user_id: UUID) -> None:
+    def invalidate(self, user_id: UUID) -> None:
         """Forget a user, and what any read now under way brings."""
         self.epoch += 1
-        for fill in self._fills.get(user_id, ()):
-            fill.void = True
+        for pending in self._pending_reads.get(user_id, ()):
+            pending.void = True
         self.entries.pop(user_id, None)
 
     def clear(self) -> None:
         """Forget everybody, and what any read now under way brings."""
         self.epoch += 1
-        for fills in self._fills.values():
-            for fill in fills:
-                fill.void = True
+        for pending_reads in self._pending_reads.values():
+            for pending in pending_reads:
+                pending.void = True
         self.entries.clear()
 
-    def cover(self, until: float) -> None:
+    def trust(self, until: float) -> None:
         """Lend cover until a moment, in seconds since the epoch."""
-        self.horizon = until
+        self.trusted_until = until
 
-    def uncover(self) -> None:
+    def distrust(self) -> None:
         """Changes are no longer heard of; some may have been missed."""
-        if self.covered:
-            self.horizon = math.inf
+        if self.trusted:
+            self.trusted_until = math.inf
             self.clear()
 
     def close(self) -> None:

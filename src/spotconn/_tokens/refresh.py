@@ -14,8 +14,8 @@ from uuid import UUID
 
 from spotconn import events
 from spotconn._observer import NOBODY
-from spotconn._tokens.local_backoff import HostPauses
-from spotconn._tokens.unsaved_grants import KeptGrants
+from spotconn._tokens.local_backoff import LocalBackoffs
+from spotconn._tokens.unsaved_grants import UnsavedGrants
 from spotconn.accounts import SpotifyAccounts
 from spotconn.errors import (
     ConfigurationError,
@@ -79,8 +79,8 @@ class Refresher:
         self._told = told
         self._timeout = timeout
         self._lease = lease
-        self._pauses = HostPauses()
-        self.kept = KeptGrants(store)
+        self._pauses = LocalBackoffs()
+        self.unsaved = UnsavedGrants(store)
         self.observer = NOBODY
 
     async def read(self, user_id: UUID) -> Connection:
@@ -92,9 +92,9 @@ class Refresher:
         """
         saved = None
         try:
-            saved = await self.kept.save(user_id)
+            saved = await self.unsaved.save(user_id)
         except SpotconnError:
-            if (kept := self.kept.get(user_id)) is not None:
+            if (kept := self.unsaved.get(user_id)) is not None:
                 return kept
             raise
         return saved or await self._store.get(user_id)
@@ -112,9 +112,9 @@ class Refresher:
             ConfigurationError, SchemaMismatch, RowSecurityError, DecryptionError: something is wrong here.
         """
         self._accounts.affinity.check()  # before a lease is taken
-        kept = self.kept.get(user_id)
+        kept = self.unsaved.get(user_id)
         try:
-            await self.kept.save(user_id)
+            await self.unsaved.save(user_id)
         except SpotconnError:
             if kept is None or kept.expires_at <= seen:
                 raise
@@ -201,11 +201,11 @@ class Refresher:
 
     async def _save(self, turn: RefreshTurn, grant: TokenGrant, duration: float) -> Connection | None:
         stored = _of(turn)
-        self.kept.keep(turn, stored, grant)
+        self.unsaved.keep(turn, stored, grant)
         try:
-            saved = await self.kept.save(turn.user_id)
+            saved = await self.unsaved.save(turn.user_id)
         except SpotconnError:
-            saved = self.kept.get(turn.user_id)
+            saved = self.unsaved.get(turn.user_id)
         if saved is None:
             return None
         self._told.emit(events.Refreshed(user_id=turn.user_id, expires_at=saved.expires_at, duration=duration))

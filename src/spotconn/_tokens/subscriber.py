@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from contextvars import Context
 
-from spotconn._database.change_feed import Changes, Hearing
+from spotconn._database.change_feed import ChangeFeed, Subscription
 from spotconn._tokens.cache import ConnectionCache
 from spotconn.errors import SpotconnError
 
@@ -16,7 +16,7 @@ FIRST_PAUSE = 0.2
 """Seconds before the first attempt to listen again; each next pause is twice as long."""
 LONGEST_PAUSE = 60.0
 """Seconds of the longest such pause."""
-PROOFS = 3
+HEARTBEATS = 3
 """In the time for which one lends cover, so that two may be late."""
 SHORTEST_WAIT = 0.1
 """Seconds between two proofs at least, also where that leaves gaps in the cover."""
@@ -35,7 +35,7 @@ class Listener:
     """
 
     def __init__(
-        self, changes: Changes | None, cache: ConnectionCache, *, ttl: float, clock: Callable[[], float]
+        self, changes: ChangeFeed | None, cache: ConnectionCache, *, ttl: float, clock: Callable[[], float]
     ) -> None:
         self._changes = changes
         self._cache = cache
@@ -67,37 +67,37 @@ class Listener:
             self._task.cancel()
             await asyncio.wait([self._task], timeout=STOP_TIMEOUT)
 
-    async def _run(self, changes: Changes) -> None:
+    async def _run(self, changes: ChangeFeed) -> None:
         while not self._closed:
             try:
                 self._connecting = True
-                async with changes.told(self._cache) as hearing:
+                async with changes.subscribe(self._cache) as subscription:
                     self._connecting = False
-                    await self._cover(hearing)
+                    await self._trust(subscription)
             except SpotconnError as error:
-                self._tell(error)
+                self._log_loss(error)
             except Exception as error:  # noqa: BLE001  of a caller's own option, as a callable for the password
-                self._tell(type(error).__name__)
+                self._log_loss(type(error).__name__)
             finally:
                 self._connecting = False
-                self._cache.uncover()
+                self._cache.distrust()
             if not self._closed:
                 # Jittered, so that a fleet does not come back all at once.
                 await asyncio.sleep(self._pause * random.uniform(0.5, 1))  # noqa: S311  no secret hangs on it
                 self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
-    async def _cover(self, hearing: Hearing) -> None:
+    async def _trust(self, subscription: Subscription) -> None:
         """Lend cover from one proof to the next, until one fails."""
         while not self._closed:
             asked = self._clock()
-            await hearing.prove()
-            if not self._cache.covered:
+            await subscription.heartbeat()
+            if not self._cache.trusted:
                 _log.info("changes of connections are heard of")
                 self._pause = FIRST_PAUSE
-            self._cache.cover(asked + self._ttl)
-            await hearing.held(seconds=max(self._ttl / PROOFS, SHORTEST_WAIT))
+            self._cache.trust(asked + self._ttl)
+            await subscription.wait(seconds=max(self._ttl / HEARTBEATS, SHORTEST_WAIT))
 
-    def _tell(self, reason: object) -> None:
+    def _log_loss(self, reason: object) -> None:
         """Loudly what is new, quietly what has been said before."""
         level = logging.WARNING if self._pause == FIRST_PAUSE else logging.DEBUG
         text = "changes of connections are not heard of, what is remembered of one lives %g s: %s"

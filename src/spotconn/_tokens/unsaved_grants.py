@@ -18,13 +18,13 @@ PAUSE = 0.5
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _UnsavedGrant:
     turn: RefreshTurn
     grant: TokenGrant
     connection: Connection
 
 
-class KeptGrants:
+class UnsavedGrants:
     """Keeps each grant from Spotify's answer until it is saved, so that no fault but this process's death loses it.
 
     Args:
@@ -33,25 +33,25 @@ class KeptGrants:
 
     def __init__(self, store: ConnectionStore) -> None:
         self._store = store
-        self._kept: dict[UUID, _Kept] = {}
+        self._unsaved: dict[UUID, _UnsavedGrant] = {}
         self._saver: asyncio.Task[None] | None = None
 
     def keep(self, turn: RefreshTurn, stored: Connection, grant: TokenGrant) -> None:
         """Keep the grant for a turn at the refresh of `stored`."""
-        self._kept[turn.user_id] = _Kept(turn, grant, _refreshed(stored, grant))
+        self._unsaved[turn.user_id] = _UnsavedGrant(turn, grant, _refreshed(stored, grant))
 
     def get(self, user_id: UUID) -> Connection | None:
         """The connection as it will be once its grant is saved; None where nothing is kept."""
-        kept = self._kept.get(user_id)
+        kept = self._unsaved.get(user_id)
         return None if kept is None else kept.connection
 
     def drop(self, user_id: UUID) -> None:
         """Forget what is kept of a user who has disconnected."""
-        self._kept.pop(user_id, None)
+        self._unsaved.pop(user_id, None)
 
     def clear(self) -> None:
         """Forget everything, in a process that is not to save it."""
-        self._kept.clear()
+        self._unsaved.clear()
 
     async def save(self, user_id: UUID) -> Connection | None:
         """Save what is kept of a user.
@@ -78,21 +78,21 @@ class KeptGrants:
                 async with asyncio.timeout(seconds):
                     await self._save_all()
         finally:  # also after a cancellation
-            for user_id in self._kept:
+            for user_id in self._unsaved:
                 _log.critical(
                     "the refreshed connection of user %s could not be saved before shutdown; if Spotify has replaced "
                     "its refresh token, the user must connect again",
                     user_id,
                 )
-            self._kept.clear()
+            self._unsaved.clear()
 
     async def _save(self, user_id: UUID) -> Connection | None:
-        kept = self._kept.get(user_id)
+        kept = self._unsaved.get(user_id)
         if kept is None:
             return None
         saved = await self._store.finish_refresh(kept.turn, kept.grant)
-        if self._kept.get(user_id) is kept:
-            del self._kept[user_id]
+        if self._unsaved.get(user_id) is kept:
+            del self._unsaved[user_id]
         return saved
 
     def _keep_trying(self) -> None:
@@ -101,13 +101,13 @@ class KeptGrants:
             self._saver = asyncio.create_task(self._save_all(), name="spotconn-saver")
 
     async def _save_all(self) -> None:
-        while self._kept:
+        while self._unsaved:
             await self._save_round()
-            if self._kept:
+            if self._unsaved:
                 await asyncio.sleep(PAUSE * random.uniform(0.5, 1))  # noqa: S311  no secret hangs on it
 
     async def _save_round(self) -> None:
-        for user_id in list(self._kept):
+        for user_id in list(self._unsaved):
             try:
                 await self._save(user_id)
             except DatabaseUnavailable:

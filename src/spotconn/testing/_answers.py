@@ -78,7 +78,7 @@ class Hold:
         self._calls = calls
         self._forget = forget
         self._reached = asyncio.Event()
-        self._released = asyncio.Event()
+        self._release = asyncio.Event()
 
     def takes(self) -> bool:
         """Whether the call that has just come in is to be held."""
@@ -93,12 +93,12 @@ class Hold:
 
     def release(self) -> None:
         """Let the held calls, and all later ones, have their answers."""
-        self._released.set()
+        self._release.set()
 
     async def wait(self) -> None:
         """Be held."""
         self._reached.set()
-        await self._released.wait()
+        await self._release.wait()
 
     def __enter__(self) -> Self:
         """Start to hold."""
