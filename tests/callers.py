@@ -186,7 +186,6 @@ def check_apart(callers: Iterable[Caller]) -> None:
     for one, other in combinations(callers, 2):
         assert one.error is not other.error
         assert not one.belongings() & other.belongings()
-        assert type(one.error) is type(other.error)
 
 
 async def check_end(callers: Iterable[Caller], tasks: Iterable[asyncio.Task[str]]) -> None:

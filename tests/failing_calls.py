@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
@@ -13,10 +13,10 @@ import pytest
 
 from conftest import Database
 from fault_proxy import FaultProxy
-from helpers import REDIRECT_URI, SCOPES, connect
+from helpers import REDIRECT_URI
 from spotconn import (
-    ConfigurationError,
     AesGcmSivCipher,
+    ConfigurationError,
     ConnectFailed,
     ConnectFlow,
     Connection,
@@ -61,11 +61,17 @@ class Setup:
     overseer: ConnectionAdmin
     connected: Connection
     nobody: UUID
+    until_the_end: ExitStack
 
     @property
     def user(self) -> UUID:
         """The one who is connected."""
         return self.connected.user_id
+
+    def secrets(self) -> set[str]:
+        """All tokens and secrets there are."""
+        issued = self.spotify._tokens
+        return {*issued.access, *issued.refresh, *issued.revoked, TOKEN, "marked-code", "demo-secret"}
 
     @asynccontextmanager
     async def superuser(self) -> AsyncGenerator[asyncpg.Connection]:
@@ -99,6 +105,14 @@ async def away(setup: Setup) -> None:
 async def closed(setup: Setup) -> None:
     """Close the manager."""
     await setup.tokens.aclose()
+
+
+async def in_use(setup: Setup) -> None:
+    """Let a read of the manager be under way."""
+    held = setup.until_the_end.enter_context(setup.proxy.hold(b"get_connection"))
+    reading = asyncio.create_task(setup.tokens.get_valid_token(setup.nobody))
+    setup.until_the_end.callback(reading.cancel)
+    await held.reached()
 
 
 async def expired(setup: Setup) -> None:
@@ -184,19 +198,6 @@ async def cancelled(call: Awaitable[object]) -> None:
         await call
     finally:
         task.uncancel()
-
-
-async def close_in_use(setup: Setup) -> None:
-    """Close a manager while a refresh is under way."""
-    with setup.spotify.hold(before=True) as held:
-        async with manager(setup.store, setup.accounts) as tokens:
-            waiting = asyncio.create_task(tokens.get_valid_token(setup.user))
-            await held.reached()
-            try:
-                await cancelled(tokens.aclose())
-            finally:
-                held.release()
-                await asyncio.wait([waiting])
 
 
 async def close_accounts(setup: Setup) -> None:
@@ -309,7 +310,7 @@ FAILURES = [
     Failure("TokenManager.auth", ValueError, lambda at: at_once(lambda: at.tokens.auth(TOKEN))),
     Failure("TokenManager.status", DatabaseUnavailable, lambda at: at.tokens.status(at.user), away),
     Failure("TokenManager.disconnect", DatabaseUnavailable, lambda at: at.tokens.disconnect(at.user), away),
-    Failure("TokenManager.aclose", asyncio.CancelledError, close_in_use, expired),
+    Failure("TokenManager.aclose", asyncio.CancelledError, lambda at: cancelled(at.tokens.aclose()), in_use),
     Failure("SpotifyAuth.async_auth_flow", NotConnected, lambda at: request(at, at.nobody)),
     Failure("SpotifyAuth.async_auth_flow", ReauthorizationRequired, lambda at: request(at, at.user), revoked),
     Failure(
