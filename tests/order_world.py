@@ -110,10 +110,10 @@ class World:
         on_begin: is called with each operation that begins.
     """
 
-    def __init__(self, now: Callable[[], float], left: float | None, fault: Fault, *, from_row: bool = False) -> None:
+    def __init__(self, now: Callable[[], float], left: float | None, fault: Fault, *, run_sync: bool = False) -> None:
         self._now = now
         self._fault = fault
-        self._at_once = from_row
+        self._at_once = run_sync
         self._operations: list[Operation] = []
         self.row = None if left is None else Row(OLD, "refresh-0", self.after(left))
         self.granted = 0

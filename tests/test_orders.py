@@ -85,7 +85,7 @@ class Scenario:
     fault: Fault = nothing_fails
     errors: Errors = ()
     happenings: tuple[str, ...] = ()
-    from_row: bool = False
+    run_sync: bool = False
     timers: bool = False
     trusted_until: int = LONGEST_ORDER
 
@@ -99,7 +99,7 @@ class Order:
 
     def __init__(self, scenario: Scenario, trail: Trail, watchdog: Watchdog, factory: TaskFactory | None) -> None:
         self.loop = SteppingLoop.new(factory)
-        self.world = World(self.loop.time, scenario.left, scenario.fault, from_row=scenario.from_row)
+        self.world = World(self.loop.time, scenario.left, scenario.fault, run_sync=scenario.run_sync)
         self._scenario = scenario
         self._trail = trail
         self._watchdog = watchdog
@@ -348,10 +348,10 @@ MEANWHILE = [
     Scenario("cut-short", (PAGE, JOB), SHORT, happenings=CUT, trusted_until=11),
     Scenario("cut-expired", (PAGE, PAGE), EXPIRED, happenings=CUT, trusted_until=11),
     Scenario("changed-fresh", (PAGE, PAGE), SHORT, happenings=CHANGED),
-    Scenario("changed-fresh-at-once", (PAGE, PAGE), SHORT, happenings=CHANGED, from_row=True),
-    Scenario("changed-expired", (PAGE,), EXPIRED, happenings=CHANGED, from_row=True),
-    Scenario("disconnected-fresh", (PAGE, PAGE), LONG, errors=GONE, happenings=LEFT, from_row=True),
-    Scenario("disconnected-job", (JOB,), SHORT, errors=GONE, happenings=LEFT, from_row=True),
+    Scenario("changed-fresh-at-once", (PAGE, PAGE), SHORT, happenings=CHANGED, run_sync=True),
+    Scenario("changed-expired", (PAGE,), EXPIRED, happenings=CHANGED, run_sync=True),
+    Scenario("disconnected-fresh", (PAGE, PAGE), LONG, errors=GONE, happenings=LEFT, run_sync=True),
+    Scenario("disconnected-job", (JOB,), SHORT, errors=GONE, happenings=LEFT, run_sync=True),
     Scenario("disconnected-short", (PAGE, JOB), SHORT, errors=GONE, happenings=LEFT, trusted_until=11),
 ]
 

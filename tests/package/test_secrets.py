@@ -8,7 +8,6 @@ attributes and pickles, and with the local variables of every frame that is not 
 import asyncio
 import base64
 import copy
-import inspect
 import logging
 import pickle
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,7 +22,6 @@ import asyncpg
 import httpx
 import pytest
 
-import spotconn
 from spotconn import (
     AesGcmSivCipher,
     ConnectFlow,
@@ -46,6 +44,7 @@ from support.consent import REDIRECT_URI, SCOPES, agree
 from support.database import Database
 from support.exported import Exported
 from support.leak_detector import LeakDetector, text_of
+from support.public_calls import public_calls
 
 CLIENT_SECRET = "demo-secret"
 CODE, VERIFIER = "marked-code-4711", "marked-verifier-0123456789-0123456789-0123456789"
@@ -77,7 +76,7 @@ class House:
         return stored
 
 
-async def from_row(call: Callable[[], object]) -> object:
+async def run_sync(call: Callable[[], object]) -> object:
     return call()
 
 
@@ -177,9 +176,9 @@ async def the_cipher(house: House) -> None:
         (refusal,) = (await theirs.get_many([user])).values()
         assert isinstance(refusal, DecryptionError)
         detector.recorded.append(text_of(refusal))
-    await detector.fails(from_row(lambda: strange.decrypt(stored.access_token, user_id=user, column="access_token")))
-    await detector.fails(from_row(lambda: AesGcmSivCipher([KEY, KEY])))
-    await detector.fails(from_row(lambda: AesGcmSivCipher([KEY, STRANGE_KEY[:-3]])))
+    await detector.fails(run_sync(lambda: strange.decrypt(stored.access_token, user_id=user, column="access_token")))
+    await detector.fails(run_sync(lambda: AesGcmSivCipher([KEY, KEY])))
+    await detector.fails(run_sync(lambda: AesGcmSivCipher([KEY, STRANGE_KEY[:-3]])))
     detector.secrets.add(STRANGE_KEY[:-3])
 
 
@@ -221,8 +220,8 @@ async def the_accounts(house: House) -> None:
     for one in (unreachable, wrong):
         await one.aclose()
         detector.record(one)
-    await detector.fails(from_row(lambda: SpotifyAccounts("demo-client", " marked-secret")))
-    await detector.fails(from_row(lambda: SpotifyAccounts("c", accounts_url="http://marked-secret")))
+    await detector.fails(run_sync(lambda: SpotifyAccounts("demo-client", " marked-secret")))
+    await detector.fails(run_sync(lambda: SpotifyAccounts("c", accounts_url="http://marked-secret")))
 
 
 @drives("TokenManager.get_valid_token", "TokenManager.replace_rejected", "TokenManager.status",
@@ -252,7 +251,7 @@ async def the_manager(house: House) -> None:
             await detector.fails(other.get_valid_token(house.users[1]))
             spotify._script.clear()
             detector.record(other)
-    await detector.fails(from_row(lambda: TokenManager(house.store, house.accounts, lease=-1)))
+    await detector.fails(run_sync(lambda: TokenManager(house.store, house.accounts, lease=-1)))
 
 
 @drives("TokenManager.auth", "SpotifyAuth.async_auth_flow", "SpotifyAuth.sync_auth_flow", "SpotifyAuth.auth_flow")
@@ -271,8 +270,8 @@ async def the_clients(house: House) -> None:
         blocking.get(url)  # noqa: ASYNC212  the point
     detector.recorded.append(text_of(raised.value))
     detector.secrets.add(stored.access_token)
-    await detector.fails(from_row(lambda: house.tokens.auth("marked-access-token")))
-    await detector.fails(from_row(lambda: house.tokens.auth(user, allow=["http://marked-secret"])))
+    await detector.fails(run_sync(lambda: house.tokens.auth("marked-access-token")))
+    await detector.fails(run_sync(lambda: house.tokens.auth(user, allow=["http://marked-secret"])))
 
 
 async def _chunks() -> AsyncIterator[bytes]:
@@ -296,7 +295,7 @@ async def the_many(house: House) -> None:
     detector.record(started, await anext(started) and tokens._many, *asyncio.all_tasks())
     await started.aclose()
     await detector.fails(anext(tokens.get_valid_tokens([stored.access_token])))
-    await detector.fails(from_row(lambda: tokens.get_valid_tokens(stored.access_token)))
+    await detector.fails(run_sync(lambda: tokens.get_valid_tokens(stored.access_token)))
     wrong = SpotifyAccounts("demo-client", "marked-secret", accounts_url=house.accounts._accounts_url)
     await house.connected(users[0])
     async with TokenManager(house.store, wrong) as other:
@@ -334,10 +333,10 @@ async def the_connect_flow(house: House) -> None:
     await detector.fails(flow.finish(user, cut))
     await detector.fails(flow.start(f"no-uuid-{connected}"))
     wrong = "http://localhost/marked-secret"
-    await detector.fails(from_row(lambda: ConnectFlow(house.store, house.accounts, redirect_uri=wrong, scopes=SCOPES)))
+    await detector.fails(run_sync(lambda: ConnectFlow(house.store, house.accounts, redirect_uri=wrong, scopes=SCOPES)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPOTIFY_REDIRECT_URI", wrong)
-        await detector.fails(from_row(lambda: ConnectFlow.from_env(house.store, house.accounts, scopes=SCOPES)))
+        await detector.fails(run_sync(lambda: ConnectFlow.from_env(house.store, house.accounts, scopes=SCOPES)))
 
 
 @drives("TokenManager.from_env")
@@ -415,21 +414,6 @@ async def house(
         exported.instrument(tokens)
         yield House(detector, database, admin, store, accounts, tokens, spotify, users, operator, exported)
         exported.close()
-
-
-def public_calls() -> set[str]:
-    """Every public method, and constructor with a body, of the classes that do something."""
-    found = set[str]()
-    for name in spotconn.__all__:
-        thing = getattr(spotconn, name)
-        if not inspect.isclass(thing) or issubclass(thing, Exception) or hasattr(thing, "model_fields"):
-            continue
-        if getattr(thing, "_is_protocol", False) or hasattr(thing, "__members__"):
-            continue
-        for method, value in vars(thing).items():
-            if isinstance(value, (classmethod, staticmethod)) or inspect.isfunction(value):
-                found.add(f"{name}.{method}")
-    return {call for call in found if not call.partition(".")[2].startswith("_")}
 
 
 NOTHING_TO_HIDE = {"AesGcmSivCipher.generate_key", "ConnectionStore.watch", "ConnectionStore.unwatch"}
