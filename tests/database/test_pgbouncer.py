@@ -78,7 +78,7 @@ async def asked(dsn: str, url: str, users: list[UUID], all_open: asyncio.Barrier
     waited = False
     try:
         async with (
-            ConnectionStore.open(dsn, max_size=2, **options) as store,
+            ConnectionStore.open(dsn, max_size=2, timeout=30, **options) as store,
             SpotifyAccounts("demo-client", "demo-secret", accounts_url=url, api_url=url) as accounts,
             TokenManager(store, accounts, cache_ttl=0) as tokens,
         ):

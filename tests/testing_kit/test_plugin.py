@@ -51,7 +51,7 @@ def run(example: pytest.Pytester, *, mode: str = "strict", loops: str = "functio
     """Run what is there as its own project would; any warning is an error."""
     scopes = (f"asyncio_default_{what}_loop_scope={loops}" for what in ("fixture", "test"))
     options = [word for option in (f"asyncio_mode={mode}", *scopes) for word in ("-o", option)]
-    return example.runpytest_subprocess("-W", "error", *options, timeout=50)
+    return example.runpytest_subprocess("-W", "error", *options, timeout=110)
 
 
 @pytest.mark.parametrize(("mode", "loops"), [("strict", "function"), ("auto", "function"), ("strict", "session")])

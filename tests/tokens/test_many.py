@@ -75,7 +75,8 @@ def spotify() -> Watched:
 
 @pytest.fixture
 async def tokens(store: ConnectionStore, accounts: SpotifyAccounts) -> AsyncIterator[TokenManager]:
-    async with TokenManager(store, accounts) as manager:
+    # Times in which a busy machine refreshes a thousand users.
+    async with TokenManager(store, accounts, refresh_timeout=60, lease=90) as manager:
         yield manager
 
 
