@@ -17,6 +17,8 @@ TaskFactory = Callable[..., "asyncio.Task[Any]"]
 
 LONGEST_STEP = 1.0
 """Seconds of processor time that all steps of one order may take; they take some milliseconds."""
+AGAIN = 0.05
+"""Seconds until the next step that does not end is broken off."""
 
 
 class SteppingLoop(asyncio.AbstractEventLoop):
@@ -169,7 +171,7 @@ class Watchdog:
     def arm(self, seconds: float = LONGEST_STEP) -> None:
         """Begin to count anew."""
         self.where = ""
-        signal.setitimer(signal.ITIMER_VIRTUAL, seconds, seconds)
+        signal.setitimer(signal.ITIMER_VIRTUAL, seconds, AGAIN)
 
     def _bark(self, _signal: int, frame: FrameType | None) -> None:
         lines = [f"{line.name}, line {line.lineno}" for line in traceback.extract_stack(frame)]

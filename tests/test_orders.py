@@ -468,7 +468,7 @@ def test_a_caller_in_every_turn_of_a_real_loop(
     watchdog = Watchdog()
     for number in range(RUNS):
         with watchdog.watching(), asyncio.Runner(loop_factory=new_loop) as runner:
-            watchdog.arm(seconds=5)
+            watchdog.arm(seconds=2)
             faults = runner.run(_crowd(scenario, number))
         assert not watchdog.where, f"crowd {number}: the event loop stands still: {watchdog.where}"
         assert not faults, f"crowd {number}"
