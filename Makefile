@@ -9,29 +9,43 @@ GUARD := $(shell command -v setpriv >/dev/null 2>&1 && echo setpriv --pdeathsig 
 # pyright would ask the package index for a newer one at each run.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: demo profile example test soak check bench docs package dist clean
+# Compiled files are kept, also where the environment says otherwise: the tests start many interpreters.
+export PYTHONDONTWRITEBYTECODE :=
 
-demo: .venv/demo-installed
+# Most tests wait rather than compute, so more of them than there are cores run at a time.
+WORKERS ?= 6
+PYTEST = $(GUARD) $(BIN)/python -m pytest -rs
+PARALLEL = -n $(WORKERS) --dist worksteal
+
+.PHONY: help demo profile example test long soak check bench docs package dist clean
+
+help: ## list the targets (what make does without one)
+	@sed -n 's/^\([a-z]*\):.*## /\1 ## /p' $(firstword $(MAKEFILE_LIST)) | awk -F ' ## ' '{ printf "make %-9s%s\n", $$1, $$2 }'
+
+demo: .venv/demo-installed ## a private Postgres, a simulated Spotify and two users, in one process
 	@$(GUARD) $(BIN)/python examples/quickstart.py
 
 # A profile page in the browser; USERS="name=id ..." where DATABASE_URL is set.
-profile: .venv/demo-installed
+profile: .venv/demo-installed ## a profile page with "Connect Spotify" on http://127.0.0.1:8765
 	@$(GUARD) $(BIN)/python examples/profile_app $(USERS)
 
 # One of examples/*.py: make example NAME=tekore_client, with ARGS="ID ..." where DATABASE_URL is set.
-example: .venv/examples-installed
+example: .venv/examples-installed ## run one of the examples: NAME=tekore_client
 	@$(GUARD) $(BIN)/python examples/$(NAME).py $(ARGS)
 
 # -rs: what is skipped, such as the browser tests on a system without Chromium, is listed with the reason.
-test: .venv/dev-installed
-	$(GUARD) $(BIN)/python -m pytest -rs --cov --cov-report=term
+test: .venv/dev-installed ## the tests with their coverage, without the longer forms
+	$(PYTEST) $(PARALLEL) -m "not long" --cov --cov-report=term
+
+long: .venv/dev-installed ## what `make test` leaves out: the longer forms, and the tests on Postgres 15
+	$(PYTEST) $(PARALLEL) -m long
 
 # The long form of the tests of the refresh protocol: more processes, more rounds, more steps, random faults.
-soak: .venv/dev-installed
+soak: .venv/dev-installed ## half an hour of refreshes with random faults
 	SPOTCONN_SOAK=1 $(GUARD) $(BIN)/python -m pytest -v -s -m soak
-	SPOTCONN_SOAK=1 $(GUARD) $(BIN)/python -m pytest -v -s tests/test_state_machine.py
+	SPOTCONN_SOAK=1 $(GUARD) $(BIN)/python -m pytest -v -s tests/tokens/test_state_machine.py
 
-check: .venv/dev-installed
+check: .venv/dev-installed ## linters, types, import contracts, all tests, and the tests on the wheel: what CI runs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -39,31 +53,42 @@ check: .venv/dev-installed
 	PATH=$(BIN):$$PATH pyright --verifytypes spotconn --ignoreexternal  # it asks the first python on the path
 	$(BIN)/lint-imports
 	$(MAKE) test
+	$(MAKE) long
+	$(MAKE) package
+	@$(call each_run,check,$(CHECK_RUNS),SELECT="not long")
 
 # What the library costs beside what one would pick instead; ten minutes. OPTIONS=--quick shows that it runs.
 # The interpreter is that of .venv: `make clean bench PYTHON=python3.13` takes another.
-bench: .venv/bench-installed
+bench: .venv/bench-installed ## what the library costs beside others; OPTIONS=--quick
 	$(GUARD) $(BIN)/python -m benchmarks $(OPTIONS)
 
 # The documentation site, in site/: broken links and missing references fail.
-docs: .venv/docs-installed
+docs: .venv/docs-installed ## the documentation site, in site/
 	$(BIN)/zensical build --strict --clean
-	$(BIN)/python tests/site_check.py site
+	$(BIN)/python tests/support/site_check.py site
 
 # Wheel and sdist in dist/, the wheel built from the sdist, and a look at what they hold.
-package: .venv/dist-installed
+package: .venv/dist-installed ## wheel and sdist in dist/
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
-	$(BIN)/python tests/dist_check.py dist
+	$(BIN)/python tests/support/dist_check.py dist
 
-# Then the tests on the installed wheel, on each Python that is there, and with the oldest packages that are allowed.
+# The tests on the installed wheel, on each Python that is there, and with the oldest packages that are allowed.
 DIST_RUNS := installed-3.11 installed-3.12 installed-3.13 lowest-3.11
-dist: package
-	@for run in $(DIST_RUNS); do version=$${run#*-}; \
-	    if PYENV_VERSION=$$version python$$version -c "" 2>/dev/null; then $(MAKE) $$run || exit; \
-	    else skipped="$$skipped $$run"; fi; \
-	done; echo "dist: passed; skipped for want of that Python:$${skipped:- none}"
+dist: package ## all tests on the wheel, under each Python and with the lowest versions
+	@$(call each_run,dist,$(DIST_RUNS))
+
+# The two ends of what is supported, without the longer forms.
+CHECK_RUNS := lowest-3.11 installed-3.13
+
+# The name of the target, the runs, and what each gets; a run whose Python is not there is named at the end.
+define each_run
+for run in $(2); do version=$${run#*-}; \
+    if PYENV_VERSION=$$version python$$version -c "" 2>/dev/null; then $(MAKE) $$run $(3) || exit; \
+    else skipped="$$skipped $$run"; fi; \
+done; echo "$(1): passed; skipped for want of that Python:$${skipped:- none}"
+endef
 
 # The wheel in dist/ under one Python, found by its name (a shim of pyenv wants PYENV_VERSION); build/ keeps a failure.
 installed-%: .venv/dist-installed
@@ -86,14 +111,15 @@ endef
 
 into_copy = $(BIN)/uv pip install --quiet --python build/$@/.venv
 
-# A second version of Postgres is no other on another Python: one of the runs has it.
+# A second version of Postgres is no other on another Python: one of the runs has it, where none is selected.
+selection = $(if $(SELECT),-m "$(SELECT)",$(if $(filter installed-3.11,$@),,-k "not system15"))
 define test_copy
 	cd build/$@ && .venv/bin/python -c "import spotconn, sys; sys.exit('site-packages' not in spotconn.__file__)"
-	cd build/$@ && $(GUARD) .venv/bin/python -m pytest -q -rs $(if $(filter installed-3.11,$@),,-k "not system15")
+	cd build/$@ && $(GUARD) .venv/bin/python -m pytest -q -rs $(PARALLEL) $(selection)
 	rm -rf build/$@
 endef
 
-clean:
+clean: ## remove all that these have made, .venv too
 	rm -rf .venv .cache build dist site .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 .venv/%-installed: pyproject.toml | .venv/bin/python

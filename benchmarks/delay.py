@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import cast
 
-from fleet_worker import lines
+from support.fleet_worker import lines
 
 Act = Callable[[asyncio.Transport], object]
 

@@ -9,9 +9,9 @@ from uuid import UUID
 
 import asyncpg
 
-from bulk import add_connections
 from spotconn import ConnectionStore, SpotifyAccounts, TokenCipher, TokenManager
 from spotconn.testing import EmbeddedPostgres, apply_schema
+from support.bulk import add_connections
 
 NOWHERE = "http://127.0.0.1:9"
 """Of a Spotify that must not be asked: the discard port."""

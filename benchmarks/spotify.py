@@ -9,8 +9,8 @@ import json
 import sys
 import time
 
-from fleet_worker import lines
 from spotconn.testing import FakeSpotify
+from support.fleet_worker import lines
 
 
 async def main(accounts: str, latency: str) -> None:

@@ -3,8 +3,8 @@
 from benchmarks.place import connected, new_database
 from benchmarks.rounds import Figure
 from benchmarks.sizes import Size
-from fleet import connect_crowd, fleet, valid_digests
 from spotconn.testing import EmbeddedPostgres, FakeSpotify
+from support.fleet import connect_crowd, fleet, valid_digests
 
 PROCESSES = 4
 PATIENCE = 60.0

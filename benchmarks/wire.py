@@ -6,8 +6,8 @@ from benchmarks.crowd import gathered
 from benchmarks.place import managing
 from benchmarks.rounds import Figure
 from benchmarks.sizes import Size
-from proxy import CountingProxy
 from spotconn.testing import EmbeddedPostgres
+from support.counting_proxy import CountingProxy
 
 TIMES = 5
 

@@ -1,27 +1,24 @@
 """A real Postgres for every test that needs one: the wheel's and, where the system has it, version 15."""
 
-import asyncio
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import UUID
 
 import asyncpg
 import pytest
 
-from helpers import REDIRECT_URI, SCOPES, connect, rows
 from spotconn import ConnectFlow, ConnectionStore, SpotifyAccounts
-from spotconn._schema import read_sql
-from spotconn.testing import EmbeddedPostgres, FakeSpotify, apply_schema, postgres_binaries
+from spotconn.testing import FakeSpotify, postgres_binaries
+from support.consent import REDIRECT_URI, SCOPES
+from support.crash import CRASH, CRASH_COLUMNS, POINTS
+from support.database import SYSTEM_15, Database, serving
 
-SYSTEM_15 = Path("/usr/lib/postgresql/15/bin")
 pytest_plugins = ["pytester"]
-SERVERS = ["packaged", *(["system15"] if SYSTEM_15.is_dir() else [])]
+SERVERS = ["packaged", *([pytest.param("system15", marks=pytest.mark.long)] if SYSTEM_15.is_dir() else [])]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,53 +26,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items[:] = [item for item in items if item.get_closest_marker("soak") is None]
 
 
-CRASHES = pytest.StashKey[list[tuple[str, ...]]]()
-"""The rows of the crash matrix, printed at the end of the run."""
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    heads: list[tuple[str, ...]] = [
-        ("killed", "token was", "refresh tokens", "the next process gets", "after", "token calls")
-    ]
-    config.stash[CRASHES] = heads
+def pytest_configure() -> None:
     # Children take SIGINT as from a terminal, also where the run itself ignores it, as a job in the background does.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows = config.stash[CRASHES]
-    if len(rows) == 1:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    found = [cells for report in reports for name, cells in report.user_properties if name == CRASH]
+    if not found:
         return
+    order = [point.name for point in POINTS]
+    rows = [CRASH_COLUMNS, *sorted(found, key=lambda cells: (cells[1], order.index(cells[0]), cells))]
     terminalreporter.section("crash matrix: a process is killed with SIGKILL, another one is asked at once")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         terminalreporter.write_line("  ".join(map(str.ljust, row, widths)).rstrip())
-
-
-@dataclass(frozen=True)
-class Database:
-    """A database with the schema applied and the two kinds of login."""
-
-    server: EmbeddedPostgres
-
-    @property
-    def admin_dsn(self) -> str:
-        """Of the superuser."""
-        return self.server.dsn("spotconn")
-
-    @property
-    def dsn(self) -> str:
-        """Of a plain login that is a member of spotconn."""
-        return self.login_dsn("app")
-
-    @property
-    def bypass_dsn(self) -> str:
-        """Of a login with BYPASSRLS, as `postgres` on Supabase is."""
-        return self.login_dsn("app_bypass")
-
-    def login_dsn(self, name: str) -> str:
-        """Of another login."""
-        return self.server.dsn("spotconn", user=name, password=name)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -86,28 +52,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say so."""
     return ["the database is locked down"] if config.getoption("--locked-down") else []
-
-
-async def _prepare(database: Database, *, locked_down: bool) -> None:
-    admin = await asyncpg.connect(database.server.dsn())
-    await admin.execute("create database spotconn")
-    await admin.close()
-    await apply_schema(database.admin_dsn)
-    admin = await asyncpg.connect(database.admin_dsn)
-    if locked_down:
-        await admin.execute(read_sql("lock_down.sql"))
-    await admin.execute("create role app login password 'app'; grant spotconn to app")
-    await admin.execute("create role app_bypass login bypassrls password 'app_bypass'; grant spotconn to app_bypass")
-    await admin.close()
-
-
-@contextmanager
-def serving(binaries: Path | None = None, *, locked_down: bool = False, **settings: str) -> Generator[Database]:
-    """A server of its own with the schema applied."""
-    with EmbeddedPostgres(binaries=binaries, settings=settings) as server:
-        database = Database(server)
-        asyncio.run(_prepare(database, locked_down=locked_down))
-        yield database
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -181,16 +125,6 @@ def flow(store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify
     spotify.add_account("alice", display_name="Alice", email="alice@example.com")
     spotify.add_account("bob", display_name="Bob")
     return ConnectFlow(store, accounts, redirect_uri=REDIRECT_URI, scopes=SCOPES)
-
-
-@pytest.fixture
-async def before(
-    store: ConnectionStore, spotify: FakeSpotify, users: list[UUID], admin: asyncpg.Connection
-) -> list[asyncpg.Record]:
-    """The rows of the first two users, both connected before."""
-    for user in users[:2]:
-        await connect(store, spotify, user, account="bob")
-    return await rows(admin)
 
 
 @pytest.fixture

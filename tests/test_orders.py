@@ -305,7 +305,8 @@ TWO = [
     Scenario("page-job-short", (PAGE_OR_NOT, JOB_OR_NOT), SHORT),
     Scenario("page-job-expired", (PAGE, JOB_OR_NOT), EXPIRED),
     Scenario("page-job-missing", (PAGE_OR_NOT, JOB_OR_NOT), MISSING, errors=GONE),
-    Scenario("page-rejected-long", (PAGE, REJECTED_OR_NOT), LONG, horizon=15),
+    Scenario("page-rejected-long", (PAGE, REJECTED), LONG),
+    Scenario("page-rejected-cancelled", (PAGE, REJECTED_OR_NOT), LONG, horizon=10),
     Scenario("job-rejected-short", (JOB, REJECTED), SHORT),
     Scenario("two-rejected", (REJECTED, REJECTED), LONG),
     Scenario("rejected-missing", (PAGE, REJECTED_OR_NOT), MISSING, errors=GONE),
@@ -362,7 +363,7 @@ MEANWHILE = [
 THREE = [
     Scenario("three-pages-missing", (PAGE, PAGE, PAGE), MISSING, errors=GONE),
     Scenario("three-pages-expired", (PAGE, PAGE, PAGE), EXPIRED),
-    Scenario("page-job-rejected", (PAGE, JOB, REJECTED), SHORT, horizon=10),
+    Scenario("page-job-rejected", (PAGE, JOB, REJECTED), SHORT, horizon=9),
     Scenario("pages-job-short", (PAGE, PAGE, JOB), SHORT),
     Scenario("three-fail", (PAGE, PAGE, JOB), EXPIRED, database_is_away, DATABASE),
 ]

@@ -6,7 +6,7 @@ from typing import Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from spotconn._redirect import checked_redirect_uri
+from spotconn._spotify.redirect import checked_redirect_uri
 from spotconn.errors import ConfigurationError
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{43}=?", re.ASCII)

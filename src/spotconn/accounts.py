@@ -2,12 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Literal, NamedTuple, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import httpx
 from tenacity import (
@@ -18,10 +18,10 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from spotconn._clients import Clients
-from spotconn._gate import Gate
-from spotconn._guard import guarded
-from spotconn._oauth import (
+from spotconn._affinity import Affinity, keep_from_children
+from spotconn._observer import NOBODY
+from spotconn._spotify.clients import Clients
+from spotconn._spotify.oauth import (
     GrantType,
     RequestNotProcessed,
     authorization_request_url,
@@ -29,7 +29,8 @@ from spotconn._oauth import (
     read_grant,
     read_profile,
 )
-from spotconn._observer import NOBODY
+from spotconn._spotify.throttle import Gate
+from spotconn._tracebacks import renewed, scrubbed
 from spotconn.errors import ConfigurationError, ReauthorizationRequired, SpotconnError, SpotifyUnavailable
 from spotconn.models import Profile, TokenGrant
 
@@ -48,7 +49,7 @@ _backoff = wait_random_exponential(multiplier=0.1, max=2)
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
 
-@guarded
+@scrubbed
 class SpotifyAccounts:
     """Spotify's accounts service, for one registered app.
 
@@ -67,6 +68,10 @@ class SpotifyAccounts:
         api_url: base URL of the Web API.
         clock: seconds since the epoch; tells the end of the access tokens granted.
 
+    Attributes:
+        affinity: the process and the event loop that it belongs to, with the connections that it keeps: those in which
+            it was made or, outside of an event loop, first used.
+
     Raises:
         ConfigurationError: an argument is empty or malformed; the text names it and does not show its value.
     """
@@ -81,6 +86,7 @@ class SpotifyAccounts:
         api_url: str = "https://api.spotify.com",
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.affinity = Affinity("SpotifyAccounts")
         self._client_id = _credential(client_id, name="client_id")
         self._basic = None
         if client_secret is not None:
@@ -196,7 +202,15 @@ class SpotifyAccounts:
         return await _retried(partial(self._me, access_token), on=SpotifyUnavailable, timeout=timeout)
 
     async def aclose(self) -> None:
-        """Close the HTTP client, unless it was given to the constructor."""
+        """Close the HTTP client, unless it was given to the constructor. In a child of fork do nothing.
+
+        Raises:
+            RuntimeError: in another event loop.
+        """
+        if self.affinity.forked:
+            return
+        self.affinity.check_home()
+        self.affinity.close()
         if self._own is not None:
             await self._own.aclose()
 
@@ -227,6 +241,7 @@ class SpotifyAccounts:
     @asynccontextmanager
     async def _passing(self, gate: Gate, begin_by: float) -> AsyncGenerator[None]:
         """One call under way: it waits for its place, passes the gate, and tells the gate what came of it."""
+        self.affinity.check()
         loop = asyncio.get_running_loop()
         async with _place(self._places, begin_by):
             gate.enter(loop.time())
@@ -246,9 +261,18 @@ class SpotifyAccounts:
         data: dict[str, str] | None = None,
         auth: httpx.Auth | None = None,
     ) -> "_Answer":
+        self.affinity.check()  # again, right before the first byte
         try:
             with self._client() as http, self.observer.asking() as answered:
-                asked = http.stream(method, url, headers=headers, data=data, auth=auth, follow_redirects=False)
+                asked = http.stream(
+                    method,
+                    url,
+                    headers=headers,
+                    data=data,
+                    auth=auth,
+                    follow_redirects=False,
+                    extensions={"trace": _connected},
+                )
                 async with asked as response:
                     answered(response.status_code)
                     return _Answer(response.status_code, response.headers, await _bounded_body(response))
@@ -257,6 +281,12 @@ class SpotifyAccounts:
         # Raised out here, because an httpx error that stayed on as __context__ would hold the request and with it
         # the tokens.
         raise failure
+
+
+async def _connected(event: str, info: Mapping[str, Any]) -> None:
+    """Keep each new connection from the children of this process; called by httpcore (its extension "trace")."""
+    if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+        keep_from_children(info["return_value"])
 
 
 @asynccontextmanager
@@ -341,7 +371,7 @@ async def _retried(
         pass
     # What Spotify answered before the time ran out tells more than that it ran out.
     if failures and (last := failures[-1]):
-        raise last
+        raise renewed(last)
     raise SpotifyUnavailable(f"no answer from Spotify within {timeout:g} seconds", answered=False)
 
 

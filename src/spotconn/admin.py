@@ -12,10 +12,18 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn._guard import guarded, guarded_context
-from spotconn._pool import APPLY_SCHEMA, acquired, bounded, close_pool, closed_if_it_fails, open_pool, translated
-from spotconn._pool import TIMEOUT as ANSWER_TIMEOUT
-from spotconn._rekey import COUNT_OLD, LOCK, MAX_PASSES, READ_OLD, WRITE, Rewriter
+from spotconn._database.pool import (
+    APPLY_SCHEMA,
+    BoundPool,
+    bounded,
+    check_users,
+    closed_if_it_fails,
+    open_pool,
+    translated,
+)
+from spotconn._database.pool import TIMEOUT as ANSWER_TIMEOUT
+from spotconn._database.rekey import COUNT_OLD, LOCK, MAX_PASSES, READ_OLD, WRITE, Rewriter
+from spotconn._tracebacks import scrubbed, scrubbed_context
 from spotconn.cipher import AesGcmSivCipher
 from spotconn.errors import ConfigurationError, RowSecurityError
 from spotconn.models import RecordedFailure
@@ -83,7 +91,7 @@ group by 1
 """
 
 
-@guarded
+@scrubbed
 class ConnectionAdmin:
     """Looks over and mends the connections of all users.
 
@@ -94,11 +102,11 @@ class ConnectionAdmin:
     """
 
     def __init__(self, pool: asyncpg.Pool, *, cipher: AesGcmSivCipher | None = None) -> None:
-        self._pool = pool
+        self._pool = BoundPool(pool, name="ConnectionAdmin")
         self._cipher = cipher
 
     @classmethod
-    @guarded_context
+    @scrubbed_context
     async def open(
         cls, dsn: str, *, cipher: AesGcmSivCipher | None = None, **pool_options: Any
     ) -> AsyncGenerator[Self]:
@@ -114,10 +122,11 @@ class ConnectionAdmin:
             DatabaseUnavailable: the database does not answer in time.
         """
         pool = await open_pool(dsn, {"max_size": 2} | pool_options)
+        admin = cls(pool, cipher=cipher)
         try:
-            yield cls(pool, cipher=cipher)
+            yield admin
         finally:
-            await close_pool(pool)
+            await admin._pool.close()
 
     def expiring(self, *, within: timedelta) -> AsyncIterator[ConnectionOverview]:
         """Connections whose refresh token ends soon, or should have ended: users to be asked to connect again.
@@ -217,7 +226,7 @@ class ConnectionAdmin:
 
     async def _batches(self, query: str, *args: object) -> AsyncIterator[list[asyncpg.Record]]:
         start = UUID(int=0)
-        while rows := await self._fetch(query, start, BATCH, *args):
+        while rows := await self._batch(query, start, *args):
             yield rows
             last: UUID = rows[-1]["user_id"]
             if len(rows) < BATCH or last == UUID(int=2**128 - 1):
@@ -237,7 +246,16 @@ class ConnectionAdmin:
         async with self._acting() as connection:
             await translated(connection.execute(LOCK, timeout=TIMEOUT))
             saved = await translated(connection.fetch(WRITE, *columns, timeout=TIMEOUT))
+            check_users(connection, {row["user_id"] for row in saved} <= set(columns[0]))
         rewriter.saved(len(columns[0]), len(saved))
+
+    async def _batch(self, query: str, start: UUID, *args: object) -> list[asyncpg.Record]:
+        """Return the next rows in the order of their user ids, from `start` on."""
+        async with self._acting() as connection:
+            rows = await translated(connection.fetch(query, start, BATCH, *args, timeout=TIMEOUT))
+            users = [row["user_id"] for row in rows]
+            check_users(connection, users == sorted(users) and all(start <= user for user in users))
+        return rows
 
     async def _fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
         async with self._acting() as connection:
@@ -246,7 +264,7 @@ class ConnectionAdmin:
     @asynccontextmanager
     async def _acting(self) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
         """A transaction as service_role."""
-        async with acquired(self._pool) as connection:
+        async with self._pool.acquire() as connection:
             transaction = connection.transaction()
             await translated(bounded(transaction.start(), seconds=ANSWER_TIMEOUT))
             try:

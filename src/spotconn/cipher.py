@@ -16,7 +16,7 @@ from string import ascii_lowercase, ascii_uppercase, digits
 from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 from uuid import UUID
 
-from spotconn._guard import guarded
+from spotconn._tracebacks import scrubbed
 from spotconn.errors import ConfigurationError, DecryptionError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class TokenCipher(Protocol):
         ...
 
 
-@guarded
+@scrubbed
 class NoCipher:
     """Stores tokens as they are, and refuses to hand out as a token what a cipher has encrypted."""
 
@@ -80,7 +80,7 @@ class NoCipher:
         return stored
 
 
-@guarded
+@scrubbed
 class AesGcmSivCipher:
     """AES-256-GCM-SIV (RFC 8452) with a ring of keys; needs the extra `crypto`.
 

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from spotconn._console import (
+from spotconn._command.checks import Finding
+from spotconn._command.console import (
     UNHEALTHY,
     duration,
     moment,
@@ -25,9 +26,8 @@ from spotconn._console import (
     write_json,
     write_list,
 )
-from spotconn._diagnosis import Finding
-from spotconn._doctor import examine
-from spotconn._schema import read_sql
+from spotconn._command.doctor import examine
+from spotconn._database.schema import read_sql
 from spotconn.cipher import AesGcmSivCipher
 from spotconn.errors import NotConnected
 from spotconn.manager import TokenManager

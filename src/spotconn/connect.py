@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable
 from typing import Self
 from uuid import UUID
 
-from spotconn._guard import guarded
-from spotconn._oauth import code_challenge, new_code_verifier
-from spotconn._redirect import Callback, checked_redirect_uri, read_callback, refusal
+from spotconn._affinity import Affinity
 from spotconn._settings import read_redirect_uri
+from spotconn._spotify.oauth import code_challenge, new_code_verifier
+from spotconn._spotify.redirect import Callback, checked_redirect_uri, read_callback, refusal
+from spotconn._tracebacks import scrubbed
 from spotconn.accounts import SpotifyAccounts
 from spotconn.errors import ConnectFailed, SpotifyUnavailable
 from spotconn.events import Connected, Events, Hook
@@ -24,7 +25,7 @@ TIMEOUT = 20.0
 """Seconds that `finish` has for its calls to Spotify, all retries included."""
 
 
-@guarded
+@scrubbed
 class ConnectFlow:
     """Connects a user's Spotify account, for the first time or again.
 
@@ -55,6 +56,7 @@ class ConnectFlow:
         on_event: Hook | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._affinity = Affinity("ConnectFlow")
         self._store = store
         self._accounts = accounts
         self._redirect_uri = checked_redirect_uri(redirect_uri)
@@ -97,6 +99,7 @@ class ConnectFlow:
             ValueError: the user id is no UUID or no user of auth.users.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: nothing was started.
         """
+        self._affinity.check()
         state, code_verifier = _new_state(self._clock()), new_code_verifier()
         await self._store.pending.put(parse_user_id(user_id), state, code_verifier, life=STATE_LIFE)
         return self._accounts.authorize_url(
@@ -129,6 +132,9 @@ class ConnectFlow:
         """
         user_id = parse_user_id(user_id)
         callback = read_callback(callback_url)
+        # Before the state is spent.
+        self._affinity.check()
+        self._accounts.affinity.check()
         code_verifier = await self._spend(user_id, callback.state)
         if callback.error:
             raise refusal(callback.error)

@@ -16,6 +16,7 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from spotconn._affinity import Affinity
 from spotconn.errors import ReauthorizationReason
 
 _log = logging.getLogger("spotconn")
@@ -116,13 +117,14 @@ class Events:
 
     def __init__(self, hook: Hook | None) -> None:
         self._hook = hook
+        self._affinity = Affinity("hook")
         self._waiting: deque[Event] = deque()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def emit(self, event: Event) -> None:
         """Hand over an event; never blocks and never raises."""
-        if self._hook is None:
+        if self._hook is None or self._affinity.forked:  # a child of fork has no such thread
             return
         with self._lock:
             if len(self._waiting) >= LARGEST_BACKLOG:

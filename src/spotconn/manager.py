@@ -6,20 +6,23 @@ import math
 import os
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
-from datetime import UTC, datetime
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
+from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
 from typing import Any, Self
 from uuid import UUID
 
 from spotconn import events
-from spotconn._cache import ConnectionCache, Remembered
-from spotconn._flights import Flights
-from spotconn._guard import guarded, guarded_context, guarded_method, guarded_within
-from spotconn._listener import Listener
-from spotconn._many import ManyTokens, Serving
+from spotconn._affinity import Affinity
 from spotconn._observer import NOBODY, Observer
-from spotconn._refresh import Refresher
 from spotconn._settings import Settings
+from spotconn._tokens.batch import ManyTokens, Serving
+from spotconn._tokens.cache import ConnectionCache, Fill, Remembered
+from spotconn._tokens.refresh import Refresher, Replacement
+from spotconn._tokens.single_flight import SingleFlight, finish
+from spotconn._tokens.subscriber import Listener
+from spotconn._tracebacks import Failure, exempt, scrubbed, scrubbed_context, scrubbed_method
 from spotconn.accounts import SpotifyAccounts
 from spotconn.auth import SpotifyAuth
 from spotconn.cipher import cipher_for
@@ -38,16 +41,20 @@ EVENTS_TIMEOUT = 2.0
 """Seconds that `aclose` gives the hook for the last events."""
 MAX_MIN_TTL = 3000.0
 """Seconds: the most that a caller may ask of a token's remaining life; Spotify's tokens live 3600."""
+MOST_REPLACEMENTS = 2
+"""Of tokens found wanting in one call: what another process has stored may have to be replaced once more."""
 
 # The default of `scopes`: there is one empty tuple only, and its identity is the cheapest thing to look at.
 _NO_SCOPES = ()
 
 
-@guarded
+@scrubbed
 class TokenManager:
     """Valid access tokens for stored connections.
 
-    One manager serves a whole process; make it inside the event loop that uses it and `aclose` it there.
+    One manager serves a whole process; make it inside the event loop that uses it and `aclose` it there. In another
+    event loop, and in a child of fork, its calls raise RuntimeError, which says where to make one; a cached token may
+    still be served in another event loop.
 
     Args:
         store: where the connections are.
@@ -65,6 +72,7 @@ class TokenManager:
 
     Raises:
         ValueError: a number is out of range; the text names it.
+        RuntimeError: the store or the accounts are closed, or belong to another process or event loop.
     """
 
     def __init__(
@@ -87,6 +95,9 @@ class TokenManager:
         _check(lease > refresh_timeout, "lease: expected more than refresh_timeout")
         _check(0 <= cache_ttl < math.inf, "cache_ttl: expected 0 or more seconds, and not without end")
         _check(cache_size >= 0, "cache_size: expected 0 or more")
+        store.pool.affinity.check()
+        accounts.affinity.check()
+        self._affinity = Affinity("TokenManager", after_fork=self._after_fork)
         self._store = store
         self._accounts = accounts
         self._events = events.Events(on_event)
@@ -104,13 +115,16 @@ class TokenManager:
         self._listener = Listener(
             store.changes if cache_ttl and cache_size else None, self._cache, ttl=cache_ttl, clock=clock
         )
-        self._flights = Flights(self._obtain)
-        self._background: dict[UUID, asyncio.Task[Connection]] = {}
-        serving = Serving(self._newer, window=refresh_window, margin=expiry_margin, clock=clock)
-        self._many = ManyTokens(store, serving, self._flights.check_open)
+        self._observer = NOBODY
+        # A read that began before something was heard is none for those who come after it.
+        self._reads = SingleFlight[tuple[UUID, int], Connection]("spotconn-read")
+        # By what is to be replaced: the user, and the version that was found wanting.
+        self._refreshes = SingleFlight[tuple[UUID, datetime], Replacement]("spotconn-refresh")
+        serving = Serving(self._renewed, window=refresh_window, margin=expiry_margin, clock=clock)
+        self._many = ManyTokens(store, serving, self._affinity.check)
 
     @classmethod
-    @guarded_context
+    @scrubbed_context
     async def from_env(cls, **overrides: Any) -> AsyncGenerator[Self]:
         """A manager from DATABASE_URL (or SPOTCONN_DATABASE_URL), SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET.
 
@@ -152,7 +166,7 @@ class TokenManager:
         """Where the connections are refreshed."""
         return self._accounts
 
-    @guarded_within
+    @exempt
     async def get_valid_token(
         self, user_id: UUID | str, *, scopes: Iterable[str] = (), min_ttl: float | None = None
     ) -> str:
@@ -234,13 +248,15 @@ class TokenManager:
             ConfigurationError, SchemaMismatch, RowSecurityError, DecryptionError: call an engineer.
         """
         user_id = parse_user_id(user_id)
-        self._flights.check_open()
+        self._affinity.check()
         self._cache.discard(user_id)
-        connection = await self._store.get(user_id)
-        if connection.access_token == rejected_token:
-            connection = await self._flights.join(user_id, connection.expires_at)
-            return connection.access_token
-        return await self.get_valid_token(user_id)
+        with self._observer.waiting(user_id):
+            found: Connection = await self._read(user_id, useless=rejected_token)
+            if found.access_token == rejected_token:
+                found = (await self._replacement(user_id, found.expires_at)).connection
+            elif self._left(found) <= self._margin:
+                found = await self._replace(user_id, found, self._margin)
+        return found.access_token
 
     def auth(self, user_id: UUID | str, *, allow: Iterable[str] = ()) -> SpotifyAuth:
         """For `httpx.AsyncClient(auth=...)`: its requests to the Web API bear the user's token; see `SpotifyAuth`.
@@ -261,7 +277,7 @@ class TokenManager:
             ValueError: the user id is no UUID.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError, DecryptionError: it could not be read.
         """
-        self._flights.check_open()
+        self._affinity.check()
         try:
             connection = await self._store.get(user_id)
         except NotConnected:
@@ -278,7 +294,7 @@ class TokenManager:
             Whether there was a connection.
         """
         user_id = parse_user_id(user_id)
-        self._flights.check_open()
+        self._affinity.check()
         try:
             deleted = await self._store.delete(user_id)
         finally:
@@ -292,46 +308,69 @@ class TokenManager:
         """Refuse new calls, wait until running refreshes have ended, and save what is not saved yet; all bounded.
 
         Running refreshes have the time of the lease. What Spotify has granted and the database does not take within
-        10 seconds more is lost; that is logged as critical.
+        10 seconds more is lost; that is logged as critical. In a child of fork nothing is done: it is all the parent's.
+
+        Raises:
+            RuntimeError: in another event loop than the manager's.
         """
+        if self._affinity.forked:
+            return
+        self._affinity.check_home()
+        self._affinity.close()
         passes = self._many.cancel()
         self._store.unwatch(self._cache.discard)
         self._cache.close()
-        await self._flights.close(seconds=self._patience, others={*self._background.values(), *passes})
+        await finish(self._reads.tasks | self._refreshes.tasks | passes, seconds=self._patience)
+        self._reads.cut_off()
+        self._refreshes.cut_off()
         await self._listener.close()
         await self._refresher.kept.flush(seconds=FLUSH_TIMEOUT)
         await self._events.drained(seconds=EVENTS_TIMEOUT)
 
     def _observe(self, observer: Observer) -> None:
         """From now on tell an observer what this manager, its store and its accounts do."""
-        if self._flights.observer is not NOBODY:
+        if self._observer is not NOBODY:
             raise RuntimeError("this TokenManager is instrumented already")
-        self._flights.observer = self._refresher.observer = observer
-        self._store.observer = self._store.pending.observer = self._accounts.observer = observer
+        self._observer = self._refresher.observer = observer
+        self._store.pool.observer = self._accounts.observer = observer
         observer.remembers(self._cache)
         # On this object, not in the class: a call of a manager that nobody observes has no instruction more.
         for name in ("get_valid_token", "replace_rejected"):
             setattr(self, name, observer.counted(getattr(self, name)))
 
-    @guarded_method
+    @scrubbed_method
     async def _find_token(self, user_id: UUID | str, scopes: Iterable[str], min_ttl: float | None) -> str:
         """What `get_valid_token` gives where the cache alone does not settle it."""
-        self._flights.check_open()
+        self._affinity.check()
         user_id = parse_user_id(user_id)
         needed = _scopes(scopes)
         least = self._least_ttl(min_ttl)
-        now = self._clock()
-        found: Remembered | Connection | None = self._cache.get(user_id, now)
-        if (
-            found is None
-            or found.expires_at.timestamp() - now <= least
-            or _missing(found, needed)  # the user may have granted it since, through another process
-        ):
-            found = await self._newer(user_id, least)
+        found: Remembered | Connection | None = self._cache.get(user_id, self._clock())
+        if found is None or self._left(found) <= least or _missing(found, needed):
+            with self._observer.waiting(user_id):
+                found = await self._fetch(user_id, found, needed, least)
         if missing := _missing(found, needed):
             raise MissingScope(missing)
         self._refresh_if_stale(user_id, found)
         return found.access_token
+
+    async def _fetch(
+        self, user_id: UUID, found: Remembered | Connection | None, needed: frozenset[str], least: float
+    ) -> Remembered | Connection:
+        """Return what serves a call for which the cached connection does not."""
+        if found is None or _missing(found, needed):  # the user may have granted it since, through another process
+            found = await self._reads.join((user_id, self._cache.epoch), partial(self._read, user_id))
+        return found if self._left(found) > least else await self._replace(user_id, found, least)
+
+    def _after_fork(self) -> None:
+        """Leave everything to the parent; the cached path, which looks at nothing else, finds an empty cache."""
+        self._cache.close()
+        self._refresher.kept.clear()
+        self._listener.abandon()
+
+    def _left(self, found: Remembered | Connection) -> float:
+        """Seconds until an access token ends."""
+        return found.expires_at.timestamp() - self._clock()
 
     def _least_ttl(self, min_ttl: float | None) -> float:
         if min_ttl is None:
@@ -340,55 +379,83 @@ class TokenManager:
             raise ValueError(f"min_ttl: expected 0 to {MAX_MIN_TTL:.0f} seconds")
         return max(min_ttl, self._margin)
 
-    async def _newer(self, user_id: UUID, least: float) -> Connection:
-        """A connection whose token is good for more than `least` seconds, or as good as Spotify gives them."""
-        connection = await self._flights.join(user_id, datetime.fromtimestamp(self._clock() + least, UTC))
-        if connection.expires_at.timestamp() <= self._clock():  # this process stood still, or Spotify's token was old
-            connection = await self._flights.join(user_id, datetime.fromtimestamp(self._clock() + least, UTC))
-        if connection.expires_at.timestamp() <= self._clock():
+    async def _renewed(self, stored: Connection) -> Connection:
+        return await self._replace(stored.user_id, stored, self._margin)
+
+    async def _replace(self, user_id: UUID, found: Remembered | Connection, least: float) -> Connection:
+        """Return another connection than the one found wanting.
+
+        Its token is good for more than `least` seconds, or as good as Spotify gives them.
+        """
+        seen, other = found.expires_at, None
+        for _ in range(MOST_REPLACEMENTS):
+            other, just_granted = await self._replacement(user_id, seen)
+            if self._left(other) > (0 if just_granted else least):
+                return other
+            seen = other.expires_at
+        if other is None or self._left(other) <= 0:  # this process stood still, or Spotify's token was old
             raise SpotifyUnavailable("Spotify's new access token has run out already; is this host's clock right?")
+        return other
+
+    async def _replacement(self, user_id: UUID, seen: datetime) -> Replacement:
+        self._affinity.check()
+        return await self._refreshes.join((user_id, seen), partial(self._refresh, user_id, seen))
+
+    async def _read(self, user_id: UUID, useless: str | None = None) -> Connection:
+        """Return the stored connection, and remember it unless its access token is known to be useless."""
+        with self._filling(user_id) as fill:
+            connection = await self._refresher.read(user_id)
+            if connection.access_token != useless:
+                self._remember(connection, fill)
         return connection
 
-    async def _obtain(self, user_id: UUID, seen: datetime, *, wait: bool = True) -> Connection:
+    async def _refresh(self, user_id: UUID, seen: datetime) -> Replacement:
+        with self._filling(user_id) as fill:
+            replacement = await self._refresher.refresh(user_id, seen)
+            self._cache.outdate(fill)
+            self._remember(replacement.connection, fill)
+        return replacement
+
+    @contextmanager
+    def _filling(self, user_id: UUID) -> Generator[Fill]:
         self._listener.start()
         with self._cache.filling(user_id) as fill:
             try:
-                connection = await self._refresher.obtain(user_id, seen, wait=wait)
+                yield fill
             except AskUser:
                 # What is remembered of this user is out of date.
                 self._cache.discard(user_id)
                 raise
-            if self._refresher.kept.get(user_id) is not None:
-                fill.covered = False  # not read: the end of what was stored before may have been heard of already
-            stale_at = connection.expires_at.timestamp() - self._window_of(user_id)
-            self._cache.put(connection, fill, now=self._clock(), stale_at=stale_at)
-        return connection
+
+    def _remember(self, connection: Connection, fill: Fill) -> None:
+        if self._refresher.kept.get(connection.user_id) is not None:
+            fill.covered = False  # not read: the end of what was stored before may have been heard of already
+        stale_at = connection.expires_at.timestamp() - self._window_of(connection.user_id)
+        self._cache.put(connection, fill, now=self._clock(), stale_at=stale_at)
 
     def _refresh_if_stale(self, user_id: UUID, connection: Remembered | Connection) -> None:
         """Start a refresh in the background if the token ends soon and nothing speaks against it."""
-        now = self._clock()
-        if connection.expires_at.timestamp() - now > self._window:
+        if self._left(connection) > self._window:
             return
         ends = connection.expires_at
-        state = freshness(ends, now, window=self._window_of(user_id), margin=self._margin)
-        if state is Freshness.FRESH or connection.reauthorization or user_id in self._background:
+        state = freshness(ends, self._clock(), window=self._window_of(user_id), margin=self._margin)
+        if state is Freshness.FRESH or connection.reauthorization or (user_id, ends) in self._refreshes:
             return
-        if self._flights.closed or self._refresher.paused(user_id):
+        if self._affinity.closed or self._refresher.paused(user_id):
             return
-        task = asyncio.create_task(self._obtain(user_id, ends, wait=False), name="spotconn-background-refresh")
-        self._background[user_id] = task
-        task.add_done_callback(lambda done: self._landed_in_background(user_id, done))
+        flight = self._refreshes.begin((user_id, ends), partial(self._refresh, user_id, ends))
+        flight.outcome.add_done_callback(_log_failure)
 
     def _window_of(self, user_id: UUID) -> float:
         """Seconds before its end from which this process refreshes a user's token: the last quarter is spread."""
         spread = (user_id.int & (1 << SPREAD_BITS) - 1 ^ self._salt) / (1 << SPREAD_BITS)
         return max(self._window * (1 - spread / 4), self._margin)
 
-    def _landed_in_background(self, user_id: UUID, task: asyncio.Task[Connection]) -> None:
-        del self._background[user_id]
-        if task.cancelled() or (error := task.exception()) is None or isinstance(error, RefreshInProgress):
-            return
-        _log.warning("a refresh in the background failed with %s: %s", type(error).__name__, error)
+
+def _log_failure(outcome: asyncio.Future[Replacement | Failure]) -> None:
+    failure = outcome.result()
+    if isinstance(failure, Failure) and not failure.is_a(RefreshInProgress):
+        _log.warning("a refresh in the background failed with %s", failure)
 
 
 def _check(holds: bool, text: str) -> None:  # noqa: FBT001  the condition is the point

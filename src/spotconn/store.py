@@ -4,7 +4,6 @@ Every operation but `as_user` is one statement, one round trip and one implicit 
 the schema `spotconn`, which takes the role and the claims for that transaction only.
 """
 
-import copy
 from collections.abc import AsyncGenerator, Callable, Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
@@ -12,13 +11,12 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn._changes import Changes
-from spotconn._guard import guarded, guarded_context
-from spotconn._observer import NOBODY
-from spotconn._pending import PendingConnects
-from spotconn._pool import APPLY_SCHEMA, TIMEOUT, acquired, close_pool, fitted, open_pool, translated
-from spotconn._schema import SCHEMA_VERSION
-from spotconn._session import lent
+from spotconn._database.change_feed import Changes
+from spotconn._database.pending_connects import PendingConnects
+from spotconn._database.pool import APPLY_SCHEMA, TIMEOUT, BoundPool, check_users, fitted, open_pool, translated
+from spotconn._database.schema import SCHEMA_VERSION
+from spotconn._database.session import lent
+from spotconn._tracebacks import renewed, scrubbed, scrubbed_context
 from spotconn.cipher import NoCipher, TokenCipher, TokenColumn
 from spotconn.errors import DecryptionError, NotConnected, RowSecurityError, SchemaMismatch
 from spotconn.models import (
@@ -38,16 +36,16 @@ if TYPE_CHECKING:
 _GET = "select * from spotconn.get_connection($1)"
 _GET_MANY = "select * from spotconn.get_connections($1)"
 _SAVE = "select * from spotconn.save_connection($1, $2, $3, $4, $5, $6, $7, $8, $9)"
-_DELETE = "select spotconn.delete_connection($1)"
+_DELETE = "select $1::uuid as user_id, spotconn.delete_connection($1) as deleted"
 _BEGIN = (
     "select turn.outcome, turn.lease_id, turn.lapsed, turn.retry_after, (turn.connection).* "
     "from spotconn.begin_refresh($1, $2, $3) as turn"
 )
 _FINISH = "select * from spotconn.finish_refresh($1, $2, $3, $4, $5, $6)"
-_FAIL = "select spotconn.fail_refresh($1, $2, $3, $4, $5)"
+_FAIL = "select $1::uuid as user_id, spotconn.fail_refresh($1, $2, $3, $4, $5) as recorded"
 
 
-@guarded
+@scrubbed
 class ConnectionStore:
     """Stored connections, each readable and writable only as the user it belongs to.
 
@@ -60,6 +58,7 @@ class ConnectionStore:
             between: where a `TokenManager` listens for changes. Without one it relies on its `cache_ttl`.
 
     Attributes:
+        pool: as the store uses it.
         pending: the authorizations under way, for `ConnectFlow`.
         changes: what happens to connections by whomever, for `TokenManager`; None where that cannot be heard.
     """
@@ -72,16 +71,14 @@ class ConnectionStore:
         timeout: float = TIMEOUT,
         listen_dsn: str | None = None,
     ) -> None:
-        self._pool = pool
+        self.pool = BoundPool(pool, name="ConnectionStore", timeout=timeout)
         self._cipher = cipher or NoCipher()
-        self._timeout = timeout
         self._watchers: list[Callable[[UUID], None]] = []
-        self.pending: PendingConnects = PendingConnects(pool, timeout=timeout)
+        self.pending: PendingConnects = PendingConnects(self.pool)
         self.changes: Changes | None = None if listen_dsn is None else Changes(pool, listen_dsn, {}, timeout=timeout)
-        self.observer = NOBODY
 
     @classmethod
-    @guarded_context
+    @scrubbed_context
     async def open(
         cls,
         dsn: str,
@@ -109,14 +106,14 @@ class ConnectionStore:
         """
         options = await fitted(dsn, pool_options, seconds=timeout)
         pool = await open_pool(dsn, options, seconds=timeout)
+        store = cls(pool, cipher=cipher, timeout=timeout, listen_dsn=listen_dsn)
+        if listen_dsn is None and options["statement_cache_size"]:
+            store.changes = Changes(pool, dsn, options, timeout=timeout)
         try:
-            store = cls(pool, cipher=cipher, timeout=timeout, listen_dsn=listen_dsn)
-            if listen_dsn is None and options["statement_cache_size"]:
-                store.changes = Changes(pool, dsn, options, timeout=timeout)
             await store.verify()
             yield store
         finally:
-            await close_pool(pool, seconds=timeout)
+            await store.pool.close()
 
     async def verify(self) -> None:
         """Check that the database has this library's schema and that row level security binds this login.
@@ -147,10 +144,10 @@ class ConnectionStore:
             DatabaseUnavailable, SchemaMismatch, RowSecurityError, DecryptionError: it could not be read.
         """
         user_id = parse_user_id(user_id)
-        row = await self._row(_GET, user_id)
+        row = await self.pool.row_of(user_id, _GET)
         if row is None:
             raise NotConnected("no Spotify connection is stored for this user")
-        return self._connection(row)
+        return self._connection(row, user_id)
 
     async def get_many(self, user_ids: Iterable[UUID | str]) -> dict[UUID, Connection | DecryptionError]:
         """The stored connections of several users in one statement, each read under row level security as its user.
@@ -166,8 +163,9 @@ class ConnectionStore:
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: none could be read.
         """
         wanted = list({parse_user_id(user_id) for user_id in user_ids})
-        async with acquired(self._pool, seconds=self._timeout, observer=self.observer) as connection:
-            rows = await translated(connection.fetch(_GET_MANY, wanted, timeout=self._timeout))
+        async with self.pool.acquire() as connection:
+            rows = await translated(connection.fetch(_GET_MANY, wanted, timeout=self.pool.timeout))
+            check_users(connection, {row["user_id"] for row in rows} <= set(wanted))
         return {row["user_id"]: self._readable(row) for row in rows}
 
     async def save(
@@ -193,9 +191,9 @@ class ConnectionStore:
         if connected_at is not None and connected_at.tzinfo is None:
             raise ValueError("connected_at: expected a datetime with a time zone")
         try:
-            row = await self._row(
-                _SAVE,
+            row = await self.pool.row_of(
                 user_id,
+                _SAVE,
                 profile.spotify_user_id,
                 self._encrypt(grant.access_token, user_id, "access_token"),
                 self._encrypt(grant.refresh_token, user_id, "refresh_token"),
@@ -209,7 +207,7 @@ class ConnectionStore:
             self._tell(user_id)
         if row is None:
             raise SchemaMismatch(f"the saved row does not show; {APPLY_SCHEMA}")
-        return self._connection(row)
+        return self._connection(row, user_id)
 
     async def delete(self, user_id: UUID | str) -> bool:
         """Disconnect a user.
@@ -219,9 +217,10 @@ class ConnectionStore:
         """
         user_id = parse_user_id(user_id)
         try:
-            return bool(await self._value(_DELETE, user_id))
+            row = await self.pool.row_of(user_id, _DELETE)
         finally:
             self._tell(user_id)
+        return row is not None and bool(row["deleted"])
 
     def watch(self, tell: Callable[[UUID], None]) -> None:
         """Call `tell` with the user id after every `save` and `delete` through this store, also a failed one.
@@ -252,14 +251,14 @@ class ConnectionStore:
             DatabaseUnavailable, SchemaMismatch, RowSecurityError, DecryptionError: it could not be read.
         """
         user_id = parse_user_id(user_id)
-        row = await self._row(_BEGIN, user_id, seen, timedelta(seconds=lease))
+        row = await self.pool.row_of(user_id, _BEGIN, seen, timedelta(seconds=lease))
         if row is None:
             raise SchemaMismatch(f"spotconn.begin_refresh gave no answer; {APPLY_SCHEMA}")
         outcome = Outcome(row["outcome"])
         return RefreshTurn(
             outcome=outcome,
             user_id=user_id,
-            connection=None if outcome is Outcome.GONE else self._connection(row),
+            connection=None if outcome is Outcome.GONE else self._connection(row, user_id),
             lease_id=row["lease_id"],
             lapsed=row["lapsed"],
             retry_after=row["retry_after"],
@@ -272,9 +271,9 @@ class ConnectionStore:
             The saved connection; None where a disconnect, a reconnect or another refresh came first.
         """
         stored, _ = _granted(turn)
-        row = await self._row(
-            _FINISH,
+        row = await self.pool.row_of(
             turn.user_id,
+            _FINISH,
             stored.expires_at,
             self._encrypt(grant.access_token, turn.user_id, "access_token"),
             grant.refresh_token and self._encrypt(grant.refresh_token, turn.user_id, "refresh_token"),
@@ -284,7 +283,7 @@ class ConnectionStore:
         if row is None:
             self._tell(turn.user_id)
             return None
-        return self._connection(row)
+        return self._connection(row, turn.user_id)
 
     async def fail_refresh(self, turn: RefreshTurn, failure: RefreshFailure) -> bool:
         """End the lease without a grant and record why.
@@ -293,12 +292,12 @@ class ConnectionStore:
             Whether it was recorded; False, and nothing happens, where the lease has passed to another.
         """
         stored, lease_id = _granted(turn)
-        recorded: bool = await self._value(
-            _FAIL, turn.user_id, stored.expires_at, lease_id, failure.reason, failure.retry_after
+        row = await self.pool.row_of(
+            turn.user_id, _FAIL, stored.expires_at, lease_id, failure.reason, failure.retry_after
         )
-        return recorded
+        return row is not None and bool(row["recorded"])
 
-    @guarded_context
+    @scrubbed_context
     async def as_user(self, user_id: UUID | str) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
         """A transaction for the caller's own SQL, under the same row level security as the store's.
 
@@ -314,43 +313,37 @@ class ConnectionStore:
         """
         user_id = parse_user_id(user_id)
         async with (
-            acquired(self._pool, seconds=self._timeout, observer=self.observer) as connection,
-            lent(connection, seconds=self._timeout),
+            self.pool.acquire() as connection,
+            lent(connection, seconds=self.pool.timeout),
         ):
-            await translated(connection.execute("select spotconn.act_as($1)", user_id, timeout=self._timeout))
+            await translated(connection.execute("select spotconn.act_as($1)", user_id, timeout=self.pool.timeout))
             yield connection
 
     def _tell(self, user_id: UUID) -> None:
         for tell in self._watchers:
             tell(user_id)
 
-    async def _row(self, query: str, *args: object) -> asyncpg.Record | None:
-        async with acquired(self._pool, seconds=self._timeout, observer=self.observer) as connection:
-            return await translated(connection.fetchrow(query, *args, timeout=self._timeout))
-
-    async def _value(self, query: str, *args: object) -> Any:
-        row = await self._row(query, *args)
+    async def _value(self, query: str) -> Any:
+        row = await self.pool.row(query)
         return None if row is None else row[0]
 
     def _encrypt(self, token: str, user_id: UUID, column: TokenColumn) -> str:
         return self._cipher.encrypt(token, user_id=user_id, column=column)
 
-    def _decrypt(self, row: asyncpg.Record, column: TokenColumn) -> str:
-        return self._cipher.decrypt(row[column], user_id=row["user_id"], column=column)
-
     def _readable(self, row: asyncpg.Record) -> Connection | DecryptionError:
         try:
-            return self._connection(row)
+            return self._connection(row, row["user_id"])
         except DecryptionError as error:
-            return copy.copy(error)  # without frames and their locals
+            return renewed(error)
 
-    def _connection(self, row: asyncpg.Record) -> Connection:
+    def _connection(self, row: asyncpg.Record, user_id: UUID) -> Connection:
+        """Return the connection of a row, decrypted as that of the user whom it was asked for."""
         return Connection(
             id=row["id"],
-            user_id=row["user_id"],
+            user_id=user_id,
             spotify_user_id=row["spotify_user_id"],
-            access_token=self._decrypt(row, "access_token"),
-            refresh_token=self._decrypt(row, "refresh_token"),
+            access_token=self._cipher.decrypt(row["access_token"], user_id=user_id, column="access_token"),
+            refresh_token=self._cipher.decrypt(row["refresh_token"], user_id=user_id, column="refresh_token"),
             expires_at=row["expires_at"],
             connected_at=row["connected_at"],
             display_name=row["display_name"],

@@ -4,7 +4,7 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn._schema import read_sql
+from spotconn._database.schema import read_sql
 
 TIMEOUT = 30.0
 """Seconds to connect and for each statement."""

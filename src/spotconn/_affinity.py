@@ -1,0 +1,140 @@
+"""The process and the event loop that an object belongs to.
+
+A child of fork shares the sockets of its parent, and the epoll that watches them: what it writes, reads or merely
+stops watching is the parent's. So the objects of this library are closed in a child, and their sockets are replaced
+there by a dead one. Nothing of the parent's can be reached then: not by a task that goes on in an inherited event
+loop, nor by a connection that is closed when it is garbage collected.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol
+from weakref import WeakMethod, WeakSet
+
+_IN_CHILD = (
+    "this {name} was made before a fork and is closed in the child process: make it there "
+    "(gunicorn, uvicorn: in the lifespan of the application; Celery: in worker_process_init)"
+)
+_IN_OTHER_LOOP = (
+    "this {name} belongs to another event loop: make it in the one that uses it "
+    "(a web service: in its lifespan; asyncio.run for each job: within the job)"
+)
+_CLOSED = "this {name} is closed"
+
+
+class Carrier(Protocol):
+    """A transport of asyncio, or a stream of httpcore."""
+
+    def get_extra_info(self, name: str) -> Any:
+        """Return the socket for the name "socket"."""
+        ...
+
+
+class Affinity:
+    """Belongs to the process that makes it, and to the event loop in which it is made or first checked.
+
+    Args:
+        name: what the object is called in errors.
+        loop: the event loop, where it is known.
+        after_fork: a method that is called in each child of fork, unless its object is gone.
+
+    Attributes:
+        closed: whether `close` was called.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+        after_fork: Callable[[], None] | None = None,
+    ) -> None:
+        self._name = name
+        self._forks = _forks.count
+        self._loop = [loop or _running_loop()]
+        self.closed = False
+        if after_fork is not None:
+            _forks.callbacks.append(WeakMethod(after_fork, _forks.callbacks.remove))
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that it belongs to."""
+        return self._forks != _forks.count
+
+    def check(self) -> None:
+        """Raise RuntimeError where the object must not be used: closed, in a child, in another event loop."""
+        if self.closed:
+            raise RuntimeError(_CLOSED.format(name=self._name))
+        self.check_home()
+
+    def check_home(self) -> None:
+        """As `check`, but let a closed one pass."""
+        if self.forked:
+            raise RuntimeError(_IN_CHILD.format(name=self._name))
+        running = _running_loop()
+        if running is None:
+            return
+        if self._loop[0] is None:
+            self._loop[0] = running
+        if self._loop[0] is not running:
+            raise RuntimeError(_IN_OTHER_LOOP.format(name=self._name))
+
+    def close(self) -> None:
+        """Let `check` fail from now on."""
+        self.closed = True
+
+
+def keep_from_children(carrier: Carrier) -> None:
+    """Replace the socket of a connection by a dead one in each child of fork, as long as the connection exists."""
+    _forks.carriers.add(carrier)
+
+
+class _Forks:
+    """What is to be done in a child of fork.
+
+    Attributes:
+        count: how many forks lie between the first process and this one.
+        callbacks: methods to call.
+        carriers: connections that are the parent's.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.callbacks: list[WeakMethod[Callable[[], None]]] = []
+        self.carriers = WeakSet[Carrier]()
+
+    def in_child(self) -> None:
+        self.count += 1
+        self._replace_sockets()
+        for callback in list(self.callbacks):
+            if (method := callback()) is not None:
+                method()
+
+    def _replace_sockets(self) -> None:
+        carriers = list(self.carriers)
+        if not carriers:
+            return
+        self.carriers.clear()
+        dead, peer = socket.socketpair()
+        peer.close()
+        for carrier in carriers:
+            with suppress(Exception):
+                number = carrier.get_extra_info("socket").fileno()
+                if number >= 0:
+                    os.dup2(dead.fileno(), number, inheritable=False)
+        dead.close()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+_forks = _Forks()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forks.in_child)

@@ -1,0 +1,1 @@
+"""What the `spotconn` command is made of."""

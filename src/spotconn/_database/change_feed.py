@@ -1,0 +1,176 @@
+"""What changes in the table, by whomever: the notifications of its trigger, over a connection of their own."""
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import UUID
+
+import asyncpg
+
+from spotconn._database.pool import APPLY_SCHEMA, TIMEOUT, BoundPool, open_single, shield_from_children, translated
+from spotconn.errors import DatabaseUnavailable, SchemaMismatch
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+    Session = PoolConnectionProxy[asyncpg.Record]
+
+CHANNEL = "spotconn"
+_PROOF = "proof "
+"""What a notification of `spotconn.prove_telling` begins with."""
+
+
+class Hearer(Protocol):
+    """Who is told of changes; no method may raise."""
+
+    def hear(self, user_id: UUID, version: datetime) -> None:
+        """That version of a user's connection is stored."""
+        ...
+
+    def discard(self, user_id: UUID) -> None:
+        """A user's connection is gone."""
+        ...
+
+    def clear(self) -> None:
+        """Any connection may have changed."""
+        ...
+
+
+class Changes:
+    """Where changes are heard of.
+
+    Args:
+        pool: of the database whose changes they are.
+        dsn: of the same database. Through a transaction pooler nothing would be heard.
+        options: of `asyncpg.create_pool`; those of a connection count.
+        timeout: seconds to wait for a connection, and again for a proof.
+    """
+
+    def __init__(self, pool: asyncpg.Pool, dsn: str, options: dict[str, Any], *, timeout: float = TIMEOUT) -> None:
+        self._pool = BoundPool(pool, name="ConnectionStore", timeout=timeout)
+        self._dsn = dsn
+        self._options = options
+        self._timeout = timeout
+
+    @asynccontextmanager
+    async def told(self, hearer: Hearer) -> AsyncGenerator["Hearing"]:
+        """Within: changes are told, as far as `Hearing.prove` proves.
+
+        Raises:
+            ConfigurationError: the DSN is malformed, or the login is refused.
+            DatabaseUnavailable: no connection in time.
+        """
+        own = await open_single(self._dsn, self._options, seconds=self._timeout)
+        try:
+            session = await translated(own.acquire(timeout=self._timeout))
+            shield_from_children(session)
+            hearing = Hearing(self._pool, session, timeout=self._timeout)
+            await hearing.begin(hearer)
+            yield hearing
+        finally:
+            own.terminate()
+
+
+class Hearing:
+    """A connection that listens, and the proof that it hears."""
+
+    def __init__(self, pool: BoundPool, session: "Session", *, timeout: float) -> None:
+        self._pool = pool
+        self._session = session
+        self._timeout = timeout
+        self._nonce = secrets.token_hex(8)
+        self._stirred = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._proven = False
+
+    async def begin(self, hearer: Hearer) -> None:
+        """Listen.
+
+        Raises:
+            DatabaseUnavailable: not in time.
+        """
+
+        def notified(_session: object, _pid: object, _channel: object, payload: object) -> None:
+            text = str(payload)
+            if not text.startswith(_PROOF):
+                _tell(hearer, text)
+            elif text == _PROOF + self._nonce:
+                self._stirred.set()
+
+        self._session.add_termination_listener(self._end)
+        async with _within(self._timeout):
+            await translated(self._session.add_listener(CHANNEL, notified))
+
+    async def prove(self) -> None:
+        """Prove that all changes before this call have been told; the first time also that any are.
+
+        Raises:
+            DatabaseUnavailable: there is no proof in time.
+            SchemaMismatch: the database does not tell of changes.
+        """
+        self._stirred.clear()
+        if self._proven:
+            await self._ask(self._session)
+        else:
+            # Behind a transaction pooler, or at another database, one would hear oneself and nobody else.
+            async with self._pool.acquire() as elsewhere:
+                await self._ask(elsewhere)
+        async with _within(self._timeout):
+            await self._stirred.wait()
+        if self._lost.is_set():
+            raise DatabaseUnavailable("the connection that listens for changes was lost")
+        self._proven = True
+
+    async def held(self, *, seconds: float) -> None:
+        """Wait.
+
+        Raises:
+            DatabaseUnavailable: the connection was lost meanwhile.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._lost.wait()
+            raise DatabaseUnavailable("the connection that listens for changes was lost")
+
+    async def _ask(self, session: "Session") -> None:
+        query = "select spotconn.prove_telling($1)"
+        if not await translated(session.fetchval(query, self._nonce, timeout=self._timeout)):
+            raise SchemaMismatch(f"the triggers that tell of changes are gone or disabled: {APPLY_SCHEMA}")
+
+    def _end(self, _session: object) -> None:
+        self._lost.set()
+        self._stirred.set()
+
+
+@asynccontextmanager
+async def _within(seconds: float) -> AsyncGenerator[None]:
+    late = False
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        late = True
+    if late:
+        raise DatabaseUnavailable(
+            "the connection that listens for changes hears nothing in time: it was cut, leads to another database, or "
+            "a transaction pooler is in between"
+        )
+
+
+def _tell(hearer: Hearer, payload: str) -> None:
+    """Tell what `spotconn.tell_change` says; what nobody understands may mean anything."""
+    try:
+        change = json.loads(payload)
+        user_id = UUID(change["user_id"])
+        version = datetime.fromisoformat(change["expires_at"]) if "expires_at" in change else None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        hearer.clear()
+        return
+    if version is None:
+        hearer.discard(user_id)
+    else:
+        hearer.hear(user_id, version)

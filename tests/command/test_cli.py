@@ -1,0 +1,224 @@
+"""The command: what it prints, how it ends, and that one line says what to do."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from typer.testing import CliRunner, Result
+
+from spotconn import AesGcmSivCipher, ConnectionStore, Profile, RefreshFailure, TokenGrant
+from spotconn._database.schema import read_sql
+from spotconn.cli import app
+from support.bulk import add_connections
+from support.database import Database
+
+Command = Callable[..., Awaitable[Result]]
+ALICE = Profile(spotify_user_id="alice", display_name="Alice", email="alice@example.org")
+KEYS = [AesGcmSivCipher.generate_key() for _ in range(2)]
+APP = {"SPOTIFY_CLIENT_ID": "0123456789abcdef" * 2, "SPOTIFY_CLIENT_SECRET": "fedcba9876543210" * 2}
+
+
+def grant(minutes: float = 60) -> TokenGrant:
+    ends = datetime.now(UTC) + timedelta(minutes=minutes)
+    return TokenGrant(access_token="access-marked", refresh_token="refresh-marked", expires_at=ends)
+
+
+@pytest.fixture
+def environ(monkeypatch: pytest.MonkeyPatch, chief: str) -> dict[str, str]:
+    """The environment of an operator whose login is one of the store and may become service_role."""
+    for name in [name for name in os.environ if name.startswith(("SPOT", "DATABASE", "PG"))]:
+        monkeypatch.delenv(name)
+    return {"DATABASE_URL": chief, **APP}
+
+
+@pytest.fixture
+def command(environ: dict[str, str]) -> Command:
+    """Runs the command in this process."""
+
+    async def run(*arguments: str, **changes: str) -> Result:
+        env = environ | changes
+        return await asyncio.to_thread(lambda: CliRunner().invoke(app, arguments, env=env, catch_exceptions=False))
+
+    return run
+
+
+def said(result: Result) -> str:
+    """The one line of an error."""
+    assert result.stdout == ""
+    assert result.stderr.startswith("spotconn: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+async def test_the_schema_is_printed_ready_to_apply(command: Command) -> None:
+    """Each choice gives the files in the order in which they are applied."""
+    plain, schema, lock = (read_sql(name) for name in ("plain_postgres.sql", "schema.sql", "lock_down.sql"))
+    assert (await command("schema")).stdout == schema
+    assert (await command("schema", "--plain-postgres")).stdout == plain + schema
+    assert (await command("schema", "--plain-postgres", "--lock-down")).stdout == plain + schema + lock
+    assert (await command("schema", "--undo-lock-down")).stdout == read_sql("lock_down_undo.sql")
+
+
+async def test_a_key_goes_to_a_pipe_alone(command: Command) -> None:
+    """Standard output holds the key and nothing else; its id is told beside it."""
+    made = await command("keygen")
+    cipher = AesGcmSivCipher([made.stdout.strip()])
+    assert cipher.key_ids[0] in made.stderr
+    as_json = json.loads((await command("keygen", "--json")).stdout)
+    assert AesGcmSivCipher([as_json["key"]]).key_ids == (as_json["id"],)
+    assert as_json["key"] != made.stdout.strip()
+
+
+async def test_the_status_of_a_user(command: Command, store: ConnectionStore, user: UUID) -> None:
+    """For a person and for a program; without a connection it is no error; never a token."""
+    assert json.loads((await command("status", str(user), "--json")).stdout)["connected"] is False
+    assert (await command("status", str(user))).stdout == "connected: False\n"
+    await store.save(user, grant(), ALICE)
+    shown = await command("status", str(user))
+    assert "display name: Alice\n" in shown.stdout
+    assert json.loads((await command("status", str(user), "--json")).stdout)["spotify_user_id"] == "alice"
+    assert "marked" not in shown.output
+
+
+async def test_a_token_for_a_pipe(command: Command, store: ConnectionStore, users: list[UUID]) -> None:
+    """Standard output is the token and a line end; who must connect is code 3."""
+    await store.save(users[0], grant(), ALICE)
+    assert (await command("token", str(users[0]))).stdout == "access-marked\n"
+    assert json.loads((await command("token", str(users[0]), "--json")).stdout) == {"access_token": "access-marked"}
+    nobody = await command("token", str(users[1]))
+    assert nobody.exit_code == 3
+    assert "no Spotify connection" in said(nobody)
+
+
+async def test_a_disconnect(command: Command, store: ConnectionStore, user: UUID) -> None:
+    """It says whether there was a connection."""
+    await store.save(user, grant(), ALICE)
+    assert (await command("disconnect", str(user))).stdout == "disconnected\n"
+    assert (await command("disconnect", str(user))).stdout == "there was no connection\n"
+    assert json.loads((await command("disconnect", str(user), "--json")).stdout) == {"disconnected": False}
+
+
+async def test_the_lists_of_an_operator(
+    command: Command, store: ConnectionStore, users: list[UUID], admin: asyncpg.Connection
+) -> None:
+    """Who must connect again soon, who failed, and a recheck of those; a line each, or an object each."""
+    due, dead = users[:2]
+    for user in (due, dead):
+        await store.save(user, grant(-1), ALICE)
+    await admin.execute("update public.spotify_connections set connected_at = now() - interval '170 days'")
+    turn = await store.begin_refresh(dead, seen=datetime.now(UTC))
+    await store.fail_refresh(turn, RefreshFailure(reason="revoked"))
+    listed = await command("expiring", "--within", "30d")
+    assert re.fullmatch(rf"{due}  connect again by \d{{4}}-\d\d-\d\d  alice\n", listed.stdout)
+    assert listed.stderr == "1 connections\n"
+    (line,) = (await command("expiring", "--json")).stdout.splitlines()
+    assert json.loads(line)["user_id"] == str(due)
+    assert json.loads(line)["reauthorize_by"] is not None
+    assert (await command("expiring", "--within", "1m")).stdout == ""
+    assert "revoked since" in (await command("failing")).stdout
+    assert json.loads((await command("failing", "--json")).stdout)["failure"]["reason"] == "revoked"
+    assert "revoked: 1\n" in (await command("stats")).stdout
+    since = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    assert json.loads((await command("recheck", "--since", since, "--json")).stdout) == {"rechecked": 1}
+    assert (await command("recheck", "--since", "2h")).stdout == "0 connections will be tried again\n"
+    assert json.loads((await command("stats", "--json")).stdout)["unavailable"] == 1
+
+
+async def test_a_rekey(command: Command, store: ConnectionStore, user: UUID) -> None:
+    """From plain text to a key, and to another; the second line counts what is under it."""
+    await store.save(user, grant(), ALICE)
+    assert "SPOTCONN_ENCRYPTION_KEYS" in said(await command("rekey"))
+    one = {"SPOTCONN_ENCRYPTION_KEYS": KEYS[0]}
+    assert "1 connections rewritten" in (await command("rekey", **one)).stdout
+    two = {"SPOTCONN_ENCRYPTION_KEYS": ",".join(reversed(KEYS))}
+    assert json.loads((await command("rekey", "--json", **two)).stdout) == {"total": 1, "done": 1, "lost": 0}
+    assert f"under key {AesGcmSivCipher([KEYS[1]]).key_ids[0]}: 2\n" in (await command("stats", **two)).stdout
+    lacking = await command("rekey", SPOTCONN_ENCRYPTION_KEYS=AesGcmSivCipher.generate_key())
+    assert lacking.exit_code == 5
+    assert "do not decrypt" in lacking.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "code", "told"),
+    [
+        (("status", "marked"), {}, 2, "user_id: expected a UUID"),
+        (("expiring", "--within", "soon"), {}, 2, "expected such as 30d"),
+        (("recheck", "--since", "soon"), {}, 2, "expected such as 2026-11-24T10:00Z"),
+        (("recheck", "--since", "2026-11-24T10:00"), {}, 2, "put Z behind it"),
+        (("status", str(uuid4())), {"DATABASE_URL": ""}, 5, "DATABASE_URL is not set"),
+        (("status", str(uuid4())), {"DATABASE_URL": "postgresql://a:marked@127.0.0.1:1/x"}, 4, "cannot be reached"),
+        (("stats",), {"SPOTCONN_ENCRYPTION_KEYS": "marked"}, 5, "SPOTCONN_ENCRYPTION_KEYS is malformed"),
+    ],
+)
+async def test_an_error_is_one_line_with_its_code(
+    command: Command, arguments: tuple[str, ...], changes: dict[str, str], code: int, told: str
+) -> None:
+    """It says what to do, and repeats no secret."""
+    result = await command(*arguments, **changes)
+    assert result.exit_code == code
+    assert told in said(result)
+    assert "marked" not in result.output
+
+
+async def test_a_login_without_service_role_is_told(command: Command, database: Database) -> None:
+    """The commands that see several users say which grant they need."""
+    result = await command("failing", DATABASE_URL=database.dsn)
+    assert result.exit_code == 5
+    assert "GRANT service_role TO" in said(result)
+
+
+@pytest.mark.timeout(120)
+async def test_a_rekey_is_stopped_with_ctrl_c_and_resumed(
+    command: Command, environ: dict[str, str], admin: asyncpg.Connection
+) -> None:
+    """It ends in one line and code 130, what was done stays done, and the next run finishes."""
+    await add_connections(admin, 20_000)
+    environ["SPOTCONN_ENCRYPTION_KEYS"] = KEYS[0]
+    left = "select count(*) from public.spotify_connections where access_token like 'BQ%'"
+    async with admin.transaction():
+        # The last one is held, so that it cannot be done before it is stopped.
+        await admin.execute("select from public.spotify_connections order by user_id desc limit 1 for update")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "spotconn", "rekey", env=os.environ | environ, stderr=subprocess.PIPE
+        )
+        while await admin.fetchval(left) == 20_000:
+            await asyncio.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, error = await process.communicate()
+    assert process.returncode == 130
+    assert error.decode().strip().endswith("spotconn: stopped; what was done stays done, run it again to go on")
+    assert "Traceback" not in error.decode()
+    remaining = await admin.fetchval(left)
+    assert 0 < remaining < 20_000
+    assert f"{remaining} connections rewritten" in (await command("rekey")).stdout
+
+
+def test_a_reader_that_goes_away_is_no_error(environ: dict[str, str]) -> None:
+    """`spotconn schema | head -1` ends without a word."""
+    shell = f"{sys.executable} -m spotconn schema | head -1"
+    done = subprocess.run(shell, shell=True, capture_output=True, text=True, check=True, env=os.environ | environ)
+    assert done.stdout.startswith("-- Stored Spotify connections")
+    assert done.stderr == ""
+
+
+def test_without_the_extra_the_command_says_what_to_install() -> None:
+    """The entry point works without typer and rich."""
+    code = "import sys; sys.modules['typer'] = None; import spotconn.__main__ as m; m.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, 'spotconn: the command needs an extra: pip install "spotconn[cli]"\n')
+
+
+async def test_help_names_every_exit_code(command: Command) -> None:
+    """The codes are a contract with scripts."""
+    text = " ".join((await command("--help")).stdout.split())
+    for code in ("0 done", "1 doctor", "2 wrong usage", "3 the user must", "4 try later", "5 settings", "130 stopped"):
+        assert code in text

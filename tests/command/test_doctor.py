@@ -1,0 +1,190 @@
+"""The doctor: a healthy house has nothing to mend, each fault is found by its line, and nothing is left changed."""
+
+import asyncio
+import json
+from uuid import UUID
+
+import asyncpg
+import pytest
+from typer.testing import CliRunner
+
+from spotconn import AesGcmSivCipher, ConnectionStore, Profile
+from spotconn._command.checks import CHECKS, Finding, clock_finding, pooler_finding, tls_finding
+from spotconn._command.doctor import examine
+from spotconn._database.schema import read_sql
+from spotconn.cli import app
+from spotconn.testing import apply_schema
+from support.connections import grant
+from support.database import Database
+from support.doctor import HEALTHY, KEY, look
+
+
+def states(findings: dict[str, Finding], *states: str) -> set[str]:
+    return {subject for subject, one in findings.items() if one.state in states}
+
+
+@pytest.mark.parametrize("locked", [False, True])
+async def test_a_healthy_house(
+    database: Database,
+    admin: asyncpg.Connection,
+    user: UUID,
+    locked: bool,  # noqa: FBT001
+) -> None:
+    """Nothing to mend; only that clients read their own tokens is to be minded, until they are locked out."""
+    async with ConnectionStore.open(database.dsn, cipher=AesGcmSivCipher([KEY])) as store:
+        await store.save(user, grant("a"), Profile(spotify_user_id="alice"))
+    before = await admin.fetch("select * from public.spotify_connections")
+    if locked:
+        await admin.execute(read_sql("lock_down.sql"))
+    try:
+        found = await look(database.admin_dsn)
+    finally:
+        if locked:
+            await admin.execute(read_sql("lock_down_undo.sql"))
+    assert set(found) == {"Spotify app", "redirect URI", "encryption keys", *CHECKS}
+    assert states(found, "warn", "fail") == (set() if locked else {"token readers"})
+    assert found["stored tokens"].text == "2 values, none in plain text"
+    assert await admin.fetch("select * from public.spotify_connections") == before
+
+
+async def test_a_login_of_the_store_alone(database: Database) -> None:
+    """What it may not see is said and no fault."""
+    for dsn in (database.dsn, database.bypass_dsn):
+        found = await look(dsn)
+        assert states(found, "fail") == set()
+        assert found["stored tokens"].state == "skip"
+        assert found["isolation"].state == "ok"
+
+
+async def test_plain_text_is_found(database: Database, store: ConnectionStore, user: UUID) -> None:
+    """Tokens in plain text are counted, and the remedy is the rekey."""
+    await store.save(user, grant("a"), Profile(spotify_user_id="alice"))
+    found = (await look(database.admin_dsn))["stored tokens"]
+    assert (found.state, found.text) == ("warn", "2 of 2 values are in plain text")
+    assert "spotconn rekey" in str(found.remedy)
+
+
+POLICY = '"Users can view own connections" on public.spotify_connections'
+VERSION = "create or replace function spotconn.schema_version() returns integer language sql immutable return "
+FAULTS = [
+    ("alter table public.spotify_connections disable row level security", {"row security", "isolation"}, "schema.sql"),
+    ("alter table spotconn.refresh_state disable row level security", {"row security"}, "schema.sql"),
+    ("alter role spotconn bypassrls", {"isolation"}, "NOBYPASSRLS"),
+    ("create policy wide on public.spotify_connections using (true)", {"isolation"}, "NOBYPASSRLS"),
+    (f"drop policy {POLICY}", {"policies"}, "schema.sql"),
+    (f"alter policy {POLICY} using (auth.uid() = user_id)", {"policies"}, "schema.sql"),
+    ("revoke insert on public.spotify_connections from spotconn", {"grants"}, "schema.sql"),
+    ("grant select on public.spotify_connections to anon", {"token readers"}, "lock_down.sql"),
+    (VERSION + "0", {"schema"}, "schema.sql"),
+    (VERSION + "99", {"schema"}, "upgrade spotconn"),
+    ("drop function spotconn.act_as", {"isolation", "grants"}, "schema.sql"),
+]
+
+
+@pytest.mark.parametrize(("fault", "subjects", "remedy"), FAULTS)
+async def test_each_fault_is_found(
+    database: Database, admin: asyncpg.Connection, fault: str, subjects: set[str], remedy: str
+) -> None:
+    """The line that speaks of it fails and says what mends it."""
+    await admin.execute(fault)
+    try:
+        found = await look(database.dsn)
+    finally:
+        await admin.execute("alter role spotconn nobypassrls; drop policy if exists wide on public.spotify_connections")
+        await apply_schema(database.admin_dsn)
+    assert states(found, "fail") >= subjects
+    assert states(found, "fail") <= subjects | {"isolation"}
+    for subject in subjects:
+        assert remedy in f"{found[subject].text} {found[subject].remedy}"
+    assert states(await look(database.dsn), "fail") == set()
+
+
+async def test_missing_triggers_are_told(database: Database, admin: asyncpg.Connection) -> None:
+    """A service may mean to do without them, so it is no fault."""
+    await admin.execute("drop trigger spotconn_tell_truncate on public.spotify_connections")
+    try:
+        found = (await look(database.dsn))["changes"]
+    finally:
+        await apply_schema(database.admin_dsn)
+    assert found.state == "warn"
+    assert "others remember for up to cache_ttl" in found.text
+    assert (await look(database.dsn))["changes"].state == "ok"
+
+
+async def test_an_added_policy_is_told(database: Database, admin: asyncpg.Connection) -> None:
+    """A permissive policy beside the documented ones widens what a user may do."""
+    await admin.execute("create policy wide on public.spotify_connections for select using (email = 'x')")
+    try:
+        found = (await look(database.dsn))["policies"]
+    finally:
+        await admin.execute("drop policy wide on public.spotify_connections")
+    assert (found.state, found.text) == ("warn", "added: wide")
+
+
+async def test_a_database_without_the_schema(database: Database) -> None:
+    """Each line that needs it says which file to apply, and none of them is a crash."""
+    found = await look(database.server.dsn())
+    assert {"schema", "row security", "isolation", "policies", "grants"} <= states(found, "fail")
+    assert "schema.sql" in found["schema"].text
+
+
+@pytest.mark.parametrize(
+    ("changes", "subject", "state"),
+    [
+        ({"SPOTIFY_CLIENT_ID": ""}, "Spotify app", "fail"),
+        ({"SPOTIFY_CLIENT_SECRET": "marked secret"}, "Spotify app", "fail"),
+        ({"SPOTIFY_CLIENT_SECRET": "markedsecret"}, "Spotify app", "warn"),
+        ({"SPOTIFY_REDIRECT_URI": "http://localhost:8000/callback"}, "redirect URI", "fail"),
+        ({"SPOTIFY_REDIRECT_URI": "http://[::1]:8000/callback"}, "redirect URI", "ok"),
+        ({"SPOTIFY_REDIRECT_URI": "http://example.org/callback"}, "redirect URI", "fail"),
+        ({"SPOTIFY_REDIRECT_URI": "https://[marked/callback"}, "redirect URI", "fail"),
+        ({"SPOTIFY_REDIRECT_URI": ""}, "redirect URI", "skip"),
+        ({"SPOTCONN_ENCRYPTION_KEYS": "marked"}, "encryption keys", "fail"),
+        ({"SPOTCONN_ENCRYPTION_KEYS": ""}, "encryption keys", "warn"),
+        ({"DATABASE_URL": "marked"}, "database", "fail"),
+        ({"DATABASE_URL": "postgresql://a:marked@127.0.0.1:1/x"}, "database", "fail"),
+    ],
+)
+async def test_each_wrong_setting_is_found(changes: dict[str, str], subject: str, state: str) -> None:
+    """By its line, without its value."""
+    found = [one async for one in examine(HEALTHY | {"DATABASE_URL": "postgresql://a@127.0.0.1:1/x"} | changes)]
+    assert [one.state for one in found if one.subject == subject] == [state]
+    assert "marked" not in repr(found)
+
+
+def test_clocks() -> None:
+    """Up to a second nothing is said, above ten it is to be mended; a slow answer leaves room."""
+    assert [clock_finding(skew, unsure=0.1).state for skew in (0, -1, 1.05, -5, 10, 10.5, -3600)] == [
+        *["ok", "ok", "ok", "warn", "warn", "fail", "fail"]
+    ]
+    assert "3.00 s behind this host" in clock_finding(-3, unsure=0).text
+
+
+def test_the_way_to_the_server() -> None:
+    """Verified, on this host, encrypted but not verified, and open."""
+    assert tls_finding(encrypted=True, verified=True, host="db.example.org").state == "ok"
+    assert tls_finding(encrypted=False, verified=False, host="127.0.0.1").state == "ok"
+    unverified = tls_finding(encrypted=True, verified=False, host="db.example.org")
+    assert (unverified.state, "verify-full" in str(unverified.remedy)) == ("warn", True)
+    assert "openly" in tls_finding(encrypted=False, verified=False, host="db.example.org").text
+    assert pooler_finding(pooled=False).state == "ok"
+    assert "statement_cache_size=0" in str(pooler_finding(pooled=True).remedy)
+
+
+async def test_the_command_shows_marks_and_remedies(database: Database, admin: asyncpg.Connection) -> None:
+    """A line each, the remedy under it, and exit code 1 only where there is something to mend."""
+    env = HEALTHY | {"DATABASE_URL": database.dsn, "SPOTCONN_DATABASE_URL": ""}
+    shown = await asyncio.to_thread(lambda: CliRunner().invoke(app, ["doctor"], env=env))
+    assert shown.exit_code == 0
+    assert "ok   isolation: tried" in shown.stdout
+    assert "warn token readers: " in shown.stdout
+    assert "\n     -> take the tokens away from clients" in shown.stdout
+    await admin.execute("alter table public.spotify_connections disable row level security")
+    try:
+        failing = await asyncio.to_thread(lambda: CliRunner().invoke(app, ["doctor", "--json"], env=env))
+    finally:
+        await admin.execute("alter table public.spotify_connections enable row level security")
+    assert failing.exit_code == 1
+    assert {"state": "fail", "subject": "row security"}.items() <= json.loads(
+        next(line for line in failing.stdout.splitlines() if "row security" in line)
+    ).items()

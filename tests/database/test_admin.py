@@ -1,0 +1,206 @@
+"""What an operator does with all connections: it is complete, acts as service_role and loses to whoever is live."""
+
+import tracemalloc
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from spotconn import (
+    ConnectionAdmin,
+    ConnectionStats,
+    ConnectionStore,
+    Outcome,
+    Profile,
+    RefreshFailure,
+    RowSecurityError,
+    TokenGrant,
+)
+from spotconn import admin as admin_room
+from support.bulk import add_connections
+from support.database import Database
+
+ALICE = Profile(spotify_user_id="alice")
+ENDED = datetime.now(UTC) - timedelta(minutes=1)
+OLD = TokenGrant(access_token="access-old", refresh_token="refresh-old", expires_at=ENDED)
+AN_HOUR_AGO = datetime.now(UTC) - timedelta(hours=1)
+
+
+@pytest.fixture
+async def house(operator: str) -> AsyncIterator[ConnectionAdmin]:
+    """A ConnectionAdmin."""
+    async with ConnectionAdmin.open(operator) as opened:
+        yield opened
+
+
+async def refused(store: ConnectionStore, user: UUID, reason: str = "revoked") -> None:
+    """Store a connection whose refresh has been refused."""
+    stored = await store.save(user, OLD, ALICE)
+    turn = await store.begin_refresh(user, seen=stored.expires_at)
+    await store.fail_refresh(turn, RefreshFailure.model_validate({"reason": reason}))
+    assert (await store.begin_refresh(user, seen=stored.expires_at)).outcome is Outcome.BLOCKED
+
+
+async def test_a_recheck_lets_refused_connections_be_tried_again(
+    store: ConnectionStore, house: ConnectionAdmin, users: list[UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each terminal failure of the time is tried again, in batches; a new refusal is recorded anew and counts."""
+    monkeypatch.setattr(admin_room, "BATCH", 2)
+    for user, reason in zip(users, ("expired", "revoked", "invalid"), strict=True):
+        await refused(store, user, reason)
+    assert await house.recheck(since=AN_HOUR_AGO) == 3
+    for user in users:
+        turn = await store.begin_refresh(user, seen=ENDED)
+        assert turn.outcome is Outcome.GRANTED
+        await store.fail_refresh(turn, RefreshFailure(reason="revoked"))
+        assert (await store.begin_refresh(user, seen=ENDED)).outcome is Outcome.BLOCKED
+    assert await house.recheck(since=AN_HOUR_AGO) == 3
+    assert await house.recheck(since=AN_HOUR_AGO) == 0
+
+
+async def test_a_recheck_leaves_the_rest_alone(
+    store: ConnectionStore, house: ConnectionAdmin, users: list[UUID], admin: asyncpg.Connection
+) -> None:
+    """What was refused earlier, what only paused, and what speaks of an older version stay as they are."""
+    early, paused, void = users
+    await refused(store, early)
+    await admin.execute("update spotconn.refresh_state set failed_at = now() - interval '2 hours'")
+    await refused(store, paused, "unavailable")
+    await refused(store, void)
+    await admin.execute("update public.spotify_connections set expires_at = now() where user_id = $1", void)
+    before = await admin.fetch("select * from spotconn.refresh_state order by user_id")
+    assert await house.recheck(since=AN_HOUR_AGO) == 0
+    assert await admin.fetch("select * from spotconn.refresh_state order by user_id") == before
+
+
+async def test_a_time_without_a_zone_is_refused(house: ConnectionAdmin) -> None:
+    """A naive time is a ValueError before any query."""
+    with pytest.raises(ValueError, match=r"^since: "):
+        await house.recheck(since=datetime(2026, 1, 1))  # noqa: DTZ001  the point
+
+
+async def test_a_login_without_service_role_is_told_the_grant(database: Database) -> None:
+    """A login of the store alone gets no further than the change of role."""
+    async with ConnectionAdmin.open(database.dsn) as house:
+        with pytest.raises(RowSecurityError, match="GRANT service_role TO"):
+            await house.recheck(since=AN_HOUR_AGO)
+
+
+async def test_nothing_of_the_role_stays(operator: str) -> None:
+    """The pooled connection goes back as the login it is."""
+    async with ConnectionAdmin.open(operator, max_size=1) as house:
+        await house.recheck(since=AN_HOUR_AGO)
+        async with house._pool._pool.acquire() as connection:
+            assert await connection.fetchval("select current_user || current_setting('role')") == "operatornone"
+
+
+async def test_expiring_and_failing_tell_whom_to_ask(
+    store: ConnectionStore,
+    house: ConnectionAdmin,
+    users: list[UUID],
+    admin: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who is due within the time and works; who failed, and why; nothing of a version that has passed."""
+    monkeypatch.setattr(admin_room, "BATCH", 1)
+    due, late, dead = sorted(users)
+    for user in users:
+        await refused(store, user, "revoked" if user == dead else "unavailable")
+    age = "update public.spotify_connections set connected_at = now() - $2::interval where user_id = $1"
+    await admin.execute(age, due, timedelta(days=170))
+    await admin.execute(age, late, timedelta(days=400))
+    await admin.execute(age, dead, timedelta(days=400))
+
+    async def ids(within: timedelta) -> list[UUID]:
+        return [one.user_id async for one in house.expiring(within=within)]
+
+    assert await ids(timedelta(days=30)) == [due, late]
+    assert await ids(timedelta(0)) == [late]
+    assert await ids(timedelta(days=-300)) == []
+    failing = [one async for one in house.failing()]
+    assert [(one.user_id, one.failure and one.failure.reason) for one in failing] == [
+        (due, "unavailable"),
+        (late, "unavailable"),
+        (dead, "revoked"),
+    ]
+    assert failing[0].failure == (await store.get(due)).failure
+    assert failing[0].reauthorize_by == (await store.get(due)).reauthorize_by
+    await store.save(dead, OLD, ALICE)
+    assert [one.user_id async for one in house.failing()] == [due, late]
+
+
+@pytest.mark.parametrize("connected", ["2026-08-31 23:30+00", "2026-02-28 12:00+00", "2025-12-31 00:00-05"])
+async def test_the_database_counts_six_months_as_the_library_does(
+    store: ConnectionStore, operator: str, user: UUID, admin: asyncpg.Connection, connected: str
+) -> None:
+    """The moment from which a connection is listed is its `reauthorize_by`, to the microsecond, in any time zone."""
+    await store.save(user, OLD, ALICE)
+    await admin.execute(f"update public.spotify_connections set connected_at = '{connected}'")
+    due = (await store.get(user)).reauthorize_by
+    assert due is not None
+    for microseconds, listed in ((-60_000_000, False), (60_000_000, True)):
+        within = due + timedelta(microseconds=microseconds) - datetime.now(UTC)
+        async with ConnectionAdmin.open(operator, server_settings={"timezone": "America/New_York"}) as house:
+            assert bool([one async for one in house.expiring(within=within)]) is listed
+
+
+async def test_the_counts_are_of_present_versions(
+    store: ConnectionStore, house: ConnectionAdmin, users: list[UUID], admin: asyncpg.Connection
+) -> None:
+    """Each failure and each live lease counts once, and a void one not at all."""
+    await refused(store, users[0], "expired")
+    await refused(store, users[1], "revoked")
+    await admin.execute("update public.spotify_connections set expires_at = now() where user_id = $1", users[1])
+    await store.save(users[2], OLD, ALICE)
+    await store.begin_refresh(users[2], seen=ENDED)
+    assert await house.stats() == ConnectionStats(
+        connections=3, refreshing=1, unavailable=0, expired=1, revoked=0, invalid=0, plain_text=6, by_key={}
+    )
+
+
+async def test_a_list_of_many_needs_no_more_memory(house: ConnectionAdmin, admin: asyncpg.Connection) -> None:
+    """20,000 connections stream in a few megabytes, and a list that is left early holds no connection."""
+    await add_connections(admin, 20_000)
+    tracemalloc.start()
+    try:
+        count = 0
+        async for one in house.expiring(within=timedelta(days=30)):
+            count += 1
+            assert one.spotify_user_id == "account"
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert count == 20_000
+    assert peak < 10_000_000
+    async for _ in house.expiring(within=timedelta(days=30)):
+        break
+    assert house._pool._pool.get_idle_size() == house._pool._pool.get_size()
+
+
+async def test_a_list_goes_on_over_a_new_connection(house: ConnectionAdmin, admin: asyncpg.Connection) -> None:
+    """A connection that dies between two batches is replaced, and nobody is left out or told twice."""
+    await add_connections(admin, 3000)
+    seen: list[UUID] = []
+    async for one in house.expiring(within=timedelta(days=30)):
+        seen.append(one.user_id)
+        if len(seen) == 1000:
+            await admin.execute(
+                "select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = 'operator'"
+            )
+    assert len(seen) == len(set(seen)) == 3000
+
+
+async def test_a_list_that_is_cut_off_is_an_error(house: ConnectionAdmin, admin: asyncpg.Connection) -> None:
+    """A list that cannot be read to its end raises, and is never a shorter one."""
+    await add_connections(admin, 3000)
+    listed = house.expiring(within=timedelta(days=30))
+    for _ in range(1000):
+        await anext(listed)
+    await admin.execute("revoke usage on schema spotconn from service_role")
+    try:
+        with pytest.raises(RowSecurityError):
+            await anext(listed)
+    finally:
+        await admin.execute("grant usage on schema spotconn to service_role")

@@ -1,0 +1,136 @@
+"""The benchmarks run, give every figure that has a goal, and compare as they say. What the figures are is no test."""
+
+import asyncio
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from benchmarks import page
+from benchmarks.children import child
+from benchmarks.goals import GOALS, Goal
+from benchmarks.imports import fresh
+from benchmarks.rounds import Rounds, each, interleaved
+
+ROOT = Path(__file__).parents[2]
+KEYS = {
+    "warm_vs_limit",
+    "warm_vs_authlib",
+    "cold_vs_fetchrow",
+    "cold_vs_transaction",
+    "cold_vs_transaction_1ms",
+    "round_trips_read",
+    "round_trips_refresh",
+    "storm_calls_per_user",
+    "storm_vs_httpx",
+    "starved_read_p99_ms",
+    "rows_1m_vs_1k",
+    "bytes_per_cached_user",
+    "import_overhead",
+    "decrypt_share",
+}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_the_quick_form_gives_every_figure(tmp_path: Path) -> None:
+    """It ends with 0, prints each figure, and writes them with the versions of the peers, and the picture."""
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--folder", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=290)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results.keys() == KEYS | {"machine", "peers", "extra"}
+    figures = {key: results[key] for key in KEYS} | results["extra"]
+    assert [key for key, value in figures.items() if not (math.isfinite(value) and value > 0)] == []
+    assert [key for key in figures if f"\n{key} " not in done.stdout] == []
+    assert {"authlib", "google-auth", "tekore"} < results["peers"].keys()
+    assert results["storm_calls_per_user"] == 1
+    assert (results["round_trips_read"], results["round_trips_refresh"]) == (1, 3)
+    picture = ET.parse(tmp_path / "benchmarks.svg")
+    tables = (tmp_path / "performance.md").read_text().partition(page.BEGIN)[2].partition(page.END)[0]
+    assert [key for key in KEYS if tables.count(f"\n| `{key}` |") != 1] == []
+    drawn = {element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"spotconn", "authlib", "tekore", "google-auth"} < drawn
+
+
+def test_the_goals_are_those_of_the_project() -> None:
+    """No figure is left out, none is there twice."""
+    assert sorted(goal.key for goal in GOALS) == sorted(KEYS)
+
+
+@pytest.mark.parametrize(
+    ("bound", "reached"),
+    [("at most", [True, True, False]), ("at least", [False, True, True]), ("exactly", [False, True, False])],
+)
+def test_a_goal_is_reached_or_missed(bound: Literal["at most", "at least", "exactly"], reached: list[bool]) -> None:
+    """A figure below, at and above its limit."""
+    goal = Goal("key", "what", bound, 2)
+    assert [goal.reached(value) for value in (1.9, 2, 2.1)] == reached
+
+
+def test_a_ratio_is_the_median_within_the_rounds() -> None:
+    """A slow round counts once, for both alike: 2, 3 and 1.5 make 2, where the medians alone would make 3."""
+    assert Rounds({"one": [2, 30, 3], "other": [1, 10, 2]}).ratio("one", "other") == 2
+
+
+def test_the_page_takes_the_figures_of_a_run() -> None:
+    """What stands between the marks gives way to the new tables; the rest of the page stays, also a second time."""
+    figures = dict.fromkeys([*KEYS, *page.TIMES, *(f"uvloop_{key}" for key in page.TIMES)], 1.0)
+    old = f"before\n\n{page.BEGIN}\nold\n{page.END}\n\nafter\n"
+    new = page.refreshed(old, figures, "3.11.0")
+    assert new.startswith("before\n\n<!--")
+    assert new.endswith("-->\n\nafter\n")
+    assert "\nold\n" not in new
+    assert page.refreshed(new, figures, "3.11.0") == new
+    text = (ROOT / "docs" / "performance.md").read_text()
+    assert (text.count(page.BEGIN), text.count(page.END)) == (1, 1)
+
+
+async def test_an_import_is_timed_with_its_bytecode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling the source is no part of an import, also where the environment keeps Python from writing bytecode."""
+    (tmp_path / "timed.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    assert await fresh("import timed")() > 0
+    assert [path.name.split(".")[0] for path in tmp_path.glob("__pycache__/*.pyc")] == ["timed"]
+
+
+async def test_contenders_take_turns() -> None:
+    """Each round begins with another one, and the first does not count."""
+    turns: list[str] = []
+
+    async def turn(name: str) -> None:
+        turns.append(name)
+
+    rounds = await interleaved({"a": each(turn, ["a"].copy), "b": each(turn, ["b"].copy)}, 3)
+    assert turns == ["a", "b", "b", "a", "a", "b", "b", "a"]
+    assert [len(seconds) for seconds in rounds.seconds.values()] == [3, 3]
+
+
+async def test_the_delay_is_added_each_way_and_keeps_the_order() -> None:
+    """What goes through the proxy comes back no sooner than twice the delay, whole and in its order."""
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async with await asyncio.start_server(echo, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with child("delay", port, 0.05) as proxy:
+            reader, writer = await asyncio.open_connection("127.0.0.1", await proxy.said())
+            begun = time.monotonic()
+            for part in (b"first ", b"second ", b"third"):
+                writer.write(part)
+                await asyncio.sleep(0)
+            assert await reader.readexactly(18) == b"first second third"
+            assert time.monotonic() - begun >= 0.1
+            writer.close()
+            assert await reader.read() == b""
+            await writer.wait_closed()

@@ -1,0 +1,162 @@
+"""The documentation site: it builds strictly, leads nowhere wrong and loads nothing from elsewhere."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from pkgutil import iter_modules
+
+import pytest
+from starlette.staticfiles import StaticFiles
+
+import spotconn.telemetry
+import spotconn.testing
+from spotconn.testing._server import serve
+from support import site_check
+from support.browser import Person, launched
+
+ROOT = Path(__file__).parents[2]
+
+GOOD = """
+<h1 id="top-of-it">One</h1> <a href="two/#part">two</a> <a href="#top-of-it">up</a> <a href="https://example.com/x">away</a>
+<link href="/style.css"> <img src="data:image/png;base64,AA==">
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A site of two pages without a fault."""
+    (tmp_path / "two").mkdir()
+    (tmp_path / "index.html").write_text(GOOD)
+    (tmp_path / "two" / "index.html").write_text('<p id="part"><a href="../">back</a></p>')
+    (tmp_path / "style.css").write_text("")
+    return tmp_path
+
+
+def test_a_good_site_has_no_faults(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Links to pages, parts of pages and other hosts are fine, and so are pictures within the page."""
+    assert site_check.main(str(site)) == 0
+    assert capsys.readouterr().out == "2 pages, 0 faults\n"
+
+
+@pytest.mark.parametrize(
+    ("html", "fault"),
+    [
+        ('<a href="../three/">', "leads nowhere: ../three/"),
+        ('<a href="../#nothing">', "no such place on that page: ../#nothing"),
+        ('<a href="#nothing">', "no such place on that page: #nothing"),
+        ('<img src="../picture.png">', "leads nowhere: ../picture.png"),
+        ('<img srcset="../style.css 1x, ../b.png 2x">', "leads nowhere: ../b.png"),
+        ('<script src="https://cdn.example.com/x.js">', "is loaded from elsewhere: https://cdn.example.com/x.js"),
+        ('<link href="//fonts.example.com">', "is loaded from elsewhere: //fonts.example.com"),
+        ("<p>words\n```console\nls", "Markdown that was not read: ```console"),
+        ('<autoref identifier="spotconn.Nothing">', "no such reference: spotconn.Nothing"),
+    ],
+)
+def test_a_fault_is_named_with_its_page(site: Path, html: str, fault: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A dead link, a missing picture, a foreign script: each is told, and the check fails."""
+    (site / "two" / "index.html").write_text(f'<p id="part">{html}</p>')
+    assert site_check.main(str(site)) == 1
+    assert capsys.readouterr().out.splitlines() == [f"two/index.html: {fault}", "2 pages, 1 faults"]
+
+
+def test_an_empty_site_is_a_fault(tmp_path: Path) -> None:
+    """A build that made nothing does not pass."""
+    assert site_check.main(str(tmp_path)) == 1
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """No page of Markdown is left lying where no reader comes."""
+    configuration = (ROOT / "zensical.toml").read_text()
+    docs = ROOT / "docs"
+    for page in docs.rglob("*.md"):
+        assert f'"{page.relative_to(docs)}"' in configuration, page
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real site, built as `make docs` does, from a copy of what it is made of."""
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copytree(ROOT / "docs", folder / "docs")
+    shutil.copytree(Path(spotconn.__file__).parent, folder / "src" / "spotconn")
+    for name in ("zensical.toml", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"):
+        shutil.copy(ROOT / name, folder)
+    command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=50)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "griffe:" not in done.stdout + done.stderr, done.stderr  # a docstring that could not be read
+    return folder / "site"
+
+
+def test_the_site_has_no_faults(built: Path) -> None:
+    """The strict build passes, and nothing in the built site leads nowhere or comes from another host."""
+    assert list(site_check.faults(built)) == []
+
+
+def test_every_public_name_is_in_the_reference(built: Path) -> None:
+    """Whatever can be imported has a place in the reference that a link can lead to."""
+    pages = [site_check.read_page(file) for file in (built / "reference").rglob("*.html")]
+    places = set[str]().union(*(page.ids for page in pages))
+    for package in (spotconn, spotconn.telemetry, spotconn.testing):
+        assert {f"{package.__name__}.{name}" for name in package.__all__} <= places
+
+
+async def test_no_page_loads_anything_from_another_host(built: Path) -> None:
+    """A browser that shows a page of each kind asks nobody but the host that serves it, and meets no error."""
+    async with (
+        serve(StaticFiles(directory=built, html=True)) as url,
+        launched() as browser,
+        await browser.new_context() as context,
+    ):
+        visitor = Person(url, context)
+        page = await context.new_page()
+        for path in ("", "tutorial/", "architecture/", "reference/manager/"):
+            await page.goto(f"{url}/{path}", wait_until="networkidle")
+        assert visitor.hosts == {"127.0.0.1"}
+        assert visitor.errors == []
+
+
+CUT = """() => [
+    ...[...document.querySelectorAll('pre > code')].filter(
+        code => /[│├└]/.test(code.textContent) && code.scrollWidth > code.clientWidth + 1),
+    ...[...document.querySelectorAll('td:first-child code')].filter(name => name.getClientRects().length > 1),
+].map(element => element.textContent)"""
+"""Drawings that are wider than their place, and names in the first column of a table that are broken in the middle."""
+
+
+async def test_pages_fit_a_laptop_and_a_phone(built: Path) -> None:
+    """On a laptop no drawing is cut and no name broken; on a phone no page is wider, and drawings keep their size."""
+    async with serve(StaticFiles(directory=built, html=True)) as url, launched() as browser:
+        page = await browser.new_page(viewport={"width": 1280, "height": 900})
+        for path in ("", "reference/errors/", "how-to/telemetry/", "reference/settings/"):
+            await page.goto(f"{url}/{path}")
+            assert await page.evaluate(CUT) == [], path
+        await page.set_viewport_size({"width": 390, "height": 844})
+        for path in ("", "architecture/", "how-to/telemetry/", "reference/settings/", "reference/manager/"):
+            await page.goto(f"{url}/{path}")
+            assert await page.evaluate("document.scrollingElement.scrollWidth <= innerWidth"), path
+        await page.goto(f"{url}/architecture/")
+        widths = "[...document.querySelectorAll('article img')].map(drawing => drawing.width)"
+        assert min(await page.evaluate(widths)) > 700
+
+
+def test_the_picture_of_the_rooms_shows_every_public_module() -> None:
+    """A module that is added is drawn, too."""
+    modules = {module.name for module in iter_modules(spotconn.__path__) if not module.name.startswith("_")}
+    drawn = (ROOT / "docs" / "images" / "rooms.svg").read_text()
+    assert [module for module in sorted(modules) if f">{module}</text>" not in drawn] == []
+
+
+def test_the_floors_of_the_picture_are_those_of_the_contract() -> None:
+    """What stands side by side may not import each other, and what stands below may be imported from above."""
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    layers = [set(layer.split(" | ")) for layer in contract["layers"]]
+    picture = (ROOT / "docs" / "images" / "rooms.svg").read_text()
+    floors: dict[str, set[str]] = {}
+    for place, name in re.findall(r'<text class="code" x="[\d.]+" y="(\d+)" [^>]*>(\w+)</text>', picture):
+        floors.setdefault(place, set()).add(name)
+    drawn = [[index for index, layer in enumerate(layers) if names <= layer] for names in floors.values()]
+    assert len(drawn) > 5
+    assert drawn == sorted([index] for [index] in drawn)

@@ -1,0 +1,220 @@
+"""What one answer of Spotify means for the other calls of a process, and the pauses that a host keeps for itself."""
+
+import asyncio
+from uuid import UUID, uuid4
+
+import pytest
+
+from spotconn import (
+    ConfigurationError,
+    ConnectionStore,
+    ReauthorizationRequired,
+    SpotifyAccounts,
+    SpotifyUnavailable,
+    TokenManager,
+)
+from spotconn._backoff import Pause
+from spotconn._spotify.oauth import AppRefused
+from spotconn._spotify.throttle import LONGEST_RETRY_AFTER, Gate
+from spotconn._tokens import local_backoff
+from spotconn._tokens.local_backoff import HostPauses
+from spotconn.testing import Answer, FakeSpotify
+from support.connections import connect
+
+
+def test_retry_after_silences_every_call_until_then() -> None:
+    """After an answer with Retry-After nothing passes until it has run out, and the error says how long that is."""
+    gate = Gate()
+    gate.answered(SpotifyUnavailable("429", retry_after=60), now=1000)
+    with pytest.raises(SpotifyUnavailable) as raised:
+        gate.enter(now=1059)
+    assert (raised.value.retry_after, raised.value.answered) == (1, False)
+    gate.enter(now=1060)
+
+
+def test_a_broken_retry_after_does_not_silence_for_ever() -> None:
+    """However long Spotify asks to wait, after a day a call passes."""
+    gate = Gate()
+    gate.answered(SpotifyUnavailable("429", retry_after=1e12), now=0)
+    with pytest.raises(SpotifyUnavailable):
+        gate.enter(now=LONGEST_RETRY_AFTER - 1)
+    gate.enter(now=LONGEST_RETRY_AFTER)
+
+
+def test_a_passing_failure_silences_nobody() -> None:
+    """A 5xx without Retry-After, or a fault of the network, says nothing about the next call."""
+    gate = Gate()
+    gate.answered(SpotifyUnavailable("503"), now=0)
+    gate.answered(SpotifyUnavailable("reset", retry_after=60, answered=False), now=0)
+    gate.enter(now=0)
+
+
+def test_a_refused_app_is_probed_by_one_call_per_growing_pause() -> None:
+    """While Spotify refuses the app, of a thousand calls a second only the probes pass, and ever fewer."""
+    gate = Gate()
+    probes: list[float] = []
+    for tick in range(600_000):
+        now = tick / 1000
+        try:
+            gate.enter(now)
+        except ConfigurationError:
+            continue
+        probes.append(now)
+        gate.answered(AppRefused("invalid_client"), now)
+    assert 9 <= len(probes) <= 14
+    assert all(150 <= later - earlier <= 301 for earlier, later in zip(probes[-2:], probes[-1:], strict=False))
+
+
+def test_a_probe_under_way_keeps_the_others_out() -> None:
+    """Until the probe has its answer, no second call passes; a grant opens the gate for all."""
+    gate = Gate()
+    gate.enter(now=0)
+    gate.answered(AppRefused("invalid_client"), now=0)
+    gate.enter(now=1)
+    with pytest.raises(ConfigurationError, match="invalid_client"):
+        gate.enter(now=1.1)
+    gate.answered(None, now=1.2)
+    gate.enter(now=1.3)
+
+
+def test_pauses_grow_to_their_longest_with_jitter() -> None:
+    """Each pause is at most twice the one before and at least half of its full length."""
+    pause = Pause(first=1, longest=30)
+    for full in (1, 2, 4, 8, 16, 30, 30):
+        pause.grow(100)
+        assert full / 2 <= pause.left(100) <= full
+    assert pause.left(131) == 0
+
+
+def test_host_pauses_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only so many users are remembered; the one whose pause began first is forgotten."""
+    monkeypatch.setattr(local_backoff, "MOST_PAUSES", 2)
+    pauses, users = HostPauses(), [uuid4() for _ in range(3)]
+    for user in users:
+        pauses.begin(user, SpotifyUnavailable("network", answered=False), now=0)
+    assert [pauses.error(user, now=0) is None for user in users] == [True, False, False]
+    pauses.end(users[1])
+    assert pauses.error(users[1], now=0) is None
+
+
+async def test_retry_after_holds_for_every_user_of_the_process(
+    store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify, users: list[UUID]
+) -> None:
+    """After a 429 for one user no other user's refresh is asked for; a usable token is still served."""
+    usable = await connect(store, spotify, users[2], account="bob", ttl=100)
+    for user in users[:2]:
+        await connect(store, spotify, user, account=str(user), ttl=-1)
+    spotify.script(Answer.too_many_requests("120"))
+    async with TokenManager(store, accounts) as tokens:
+        for user in users[:2]:
+            with pytest.raises(SpotifyUnavailable) as raised:
+                await tokens.get_valid_token(user)
+            assert raised.value.retry_after == pytest.approx(120, abs=5)
+        assert await tokens.get_valid_token(users[2]) == usable.access_token
+    assert spotify.token_calls == 1
+    assert (await store.get(users[1])).failure is None, "only what was asked is recorded"
+
+
+async def test_a_refused_app_is_not_asked_about_every_user(
+    store: ConnectionStore, spotify: FakeSpotify, users: list[UUID], accounts: SpotifyAccounts
+) -> None:
+    """With a wrong secret, three users asked for a hundred times cost a call, and one per pause; none is marked."""
+    begun = asyncio.get_running_loop().time()
+    for user in users:
+        await connect(store, spotify, user, account=str(user), ttl=-1)
+    async with (
+        SpotifyAccounts("demo-client", "wrong", accounts_url=accounts._accounts_url) as wrong,
+        TokenManager(store, wrong) as tokens,
+    ):
+        for user in users * 100:
+            with pytest.raises(ConfigurationError, match="SPOTIFY_CLIENT_SECRET"):
+                await tokens.get_valid_token(user)
+    assert spotify.token_calls <= 1 + (asyncio.get_running_loop().time() - begun) / 0.5
+    assert not any([(await store.get(user)).failure for user in users])
+
+
+async def test_a_fault_of_this_hosts_network_pauses_this_host_alone(
+    store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify, user: UUID
+) -> None:
+    """A host that cannot reach Spotify pauses a user for itself and records nothing; another host refreshes."""
+    before = await connect(store, spotify, user, ttl=-1)
+    async with (
+        SpotifyAccounts("demo-client", "demo-secret", accounts_url="http://127.0.0.1:1") as cut_off,
+        TokenManager(store, cut_off, refresh_timeout=0.2) as here,
+        TokenManager(store, accounts) as there,
+    ):
+        with pytest.raises(SpotifyUnavailable):
+            await here.get_valid_token(user)
+        with pytest.raises(SpotifyUnavailable) as raised:
+            await here.get_valid_token(user)
+        assert 0 < (raised.value.retry_after or 0) <= 1, "an attempt would not say when to come again"
+        assert (await store.get(user)).failure is None
+        token = await there.get_valid_token(user)
+        assert token == await here.get_valid_token(user) != before.access_token
+
+
+async def test_a_background_refresh_that_fails_is_not_begun_again_at_once(
+    store: ConnectionStore, spotify: FakeSpotify, user: UUID
+) -> None:
+    """While a host pauses, a stale token is served without another attempt behind it."""
+    stale = await connect(store, spotify, user, ttl=100)
+    async with (
+        SpotifyAccounts("demo-client", "demo-secret", accounts_url="http://127.0.0.1:1") as cut_off,
+        TokenManager(store, cut_off, refresh_timeout=0.2) as tokens,
+    ):
+        assert await tokens.get_valid_token(user) == stale.access_token
+        await asyncio.wait(tokens._refreshes.tasks)
+        assert await tokens.get_valid_token(user) == stale.access_token
+        assert not tokens._refreshes.tasks
+
+
+async def test_a_recorded_pause_is_not_asked_for_with_every_stale_token(
+    store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify, user: UUID
+) -> None:
+    """A process that finds the pause of another leaves the database alone until it is over."""
+    stale = await connect(store, spotify, user, ttl=100)
+    spotify.script(Answer.too_many_requests("120"))
+    for _ in range(2):
+        async with TokenManager(store, accounts) as tokens:
+            for _ in range(2):  # the first to be told by Spotify has not read the record yet
+                await tokens.get_valid_token(user)
+                if tokens._refreshes.tasks:
+                    await asyncio.wait(tokens._refreshes.tasks)
+            assert await tokens.get_valid_token(user) == stale.access_token
+            assert not tokens._refreshes.tasks
+    assert spotify.token_calls == 1
+
+
+async def test_an_empty_refresh_token_is_the_users_to_mend(accounts: SpotifyAccounts, spotify: FakeSpotify) -> None:
+    """A row whose refresh token another client has emptied needs the user, and Spotify is not asked."""
+    with pytest.raises(ReauthorizationRequired, match="invalid"):
+        await accounts.refresh("")
+    assert spotify.token_calls == 0
+
+
+async def test_no_attempt_begins_in_the_second_half_of_its_time(
+    accounts: SpotifyAccounts, spotify: FakeSpotify
+) -> None:
+    """What Spotify asks to repeat after half of the time is left, so that no answer is cut off early."""
+    spotify.add_account("alice")
+    refresh_token = spotify.authorize("alice").refresh_token or ""
+    spotify.script(Answer.too_many_requests("0.6"))
+    with pytest.raises(SpotifyUnavailable, match="429"):
+        await accounts.refresh(refresh_token, timeout=1)
+    assert spotify.token_calls == 1
+
+
+async def test_a_call_that_finds_no_place_is_not_made(spotify: FakeSpotify, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While as many calls as allowed are under way, another waits for half of its time and then gives up unsent."""
+    monkeypatch.setattr("spotconn.accounts.MOST_CALLS", 1)
+    spotify.add_account("alice")
+    refresh_token = spotify.authorize("alice").refresh_token or ""
+    async with spotify.serve() as url, SpotifyAccounts("demo-client", "demo-secret", accounts_url=url) as narrow:
+        with spotify.hold() as held:
+            first = asyncio.create_task(narrow.refresh(refresh_token))
+            await held.reached()
+            with pytest.raises(SpotifyUnavailable, match="too many calls"):
+                await narrow.refresh(refresh_token, timeout=2)
+            held.release()
+            await first
+    assert spotify.token_calls == 1

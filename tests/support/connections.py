@@ -1,0 +1,36 @@
+"""Stored connections, made and looked at."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import asyncpg
+
+from spotconn import Connection, ConnectionStore, Profile, TokenGrant
+from spotconn.testing import FakeSpotify
+
+
+def grant(name: str, minutes: float = 60) -> TokenGrant:
+    ends = datetime.now(UTC) + timedelta(minutes=minutes)
+    return TokenGrant(access_token=f"access-{name}", refresh_token=f"refresh-{name}", expires_at=ends)
+
+
+async def connect(
+    store: ConnectionStore,
+    spotify: FakeSpotify,
+    user_id: UUID,
+    *,
+    account: str = "alice",
+    ttl: float = 3600,
+    scope: frozenset[str] | None = frozenset({"user-read-email"}),
+) -> Connection:
+    """Store a connection to an account of the fake, whose access token ends `ttl` seconds from now."""
+    spotify.add_account(account)
+    grant = spotify.authorize(account, scope or ())
+    ends = datetime.now(UTC) + timedelta(seconds=ttl)
+    grant = grant.model_copy(update={"expires_at": ends, "scope": scope})
+    return await store.save(user_id, grant, Profile(spotify_user_id=account))
+
+
+async def rows(admin: asyncpg.Connection) -> list[asyncpg.Record]:
+    """All stored connections, seen as nobody's user."""
+    return await admin.fetch("select * from public.spotify_connections order by user_id")

@@ -1,0 +1,205 @@
+"""Real processes to be killed, and the points of a refresh at which they are, found from outside."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from spotconn.testing import Answer, FakeSpotify
+from support.database import Database
+from support.fault_proxy import FaultProxy
+
+CRASH = "crash"
+"""The property of a test's report that is a row of the crash matrix, printed at the end of the run."""
+CRASH_COLUMNS = ("killed", "token was", "refresh tokens", "the next process gets", "after", "token calls")
+LEASE = 2.5
+MANAGER: dict[str, Any] = {"lease": LEASE, "refresh_timeout": 2, "cache_ttl": 0}
+"""Arguments of every manager."""
+
+
+class Worker:
+    """A real process with a manager of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process, settings: dict[str, Any]) -> None:
+        self._process = process
+        self._is_ready = False
+        self._tell(json.dumps(settings))
+
+    async def ready(self) -> None:
+        if not self._is_ready:
+            assert await self._line() == b"ready\n"
+            self._is_ready = True
+
+    def order(self, user: UUID) -> None:
+        self._tell(str(user))
+
+    async def answer(self) -> dict[str, Any]:
+        await self.ready()
+        answer: dict[str, Any] = json.loads(await self._line())
+        return answer
+
+    async def patient_answer(self, user: UUID) -> tuple[dict[str, Any], int]:
+        """What a caller gets who tries again when the lease is over, as RefreshInProgress says; and at which try."""
+        tries = 0
+        while True:
+            tries += 1
+            self.order(user)
+            answer = await self.answer()
+            if answer.get("error") != "RefreshInProgress":
+                return answer, tries
+            await asyncio.sleep(answer["retry_after"])
+
+    async def kill(self) -> None:
+        self._process.kill()
+        await self._process.wait()
+
+    async def leave(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        await self._process.wait()
+
+    def _tell(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n".encode())
+
+    async def _line(self) -> bytes:
+        assert self._process.stdout is not None
+        return await self._process.stdout.readline()
+
+
+@asynccontextmanager
+async def working(dsn: str, url: str) -> AsyncGenerator[Worker]:
+    """A process that starts up; it ends with the block, and with this process."""
+    script = str(Path(__file__).with_name("token_worker.py"))
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(sys.executable, script, stdin=pipe, stdout=pipe)
+    worker = Worker(process, {"dsn": dsn, "url": url, "manager": MANAGER})
+    try:
+        yield worker
+    finally:
+        await worker.leave()
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A user, and what is between a process and its ends.
+
+    Attributes:
+        url: of Spotify.
+    """
+
+    database: Database
+    admin: asyncpg.Connection
+    proxy: FaultProxy
+    spotify: FakeSpotify
+    url: str
+    user: UUID
+
+
+@asynccontextmanager
+async def before_the_claim(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
+    with scene.proxy.hold(b"begin_refresh") as held:
+        victim.order(scene.user)
+        await held.reached()
+        yield
+
+
+@asynccontextmanager
+async def after_the_claim(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
+    with scene.proxy.hold(b"begin_refresh", answer=True) as held:
+        victim.order(scene.user)
+        await held.reached()
+        yield
+
+
+@asynccontextmanager
+async def before_spotify_acts(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
+    scene.spotify.script(Answer.black_hole())
+    with scene.spotify.hold(before=True, calls=1) as held:
+        victim.order(scene.user)
+        await held.reached()
+        yield
+
+
+@asynccontextmanager
+async def while_spotify_answers(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
+    with scene.spotify.hold(calls=1) as held:
+        victim.order(scene.user)
+        await held.reached()
+        yield
+
+
+@asynccontextmanager
+async def after_the_answer(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
+    with scene.proxy.hold(b"finish_refresh") as held:
+        victim.order(scene.user)
+        await held.reached()
+        yield
+
+
+@asynccontextmanager
+async def during_the_save(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
+    """The save waits in Postgres for a foreign transaction, which ends when the process is dead."""
+    foreign = await asyncpg.connect(scene.database.admin_dsn)
+    try:
+        with scene.proxy.hold(b"finish_refresh") as held:
+            victim.order(scene.user)
+            await held.reached()
+            transaction = foreign.transaction()
+            await transaction.start()
+            await foreign.execute("select from public.spotify_connections where user_id = $1 for update", scene.user)
+            held.release()
+            waiting = "select count(*) from pg_stat_activity where usename = 'app' and wait_event_type = 'Lock'"
+            while not await scene.admin.fetchval(waiting):
+                await asyncio.sleep(0.01)
+            yield
+            await transaction.rollback()
+    finally:
+        await foreign.close()
+
+
+@asynccontextmanager
+async def after_the_save(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
+    with scene.proxy.hold(b"finish_refresh", answer=True) as held:
+        victim.order(scene.user)
+        await held.reached()
+        yield
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a process is killed and what that costs the next one.
+
+    Attributes:
+        reach: brings the process there.
+        delay: seconds that the next process may wait for the dead one, beside its own work.
+        calls: of Spotify in all.
+        lost: whether the only refresh token that is good dies with the process, if tokens are single-use.
+    """
+
+    reach: Callable[[Scene, Worker], AbstractAsyncContextManager[None]]
+    delay: float
+    calls: int
+    lost: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.reach.__name__.replace("_", " ")
+
+
+POINTS = [
+    Point(before_the_claim, 0, 1),
+    Point(after_the_claim, LEASE, 1),
+    Point(before_spotify_acts, LEASE, 2),
+    Point(while_spotify_answers, LEASE, 2, lost=True),
+    Point(after_the_answer, LEASE, 2, lost=True),
+    Point(during_the_save, 0, 1),
+    Point(after_the_save, 0, 1),
+]

@@ -1,0 +1,40 @@
+"""What a manager remembers while it listens for changes."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from uuid import UUID
+
+from spotconn import NotConnected, TokenManager
+
+SECOND = 1.0
+"""After the commit of a disconnect, in which every listening process has to know."""
+SOON = 20.0
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SOON):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+async def covered(tokens: TokenManager, user: UUID) -> None:
+    """Let a manager listen, and then remember the token of a user until it is stale."""
+    await tokens.get_valid_token(user)
+    await until(lambda: tokens._cache.covered)
+    tokens._cache.discard(user)
+    await tokens.get_valid_token(user)
+    assert tokens._cache.entries[user].fresh_until > time.time() + 60
+
+
+async def served_for(tokens: TokenManager, user: UUID) -> float:
+    """Seconds for which the token of a user who was just disconnected is still served."""
+    begun = served = time.monotonic()
+    async with asyncio.timeout(SOON):
+        while True:
+            try:
+                await tokens.get_valid_token(user)
+            except NotConnected:
+                return served - begun
+            served = time.monotonic()
+            await asyncio.sleep(0.001)

@@ -1,0 +1,293 @@
+"""A database of realistic size, and what each call of the library reads there, by the server's own counters.
+
+The counters see every scan: inside functions, for policies and for foreign keys.
+"""
+
+import ast
+import importlib
+import pkgutil
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import asyncpg
+
+import spotconn
+from spotconn import AesGcmSivCipher, ConnectionAdmin, ConnectionStore, Profile, RefreshFailure, TokenGrant
+from spotconn._command.checks import CHECKS, Patient
+from spotconn._tokens.cache import ConnectionCache
+from spotconn.testing import apply_schema
+from support.bulk import add_connections, bulk_user
+from support.database import Database
+
+ROWS = 5000
+TABLES = ("public.spotify_connections", "spotconn.refresh_state", "spotconn.pending_connect")
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+LIFE = 600.0
+
+# Every connection has a state of some kind and every user an authorization under way; one in fifty of these is old.
+# The last two hundred users have none of it.
+_FILL = f"""
+insert into spotconn.refresh_state (user_id, version, failure, failures, failed_at, retry_at, lease_id, lease_until)
+select user_id, expires_at,
+    case kind when 0 then 'revoked' when 1 then 'unavailable' end, kind,
+    case when kind < 2 then now() end, case kind when 1 then now() + interval '1 minute' end,
+    case kind when 2 then gen_random_uuid() end, case kind when 2 then now() + interval '15 seconds' end
+from (
+    select user_id, expires_at, row_number() over (order by user_id) % 4 as kind, row_number() over (order by user_id)
+    from public.spotify_connections
+) as numbered
+where row_number <= {ROWS - 200};
+insert into spotconn.pending_connect (state_hash, user_id, code_verifier, expires_at)
+select sha256(convert_to(user_id::text, 'UTF8')), user_id, repeat('v', 43),
+    now() + case when random() < 0.02 then interval '-1 minute' else interval '10 minutes' end
+from public.spotify_connections;
+insert into auth.users (id) select ('00000000-0000-4000-9000-' || lpad(to_hex(n), 12, '0'))::uuid
+from generate_series(1, 200) as n;
+vacuum analyze
+"""
+_LOGINS = """
+do $$ begin
+    if not exists (select from pg_roles where rolname = 'planner') then
+        create role planner login password 'planner' in role spotconn, service_role;
+    end if;
+end $$
+"""
+_COUNTERS = """
+select schemaname || '.' || relname, seq_scan,
+    (select coalesce(sum(idx_tup_read), 0) from pg_stat_user_indexes as index where index.relid = stats.relid)::bigint
+from pg_stat_user_tables as stats where relid = any($1::text[]::regclass[])
+"""
+_CALLED = "select funcname::text from pg_stat_user_functions where schemaname = 'spotconn' and calls > 0"
+_FUNCTIONS = "select proname::text from pg_proc where pronamespace = 'spotconn'::regnamespace"
+
+
+class Scans(NamedTuple):
+    """How often a call began to read a table as a whole, and how many entries of its indexes it read."""
+
+    whole: int
+    entries: int
+
+
+class Planned(NamedTuple):
+    """The filled database."""
+
+    database: Database
+    name: str
+
+    def dsn(self, login: str | None = None) -> str:
+        server = self.database.server
+        return server.dsn(self.name) if login is None else server.dsn(self.name, user=login, password=login)
+
+
+async def filled(database: Database, name: str) -> Planned:
+    """Make and fill it."""
+    planned = Planned(database, name)
+    maintenance = await asyncpg.connect(database.server.dsn())
+    await maintenance.execute(f"create database {name}")
+    await maintenance.execute(_LOGINS)
+    await maintenance.close()
+    await apply_schema(planned.dsn())
+    admin = await asyncpg.connect(planned.dsn())
+    await add_connections(admin, ROWS)
+    for statement in _FILL.split(";"):
+        await admin.execute(statement)
+    await admin.close()
+    return planned
+
+
+async def copied(planned: Planned, name: str) -> Planned:
+    """A copy; nobody may be connected to the original."""
+    maintenance = await asyncpg.connect(planned.database.server.dsn())
+    await maintenance.execute(f"create database {name} template {planned.name}")
+    await maintenance.execute(f"alter database {name} set track_functions = 'all'")
+    await maintenance.close()
+    return planned._replace(name=name)
+
+
+async def dropped(planned: Planned) -> None:
+    maintenance = await asyncpg.connect(planned.database.server.dsn())
+    await maintenance.execute(f"drop database {planned.name} with (force)")
+    await maintenance.close()
+
+
+class PlanHarness:
+    """The library over that database, one session to each of its pools.
+
+    Attributes:
+        executed: the texts of all statements that the library has sent.
+    """
+
+    def __init__(
+        self, store: ConnectionStore, house: ConnectionAdmin, patient: Patient, root: asyncpg.Connection
+    ) -> None:
+        self.store = store
+        self.house = house
+        self.patient = patient
+        self.root = root
+        self.executed: set[str] = set()
+        # By the numbers of the fill: with a state, and the last ones without.
+        self._busy = iter(range(1, ROWS - 200))
+        self._free = iter(range(ROWS - 199, ROWS + 1))
+        self._new = iter(range(1, 201))
+
+    def busy(self) -> UUID:
+        """A user with a refresh state; each once."""
+        return bulk_user(next(self._busy))
+
+    def free(self) -> UUID:
+        """A user whose connection has no refresh state."""
+        return bulk_user(next(self._free))
+
+    def new(self) -> UUID:
+        """A user without a connection."""
+        return UUID(f"00000000-0000-4000-9000-{next(self._new):012x}")
+
+    async def reads(self, call: "Call") -> dict[str, Scans]:
+        """What a call reads of the tables."""
+        before = await self._counters()
+        await call(self)
+        after = await self._counters()
+        return {table: Scans(*(b - a for a, b in zip(before[table], after[table], strict=True))) for table in TABLES}
+
+    async def never_called(self) -> set[str]:
+        """The functions of the schema that no call has reached."""
+        called = {row[0] for row in await self.root.fetch(_CALLED)}
+        return {row[0] for row in await self.root.fetch(_FUNCTIONS)} - called
+
+    async def _counters(self) -> dict[str, Scans]:
+        # A session keeps its counts to itself for up to a second, unless told.
+        for pool in (self.store.pool._pool, self.house._pool._pool):
+            async with pool.acquire() as session:
+                await session.execute("select pg_stat_force_next_flush()")
+        for other in (self.patient.session, self.root):
+            await other.execute("select pg_stat_force_next_flush()")
+        rows = await self.root.fetch(_COUNTERS, list(TABLES))
+        return {table: Scans(*counts) for table, *counts in rows}
+
+
+Call = Callable[[PlanHarness], Awaitable[object]]
+
+
+@asynccontextmanager
+async def opened(planned: Planned, plans: str) -> AsyncGenerator[PlanHarness]:
+    """The library; `plans` is a plan_cache_mode."""
+    options: dict[str, Any] = {"min_size": 1, "max_size": 1, "server_settings": {"plan_cache_mode": plans}}
+    executed: set[str] = set()
+
+    async def watched(session: asyncpg.Connection) -> None:
+        session.add_query_logger(lambda record: executed.add(record.query))
+
+    async with AsyncExitStack() as stack:
+        root = await asyncpg.connect(planned.dsn())
+        stack.push_async_callback(root.close)
+        # Two rings in another order, so that a rekey always finds something to do.
+        keys = [AesGcmSivCipher.generate_key() for _ in range(2)]
+        ours, theirs = AesGcmSivCipher(keys), AesGcmSivCipher(keys[::-1])
+        opening = ConnectionStore.open(planned.dsn("app"), cipher=ours, init=watched, **options)
+        store = await stack.enter_async_context(opening)
+        house = ConnectionAdmin.open(planned.dsn("planner"), cipher=theirs, init=watched, **options)
+        admin = await stack.enter_async_context(house)
+        pool = await stack.enter_async_context(asyncpg.create_pool(planned.dsn("planner"), init=watched, **options))
+        session = await stack.enter_async_context(pool.acquire())
+        harness = PlanHarness(store, admin, Patient(session, planned.dsn()), root)
+        harness.executed = executed
+        yield harness
+
+
+def _grant(minutes: float) -> TokenGrant:
+    ends = datetime.now(UTC) + timedelta(minutes=minutes)
+    return TokenGrant(access_token="access", refresh_token="refresh", expires_at=ends)
+
+
+async def _listed(items: AsyncIterator[object]) -> None:
+    async for _ in items:
+        pass
+
+
+async def _begun(harness: PlanHarness) -> None:
+    for _ in range(4):
+        await harness.store.begin_refresh(harness.busy(), seen=datetime.now(UTC) + timedelta(hours=2))
+
+
+async def _refreshed(harness: PlanHarness) -> None:
+    turn = await harness.store.begin_refresh(user := harness.free(), seen=datetime.now(UTC) + timedelta(hours=2))
+    assert await harness.store.finish_refresh(turn, _grant(60))
+    assert (await harness.store.get(user)).access_token == "access"
+
+
+async def _failed(harness: PlanHarness) -> None:
+    turn = await harness.store.begin_refresh(harness.free(), seen=datetime.now(UTC) + timedelta(hours=2))
+    assert await harness.store.fail_refresh(turn, RefreshFailure(reason="unavailable"))
+
+
+async def _connected(harness: PlanHarness) -> None:
+    for user in (harness.new(), harness.busy()):
+        await harness.store.save(user, _grant(60), Profile(spotify_user_id="account"))
+
+
+async def _connecting(harness: PlanHarness) -> None:
+    await harness.store.pending.put(user := harness.busy(), "state", "v" * 43, life=LIFE)
+    assert await harness.store.pending.take(user, "state")
+
+
+async def _own_sql(harness: PlanHarness) -> None:
+    async with harness.store.as_user(harness.busy()) as connection:
+        assert len(await connection.fetch("select user_id from public.spotify_connections")) == 1
+
+
+async def _listening(harness: PlanHarness) -> None:
+    assert harness.store.changes is not None
+    async with harness.store.changes.told(ConnectionCache(ttl=1, size=1)) as hearing:
+        await hearing.prove()
+
+
+CALLS: dict[str, Call] = {
+    "ConnectionStore.verify": lambda harness: harness.store.verify(),
+    "ConnectionStore.get": lambda harness: harness.store.get(harness.busy()),
+    "ConnectionStore.get_many": lambda harness: harness.store.get_many([harness.busy() for _ in range(50)]),
+    "ConnectionStore.save": _connected,
+    "ConnectionStore.delete": lambda harness: harness.store.delete(harness.busy()),
+    "ConnectionStore.begin_refresh, superseded": lambda harness: harness.store.begin_refresh(
+        harness.busy(), seen=LONG_AGO
+    ),
+    "ConnectionStore.begin_refresh, four kinds of state": _begun,
+    "ConnectionStore.finish_refresh": _refreshed,
+    "ConnectionStore.fail_refresh": _failed,
+    "ConnectionStore.as_user": _own_sql,
+    "Hearing.prove": _listening,
+    "PendingConnects.put and take": _connecting,
+    "ConnectionAdmin.expiring": lambda harness: _listed(harness.house.expiring(within=timedelta(days=30))),
+    "ConnectionAdmin.failing": lambda harness: _listed(harness.house.failing()),
+    "ConnectionAdmin.stats": lambda harness: harness.house.stats(),
+    "ConnectionAdmin.recheck": lambda harness: harness.house.recheck(since=LONG_AGO),
+    "ConnectionAdmin.rekey": lambda harness: harness.house.rekey(),
+    "the end of a user": lambda harness: harness.root.execute("delete from auth.users where id = $1", harness.busy()),
+    **{f"doctor, {name}": lambda harness, check=check: check(harness.patient) for name, check in CHECKS.items()},  # type: ignore[misc]
+}
+"""All that the library does with the tables, and what a deleted user sets off."""
+
+
+_SQL = re.compile(r"\s*(select|insert|update|delete|with)\s")
+_OURS = re.compile(r"spotify_connections|refresh_state|pending_connect|spotconn\.\w+")
+
+
+def statements() -> set[str]:
+    """Every statement in the source of the library that speaks of the tables or the functions."""
+    return {text for text in _texts() if _SQL.match(text) and _OURS.search(text) and "{" not in text}
+
+
+def _texts() -> Iterator[str]:
+    package = Path(spotconn.__file__).parent
+    for file in package.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+    for module in pkgutil.iter_modules([str(package)]):  # what is put together when the module is imported
+        if module.name != "__main__":
+            found = vars(importlib.import_module(f"spotconn.{module.name}")).values()
+            yield from (value for value in found if isinstance(value, str))

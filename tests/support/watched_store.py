@@ -1,0 +1,44 @@
+"""A store that tells what is asked of it, and calls that make a manager export everything it can."""
+
+import asyncio
+from datetime import datetime
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from spotconn import ConnectionStore, Outcome, ReauthorizationRequired, RefreshFailure, RefreshTurn, TokenManager
+from spotconn.testing import FakeSpotify
+from support.connections import connect
+
+
+class WatchedStore(ConnectionStore):
+    """A store that tells when a turn is asked for and when it was denied."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        super().__init__(pool)
+        self.asked, self.busy = asyncio.Event(), asyncio.Event()
+
+    async def begin_refresh(self, user_id: UUID | str, *, seen: datetime, lease: float = 15) -> RefreshTurn:
+        self.asked.set()
+        turn = await super().begin_refresh(user_id, seen=seen, lease=lease)
+        if turn.outcome is Outcome.BUSY:
+            self.busy.set()
+        return turn
+
+
+async def everything(tokens: TokenManager, store: WatchedStore, spotify: FakeSpotify, users: list[UUID]) -> None:
+    """A refresh, a hit of the cache, a wait for a lease and a connection that has ended."""
+    stored = await connect(store, spotify, users[0], ttl=-1)
+    turn = await store.begin_refresh(users[0], seen=stored.expires_at, lease=30)
+    call = asyncio.create_task(tokens.get_valid_token(users[0]))
+    await store.busy.wait()
+    await store.fail_refresh(turn, RefreshFailure())
+    token = await call
+    assert await tokens.get_valid_token(users[0]) == token
+    await connect(store, spotify, users[1], account="bob", ttl=-1)
+    spotify.revoke("bob")
+    with pytest.raises(ReauthorizationRequired):
+        await tokens.get_valid_token(users[1])
+    with pytest.raises(ValueError, match="UUID"):
+        await tokens.get_valid_token(token)

@@ -1,0 +1,169 @@
+"""tekore and spotipy, the real packages, with the tokens of stored connections, against a FakeSpotify over HTTP."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from uuid import UUID
+
+import pytest
+import spotipy
+import tekore
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+import spotipy_client
+import tekore_client
+from spotconn import Connection, ConnectionStore, NotConnected, SpotifyAccounts, TokenManager, TryLater
+from spotconn.testing import Answer, FakeSpotify
+from spotconn.testing._server import serve
+from support.connections import connect
+from support.consent import SCOPES
+
+pytestmark = pytest.mark.parametrize("prepared", ["packaged"], indirect=True)
+
+UNKNOWN = Answer(json={"access_token": "BQ-unknown-to-the-web-api", "token_type": "Bearer", "expires_in": 3600})
+
+
+@pytest.fixture
+async def tokens(store: ConnectionStore, accounts: SpotifyAccounts) -> AsyncIterator[TokenManager]:
+    async with TokenManager(store, accounts) as manager:
+        yield manager
+
+
+@pytest.fixture
+async def alice(store: ConnectionStore, spotify: FakeSpotify, user: UUID) -> Connection:
+    """A stored connection with a token good for an hour."""
+    return await connect(store, spotify, user, scope=frozenset(SCOPES))
+
+
+async def by_tekore(tokens: TokenManager, user: UUID) -> str:
+    """The account, as tekore reads it."""
+    async with tekore_client.client_of(tokens, user) as client:
+        return (await client.current_user()).id
+
+
+async def by_spotipy(tokens: TokenManager, user: UUID) -> str:
+    """The account, as spotipy reads it."""
+    found: str = (await asyncio.to_thread(spotipy_client.client_of(tokens, user).me))["id"]
+    return found
+
+
+Ask = Callable[[TokenManager, UUID], Awaitable[str]]
+each_client = pytest.mark.parametrize("ask", [by_tekore, by_spotipy])
+
+
+@each_client
+async def test_the_stored_token_is_used(
+    ask: Ask, tokens: TokenManager, alice: Connection, spotify: FakeSpotify
+) -> None:
+    """A good token is sent as it is stored."""
+    assert await ask(tokens, alice.user_id) == "alice"
+    assert spotify.token_calls == 0
+
+
+@each_client
+async def test_a_token_that_ran_out_is_refreshed_first(
+    ask: Ask, tokens: TokenManager, store: ConnectionStore, spotify: FakeSpotify, user: UUID
+) -> None:
+    """The client never sees a 401 for it."""
+    await connect(store, spotify, user, ttl=-1)
+    assert await ask(tokens, user) == "alice"
+    assert spotify.refresh_calls == 1
+
+
+@each_client
+async def test_one_rejected_token_costs_one_refresh(
+    ask: Ask, tokens: TokenManager, alice: Connection, spotify: FakeSpotify
+) -> None:
+    """Ten callers at once whose token Spotify has ended early all get their answer, after one refresh."""
+    spotify.reject_access_token(alice.access_token)
+    assert await asyncio.gather(*(ask(tokens, alice.user_id) for _ in range(10))) == ["alice"] * 10
+    assert spotify.refresh_calls == 1
+
+
+@each_client
+async def test_no_connection_is_told_as_such(ask: Ask, tokens: TokenManager, user: UUID) -> None:
+    """The errors of spotconn come through the other package as they are."""
+    with pytest.raises(NotConnected):
+        await ask(tokens, user)
+
+
+async def test_a_second_401_goes_to_the_caller(tokens: TokenManager, alice: Connection, spotify: FakeSpotify) -> None:
+    """A request is repeated once; then each package raises its own error, and tekore's holds no token."""
+    for expected, ask in ((tekore.Unauthorised, by_tekore), (spotipy.SpotifyException, by_spotipy)):
+        spotify.reject_access_token((await tokens.store.get(alice.user_id)).access_token)
+        spotify.script(UNKNOWN)
+        calls = spotify.refresh_calls
+        with pytest.raises(expected) as raised:
+            await ask(tokens, alice.user_id)
+        assert spotify.refresh_calls == calls + 1
+        assert "BQ" not in str(raised.value)
+        assert "BQ" not in str(vars(raised.value))
+
+
+async def test_both_read_what_the_web_api_has(tokens: TokenManager, alice: Connection) -> None:
+    """tekore checks every field of the fake's answers; both see the same tracks, and a page leads to the next."""
+    async with tekore_client.client_of(tokens, alice.user_id) as client:
+        page = await client.current_user_top_tracks(limit=5)
+        rest = await client.next(page)
+    assert rest is not None
+    assert [len(page.items), len(rest.items), page.total, rest.next] == [5, 3, 8, None]
+    other = spotipy_client.client_of(tokens, alice.user_id)
+    tracks = await asyncio.to_thread(other.current_user_top_tracks, limit=8)
+    assert [track["name"] for track in tracks["items"]] == [track.name for track in (*page.items, *rest.items)]
+
+
+async def test_spotipy_in_the_thread_of_the_loop_is_refused(tokens: TokenManager, alice: Connection) -> None:
+    """Where the loop would wait for itself for ever, the error says what to do."""
+    client = spotipy_client.client_of(tokens, alice.user_id)
+    with pytest.raises(RuntimeError, match=r"asyncio\.to_thread"):
+        client.me()
+
+
+async def test_a_thread_waits_for_a_bounded_time(
+    tokens: TokenManager, store: ConnectionStore, spotify: FakeSpotify, user: UUID
+) -> None:
+    """While Spotify is silent the thread gives up; the refresh goes on and is saved for the next caller."""
+    before = await connect(store, spotify, user, ttl=-1)
+    connection = spotipy_client.StoredConnection(tokens, user, timeout=0.2)
+    with spotify.hold() as held:
+        waiting = asyncio.create_task(asyncio.to_thread(connection.get_access_token))
+        await held.reached()
+        with pytest.raises(TryLater, match=r"no token within 0\.2 seconds"):
+            await waiting
+    patient = spotipy_client.StoredConnection(tokens, user)
+    token = await asyncio.to_thread(patient.get_access_token)
+    assert token == (await store.get(user)).access_token != before.access_token
+    assert spotify.refresh_calls == 1
+
+
+async def test_a_missing_scope_costs_no_refresh(store: ConnectionStore, spotify: FakeSpotify, user: UUID) -> None:
+    """The player's 401 "Permissions missing" speaks of a scope: it goes to the caller at once."""
+    asked = list[str]()
+
+    async def refuse(request: Request) -> JSONResponse:
+        asked.append(request.url.path)
+        return JSONResponse({"error": {"status": 401, "message": "Permissions missing"}}, 401)
+
+    await connect(store, spotify, user)
+    async with (
+        spotify.serve() as url,
+        serve(Starlette(routes=[Route("/v1/me/", refuse)])) as api_url,
+        SpotifyAccounts("demo-client", "demo-secret", accounts_url=url, api_url=api_url) as accounts,
+        TokenManager(store, accounts) as tokens,
+    ):
+        for expected, ask in ((tekore.Unauthorised, by_tekore), (spotipy.SpotifyException, by_spotipy)):
+            with pytest.raises(expected):
+                await ask(tokens, user)
+    assert asked == ["/v1/me/", "/v1/me/"]
+    assert spotify.token_calls == 0
+
+
+async def test_spotipy_logs_no_token(tokens: TokenManager, alice: Connection, caplog: pytest.LogCaptureFixture) -> None:
+    """Also at DEBUG, where spotipy by itself logs the headers of each request."""
+    caplog.set_level(logging.DEBUG)
+    assert await by_spotipy(tokens, alice.user_id) == "alice"
+    assert caplog.records
+    assert alice.access_token not in caplog.text
