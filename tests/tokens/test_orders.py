@@ -8,20 +8,32 @@ are alike arrive in one sequence only: exchanging them changes nothing. A timer 
 
 import asyncio
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
-from order_world import (
+
+from spotconn import (
+    DatabaseUnavailable,
+    NotConnected,
+    ReauthorizationRequired,
+    SpotconnError,
+    SpotifyUnavailable,
+    TokenManager,
+)
+from support.order_harness import (
     OLD,
     USER,
     Asking,
     Caller,
     Fault,
+    Operation,
     World,
     batch,
     database_is_away,
@@ -40,15 +52,7 @@ from order_world import (
     spotify_is_away,
     spotify_refuses,
 )
-from stepping_loop import STEP, SteppingLoop, TaskFactory, Trail, Watchdog, trails
-
-from spotconn import (
-    DatabaseUnavailable,
-    NotConnected,
-    ReauthorizationRequired,
-    SpotconnError,
-    SpotifyUnavailable,
-)
+from support.stepping_loop import STEP, SteppingLoop, TaskFactory, Trail, Watchdog, trails
 
 LONG, SHORT, STALE, EXPIRED, MISSING = 3500.0, 1000.0, 200.0, -5.0, None
 """Seconds that the stored token is good for: for all, for a page, for a page that refreshes it, for nobody."""
@@ -254,13 +258,13 @@ class Walk:
 
     def through(self, scenario: Scenario, factory: TaskFactory | None = None) -> int:
         """Follow every order of a scenario, up to the first that is wrong."""
-        watchdog, count = Watchdog(), 0
+        watchdog, number = Watchdog(), 0
         with watchdog.watching():
-            for count, trail in enumerate(trails(), 1):
+            for number, trail in enumerate(trails(), 1):
                 if faults := Order(scenario, trail, watchdog, factory).follow():
-                    pytest.fail(f"order {count}:\n  {trail}\n" + "\n".join(faults), pytrace=False)
-        self.orders[scenario.name] += count
-        return count
+                    pytest.fail(f"order {number}:\n  {trail}\n" + "\n".join(faults), pytrace=False)
+        self.orders[scenario.name] += number
+        return number
 
 
 @pytest.fixture(scope="module")
@@ -296,14 +300,15 @@ DATABASE, SPOTIFY, REFUSED, GONE = (
 TWO = [
     Scenario("two-pages-fresh", (PAGE_OR_NOT, PAGE_OR_NOT), LONG),
     Scenario("two-pages-stale", (PAGE_OR_NOT, PAGE), STALE),
-    Scenario("two-pages-expired", (PAGE_OR_NOT, PAGE_OR_NOT), EXPIRED),
+    Scenario("two-pages-expired", (PAGE_OR_NOT, PAGE), EXPIRED),
     Scenario("two-pages-missing", (PAGE_OR_NOT, PAGE_OR_NOT), MISSING, errors=GONE),
     Scenario("page-job-short", (PAGE_OR_NOT, JOB_OR_NOT), SHORT),
     Scenario("page-job-expired", (PAGE, JOB_OR_NOT), EXPIRED),
     Scenario("page-job-missing", (PAGE_OR_NOT, JOB_OR_NOT), MISSING, errors=GONE),
     Scenario("page-rejected-long", (PAGE, REJECTED), LONG),
+    Scenario("page-rejected-cancelled", (PAGE, REJECTED_OR_NOT), LONG, trusted_until=10),
     Scenario("job-rejected-short", (JOB, REJECTED), SHORT),
-    Scenario("two-rejected", (REJECTED, REJECTED_OR_NOT), LONG, trusted_until=16),
+    Scenario("two-rejected", (REJECTED, REJECTED), LONG),
     Scenario("rejected-missing", (PAGE, REJECTED_OR_NOT), MISSING, errors=GONE),
     Scenario("job-batch-expired", (JOB, BATCH), EXPIRED, trusted_until=14),
 ]
@@ -325,11 +330,11 @@ FAILING = [
 
 # Callers that ask again at once after an error.
 INSISTING = [
-    Scenario("pages-insist-missing", (PAGE_INSISTS, PAGE_INSISTS), MISSING, errors=GONE, trusted_until=13),
-    Scenario("page-job-insist-missing", (PAGE_INSISTS, JOB_INSISTS), MISSING, errors=GONE, trusted_until=13),
-    Scenario("insist-database", (PAGE_INSISTS, JOB_INSISTS), EXPIRED, database_is_away, DATABASE, trusted_until=13),
-    Scenario("insist-first-statement", (PAGE_INSISTS, JOB), EXPIRED, first_statement_fails, DATABASE, trusted_until=13),
-    Scenario("insist-spotify", (PAGE_INSISTS, JOB_INSISTS), EXPIRED, spotify_is_away, SPOTIFY, trusted_until=13),
+    Scenario("pages-insist-missing", (PAGE_INSISTS, PAGE_INSISTS), MISSING, errors=GONE, trusted_until=22),
+    Scenario("page-job-insist-missing", (PAGE_INSISTS, JOB_INSISTS), MISSING, errors=GONE, trusted_until=22),
+    Scenario("insist-database", (PAGE_INSISTS, JOB_INSISTS), EXPIRED, database_is_away, DATABASE, trusted_until=22),
+    Scenario("insist-first-statement", (PAGE_INSISTS, JOB), EXPIRED, first_statement_fails, DATABASE, trusted_until=22),
+    Scenario("insist-spotify", (PAGE_INSISTS, JOB_INSISTS), EXPIRED, spotify_is_away, SPOTIFY, trusted_until=22),
 ]
 
 # The manager is closed, the tasks are cancelled, or another writes, at every step.
@@ -340,13 +345,13 @@ CLOSED, CUT, CHANGED, LEFT = (
     ("is_disconnected",),
 )
 MEANWHILE = [
-    Scenario("closed-short", (PAGE, JOB), SHORT, happenings=CLOSED, timers=True, trusted_until=11),
+    Scenario("closed-short", (PAGE, JOB), SHORT, happenings=CLOSED, timers=True, trusted_until=14),
     Scenario("closed-expired", (PAGE,), EXPIRED, happenings=CLOSED, timers=True),
     Scenario("closed-rejected", (REJECTED,), LONG, happenings=CLOSED, timers=True),
     Scenario("closed-batch", (BATCH,), EXPIRED, happenings=CLOSED, timers=True, trusted_until=18),
     Scenario("closed-failing", (JOB,), SHORT, spotify_is_away, SPOTIFY, happenings=CLOSED, timers=True),
-    Scenario("cut-short", (PAGE, JOB), SHORT, happenings=CUT, trusted_until=11),
-    Scenario("cut-expired", (PAGE, PAGE), EXPIRED, happenings=CUT, trusted_until=11),
+    Scenario("cut-short", (PAGE, JOB), SHORT, happenings=CUT, trusted_until=15),
+    Scenario("cut-expired", (PAGE, PAGE), EXPIRED, happenings=CUT, trusted_until=15),
     Scenario("changed-fresh", (PAGE, PAGE), SHORT, happenings=CHANGED),
     Scenario("changed-fresh-at-once", (PAGE, PAGE), SHORT, happenings=CHANGED, run_sync=True),
     Scenario("changed-expired", (PAGE,), EXPIRED, happenings=CHANGED, run_sync=True),
@@ -358,7 +363,7 @@ MEANWHILE = [
 THREE = [
     Scenario("three-pages-missing", (PAGE, PAGE, PAGE), MISSING, errors=GONE),
     Scenario("three-pages-expired", (PAGE, PAGE, PAGE), EXPIRED),
-    Scenario("page-job-rejected", (PAGE, JOB, REJECTED), SHORT, trusted_until=12),
+    Scenario("page-job-rejected", (PAGE, JOB, REJECTED), SHORT, trusted_until=9),
     Scenario("pages-job-short", (PAGE, PAGE, JOB), SHORT),
     Scenario("three-fail", (PAGE, PAGE, JOB), EXPIRED, database_is_away, DATABASE),
 ]
@@ -370,3 +375,143 @@ SCENARIOS = [*TWO, *FAILING, *INSISTING, *MEANWHILE, *THREE]
 def test_every_order(scenario: Scenario, walk: Walk, record_property: Callable[[str, object], None]) -> None:
     """In each order every caller ends with its own result or error, and nothing is left."""
     record_property("orders", walk.through(scenario))
+
+
+def _eager() -> TaskFactory:
+    if sys.version_info < (3, 12):
+        pytest.skip("tasks begin eagerly from Python 3.12 on")
+    return asyncio.eager_task_factory
+
+
+EAGER = [scenario for scenario in SCENARIOS if not any(caller.cancelled for caller in scenario.callers)]
+
+
+@pytest.mark.parametrize("scenario", EAGER, ids=str)
+def test_every_order_with_eager_tasks(scenario: Scenario, walk: Walk) -> None:
+    """The same holds where each task runs its first step when it is made."""
+    walk.through(scenario, _eager())
+
+
+class Traffic:
+    """Callers in every turn of a real loop, and operations that end after some turns.
+
+    Args:
+        scenario: who asks, and what fails.
+        seed: chooses who comes when.
+    """
+
+    TURNS = 60
+
+    def __init__(self, scenario: Scenario, seed: int) -> None:
+        self.world = World(float, scenario.left, scenario.fault)
+        self.world.on_begin = self._later
+        self._scenario = scenario
+        self._random = random.Random(seed)
+        self._loop = asyncio.get_running_loop()
+        self._askings: list[Asking] = []
+        self._turn = 0
+
+    async def run(self) -> list[str]:
+        """Let them come; what is wrong with their ends."""
+        manager = open_manager(self.world)
+        while self._turn < self.TURNS:
+            self._arrive(manager)
+            await asyncio.sleep(0)
+            self._turn += 1
+        await asyncio.wait([asking.task for asking in self._askings if asking.task], timeout=20)
+        await manager.aclose()
+        good = self._scenario.left is not None and self._scenario.left > MARGIN
+        faults = [fault for asking in self._askings for fault in faults_of(asking, self._scenario.errors, good)]
+        return faults + shared_errors(self._askings) + self.world.broken + leftovers(manager)
+
+    def _arrive(self, manager: TokenManager) -> None:
+        asking = Asking(self._random.choice(self._scenario.callers))
+        run = asking.run(manager, count().__next__, lambda: self._turn >= self.TURNS)
+        asking.task = self._loop.create_task(run)
+        self._askings.append(asking)
+        if asking.caller.cancelled and self._random.random() < 0.3:
+            self._after(self._random.randrange(12), asking.cancel)
+
+    def _later(self, operation: Operation) -> None:
+        self._after(self._random.randrange(5), operation.end)
+
+    def _after(self, turns: int, happen: Callable[[], object]) -> None:
+        self._loop.call_soon(happen) if turns == 0 else self._loop.call_soon(self._after, turns - 1, happen)
+
+
+CROWD = (PAGE_OR_NOT, JOB_OR_NOT, REJECTED_OR_NOT, PAGE_INSISTS, JOB_INSISTS, BATCH)
+CROWDS = [
+    Scenario("short", CROWD, SHORT),
+    Scenario("expired", CROWD, EXPIRED),
+    Scenario("missing", CROWD, MISSING, errors=GONE),
+    Scenario("database-is-away", CROWD, EXPIRED, database_is_away, DATABASE),
+    Scenario("spotify-is-away", CROWD, SHORT, spotify_is_away, SPOTIFY),
+    Scenario("spotify-refuses", CROWD, EXPIRED, spotify_refuses, REFUSED),
+]
+RUNS = 20
+"""Crowds of each scenario; the number of each is the seed of its arrivals."""
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def new_loop(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEventLoop]:
+    if request.param == "asyncio":
+        return asyncio.new_event_loop
+    uvloop = pytest.importorskip("uvloop", reason="the extra uvloop is not installed")
+    new: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return new
+
+
+@pytest.mark.parametrize("scenario", CROWDS, ids=str)
+def test_a_caller_in_every_turn_of_a_real_loop(
+    scenario: Scenario, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """The same holds for a crowd on a loop that cannot be stepped, with arrivals and cancellations at random."""
+    watchdog = Watchdog()
+    for number in range(RUNS):
+        with watchdog.watching(), asyncio.Runner(loop_factory=new_loop) as runner:
+            watchdog.arm(seconds=2)
+            faults = runner.run(_crowd(scenario, number))
+        assert not watchdog.where, f"crowd {number}: the event loop stands still: {watchdog.where}"
+        assert not faults, f"crowd {number}"
+
+
+async def _crowd(scenario: Scenario, number: int) -> list[str]:
+    return await Traffic(scenario, number).run()
+
+
+def test_the_walk_takes_each_sequence_of_choices_once() -> None:
+    """Two choices, the second of which depends on the first, have as many orders as there are paths."""
+    orders: list[tuple[int, int]] = []
+    for trail in trails():
+        first = trail.choose(["a", "b", "c"])
+        orders.append((first, trail.choose(["x"] * (first + 1))))
+    assert orders == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)]
+
+
+def test_callbacks_and_timers_run_in_the_order_of_asyncio() -> None:
+    """First in, first out; a timer runs by its time, and a cancelled callback not at all."""
+    loop, ran = SteppingLoop.new(), list[str]()
+    loop.call_later(2, ran.append, "late")
+    loop.call_later(1, ran.append, "early")
+    for name in ("first", "cancelled", "second"):
+        handle = loop.call_soon(ran.append, name)
+        if name == "cancelled":
+            handle.cancel()
+    while loop.is_ready() or loop.has_timer():
+        (loop.step if loop.is_ready() else loop.fire)()
+    assert ran == ["first", "second", "early", "late"]
+    assert loop.time() == 2
+
+
+def test_a_step_without_an_end_is_broken_off() -> None:
+    """The watchdog names the lines of a loop that never suspends."""
+    watchdog = Watchdog()
+    with watchdog.watching(), pytest.raises(Watchdog.StoodStill):
+        _stand_still(watchdog)
+    assert "_stand_still" in watchdog.where
+
+
+def _stand_still(watchdog: Watchdog) -> None:
+    watchdog.arm(seconds=0.05)
+    while True:
+        pass

@@ -1,4 +1,4 @@
-"""An event loop that a test drives one callback at a time in virtual time, and a depth-first walk through its orders."""
+"""An event loop in virtual time that a test drives one callback at a time, and a walk through all its orders."""
 
 import asyncio
 import heapq
@@ -9,13 +9,16 @@ from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import Context
 from types import FrameType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 TaskFactory = Callable[..., "asyncio.Task[Any]"]
 
 LONGEST_STEP = 1.0
 """Seconds of processor time that all steps of one order may take; they take some milliseconds."""
+AGAIN = 0.05
+"""Seconds until the next step that does not end is broken off."""
 
 
 class SteppingLoop(asyncio.AbstractEventLoop):
@@ -91,18 +94,20 @@ class SteppingLoop(asyncio.AbstractEventLoop):
     def time(self) -> float:
         return self._now
 
-    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
+    def call_soon(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
 
     def call_later(
-        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         timer = asyncio.TimerHandle(when, callback, args, self, context)
         heapq.heappush(self._timers, timer)
@@ -166,7 +171,7 @@ class Watchdog:
     def arm(self, seconds: float = LONGEST_STEP) -> None:
         """Begin to count anew."""
         self.where = ""
-        signal.setitimer(signal.ITIMER_VIRTUAL, seconds, seconds)
+        signal.setitimer(signal.ITIMER_VIRTUAL, seconds, AGAIN)
 
     def _bark(self, _signal: int, frame: FrameType | None) -> None:
         lines = [f"{line.name}, line {line.lineno}" for line in traceback.extract_stack(frame)]

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from itertools import chain
+from typing import Any, TypeVar, cast
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -89,8 +90,9 @@ class Operation:
     perform: Callable[[], object]
 
     def end(self) -> None:
-        """Do it, and let the answer come in."""
-        self.future.set_result(self.perform())
+        """Do it, and let the answer come in, unless who waited for it was cancelled."""
+        if not self.future.done():
+            self.future.set_result(self.perform())
 
 
 class World:
@@ -180,21 +182,25 @@ class Store(ConnectionStore):
         super().__init__(asyncpg.create_pool("postgresql://nobody@127.0.0.1:1/none"))
         self._world = world
 
-    async def get(self, user_id: UUID | str) -> Connection:
+    async def get(self, user_id: UUID | str) -> Connection:  # noqa: ARG002  there is one user
         return await self._world.wait_for("get", self._get)
 
     async def get_many(self, user_ids: Iterable[UUID | str]) -> Any:
         ids = {parse_user_id(user_id) for user_id in user_ids}
         return await self._world.wait_for("get_many", lambda: self._get_many(ids))
 
-    async def delete(self, user_id: UUID | str) -> bool:
+    async def delete(self, user_id: UUID | str) -> bool:  # noqa: ARG002  as above
         try:
             return await self._world.wait_for("delete", self._delete)
         finally:
             self._notify_watchers(USER)
 
     async def begin_refresh(
-        self, user_id: UUID | str, *, seen: datetime, lease: float = 15, **_: object
+        self,
+        user_id: UUID | str,  # noqa: ARG002  as above
+        *,
+        seen: datetime,
+        lease: float = 15,
     ) -> RefreshTurn:
         return await self._world.wait_for("begin_refresh", lambda: self._begin(seen, lease))
 
@@ -268,7 +274,8 @@ def _outcome(row: Row, seen: datetime, now: datetime) -> Outcome:
 
 
 def _retry_after(row: Row, outcome: Outcome, now: datetime) -> float | None:
-    until = {Outcome.BLOCKED: row.failure and row.failure.retry_at, Outcome.BUSY: row.lease_until}.get(outcome)
+    retry_at = row.failure.retry_at if row.failure else None
+    until = {Outcome.BLOCKED: retry_at, Outcome.BUSY: row.lease_until}.get(outcome)
     return None if until is None else (until - now).total_seconds()
 
 
@@ -283,7 +290,7 @@ class Accounts(SpotifyAccounts):
         super().__init__("demo-client", "demo-secret", http=_NO_NETWORK, clock=world.clock)
         self._world = world
 
-    async def refresh(self, refresh_token: str, *, timeout: float = 10) -> TokenGrant:  # noqa: ASYNC109  as there
+    async def refresh(self, refresh_token: str, *, timeout: float = 10) -> TokenGrant:  # noqa: ARG002, ASYNC109  as there
         if any((one.name, one.about) == ("refresh", refresh_token) for one in self._world.pending()):
             self._world.broken.append(f"{refresh_token} is refreshed twice at once")
         return await self._world.wait_for("refresh", lambda: self._refresh(refresh_token), about=refresh_token)
@@ -463,14 +470,14 @@ def shared_errors(askings: Iterable[Asking]) -> list[str]:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    chain: list[BaseException] = []
+    found: list[BaseException] = []
     waiting: deque[BaseException | None] = deque([error])
     while waiting:
         one = waiting.popleft()
-        if one is not None and one not in chain:
-            chain.append(one)
+        if one is not None and one not in found:
+            found.append(one)
             waiting += [one.__cause__, one.__context__]
-    return chain
+    return found
 
 
 def leftovers(manager: TokenManager) -> list[str]:
@@ -489,16 +496,19 @@ def _futures_in(thing: object, path: str, seen: set[int], *, in_table: bool) -> 
     if isinstance(thing, asyncio.Future):
         if in_table:
             yield path
-    elif isinstance(thing, dict):
-        for key, value in thing.items():
-            yield from _futures_in(key, f"{path} key", seen, in_table=True)
-            yield from _futures_in(value, f"{path}[{key}]", seen, in_table=True)
-    elif isinstance(thing, list | set | tuple | deque | frozenset):
-        for value in thing:
+    elif isinstance(thing, dict | list | set | tuple | deque | frozenset):
+        for value in _members(cast("Collection[object]", thing)):
             yield from _futures_in(value, f"{path}[…]", seen, in_table=True)
     elif type(thing).__module__.startswith("spotconn"):
         for name in _attributes(thing):
             yield from _futures_in(getattr(thing, name, None), f"{path}.{name}", seen, in_table=in_table)
+
+
+def _members(table: Collection[object]) -> Iterable[object]:
+    if not isinstance(table, dict):
+        return table
+    by_key = cast("dict[object, object]", table)
+    return chain(by_key, by_key.values())
 
 
 def _attributes(thing: object) -> Iterable[str]:
