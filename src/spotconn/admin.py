@@ -12,16 +12,11 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn._database.pool import (
-    APPLY_SCHEMA,
-    BoundPool,
-    check_users,
-    map_errors,
-    open_pool,
-    terminate_on_error,
-    within,
-)
-from spotconn._database.pool import TIMEOUT as ANSWER_TIMEOUT
+from spotconn._database.acquire import TIMEOUT as ANSWER_TIMEOUT
+from spotconn._database.acquire import terminate_on_error, within
+from spotconn._database.bound_pool import BoundPool, check_users
+from spotconn._database.errors import APPLY_SCHEMA, map_errors
+from spotconn._database.pool import open_pool
 from spotconn._database.rekey import COUNT_OLD, LOCK, MAX_PASSES, READ_OLD, WRITE, Rewriter
 from spotconn._tracebacks import scrubbed, scrubbed_context
 from spotconn.cipher import AesGcmSivCipher

@@ -11,9 +11,12 @@ from uuid import UUID
 
 import asyncpg
 
+from spotconn._database.acquire import TIMEOUT
+from spotconn._database.bound_pool import BoundPool, check_users
 from spotconn._database.change_feed import ChangeFeed
+from spotconn._database.errors import APPLY_SCHEMA, map_errors
 from spotconn._database.pending_connects import PendingConnects
-from spotconn._database.pool import APPLY_SCHEMA, TIMEOUT, BoundPool, check_users, detect_pooler, map_errors, open_pool
+from spotconn._database.pool import detect_pooler, open_pool
 from spotconn._database.schema import SCHEMA_VERSION
 from spotconn._database.session import borrow
 from spotconn._tracebacks import renewed, scrubbed, scrubbed_context

@@ -12,7 +12,9 @@ from uuid import UUID, uuid4
 import asyncpg
 from pydantic import BaseModel, ConfigDict
 
-from spotconn._database.pool import APPLY_SCHEMA, is_pooled, map_errors, within
+from spotconn._database.acquire import within
+from spotconn._database.errors import APPLY_SCHEMA, map_errors
+from spotconn._database.pool import is_pooled
 from spotconn._database.schema import SCHEMA_VERSION
 from spotconn.errors import DatabaseUnavailable
 

@@ -3,7 +3,8 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
 from spotconn._command.checks import CHECKS, Finding, Probe
-from spotconn._database.pool import acquire, close_pool, open_pool
+from spotconn._database.acquire import acquire
+from spotconn._database.pool import close_pool, open_pool
 from spotconn._settings import read_client, read_database_url, read_encryption
 from spotconn._spotify.redirect import checked_redirect_uri
 from spotconn.cipher import cipher_for

@@ -11,7 +11,10 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn._database.pool import APPLY_SCHEMA, TIMEOUT, BoundPool, map_errors, open_single, shield_from_children
+from spotconn._database.acquire import TIMEOUT, shield_from_children
+from spotconn._database.bound_pool import BoundPool
+from spotconn._database.errors import APPLY_SCHEMA, map_errors
+from spotconn._database.pool import open_single
 from spotconn.errors import DatabaseUnavailable, SchemaMismatch
 
 if TYPE_CHECKING:

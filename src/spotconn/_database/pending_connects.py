@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
 
-from spotconn._database.pool import BoundPool
+from spotconn._database.bound_pool import BoundPool
 
 _START = "select $1::uuid as user_id, spotconn.start_connect($1, $2, $3, $4)"
 _TAKE = "select $1::uuid as user_id, * from spotconn.take_connect($1, $2)"

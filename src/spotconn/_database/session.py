@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from spotconn._database.pool import map_errors, terminate_on_error, within
+from spotconn._database.acquire import terminate_on_error, within
+from spotconn._database.errors import map_errors
 from spotconn.errors import DatabaseUnavailable
 
 if TYPE_CHECKING:

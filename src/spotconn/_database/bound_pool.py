@@ -1,0 +1,93 @@
+"""A pool as one object of the library uses it: in its own process and event loop, and in bounded time."""
+
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import asyncpg
+
+from spotconn._affinity import Affinity
+from spotconn._database.acquire import TIMEOUT, acquire
+from spotconn._database.errors import map_errors
+from spotconn._database.pool import close_pool
+from spotconn._observer import NOBODY
+from spotconn.errors import RowSecurityError
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+_ANOTHER_USER = (
+    "the database answered with the row of another user: a connection is used by two processes or event loops at once, "
+    "or a pooler in between mixes up its sessions; the connection was closed, and nothing of that row was used"
+)
+
+
+class BoundPool:
+    """A pool as one object of the library uses it: in its own process and event loop, and in bounded time.
+
+    Args:
+        pool: to use; it is not closed here.
+        name: what the object is called in errors.
+        timeout: seconds to wait for a connection, and again for the answer to a statement.
+
+    Attributes:
+        timeout: as given.
+        affinity: the process and the event loop that the pool belongs to.
+        observer: is told of waits for a connection.
+    """
+
+    def __init__(self, pool: asyncpg.Pool, *, name: str, timeout: float = TIMEOUT) -> None:
+        self._pool = pool
+        self.timeout = timeout
+        # A pool has no public way to tell its event loop.
+        self.affinity = Affinity(name, loop=getattr(pool, "_loop", None))
+        self.observer = NOBODY
+
+    def acquire(self) -> "AbstractAsyncContextManager[PoolConnectionProxy[asyncpg.Record]]":
+        """Context manager: acquire a connection and release it at the end of the block.
+
+        Raises:
+            RuntimeError: in another process or event loop.
+            DatabaseUnavailable: none was free, or could be made, in time.
+        """
+        self.affinity.check()
+        return acquire(self._pool, seconds=self.timeout, observer=self.observer)
+
+    async def row(self, query: str, *args: object) -> asyncpg.Record | None:
+        """Return the first row of a statement."""
+        async with self.acquire() as connection:
+            return await map_errors(connection.fetchrow(query, *args, timeout=self.timeout))
+
+    async def row_of(self, user_id: UUID, query: str, *args: object) -> asyncpg.Record | None:
+        """Return the first row of a statement about one user, who is its first argument and its column `user_id`.
+
+        Raises:
+            RowSecurityError: it is the row of another user.
+        """
+        async with self.acquire() as connection:
+            row = await map_errors(connection.fetchrow(query, user_id, *args, timeout=self.timeout))
+            if row is not None:
+                check_users(connection, {row["user_id"]} <= {user_id, None})
+        return row
+
+    async def close(self) -> None:
+        """Close the pool, unless it is the parent's: in a child of fork nothing is left of it to close.
+
+        Raises:
+            RuntimeError: in another event loop.
+        """
+        self.affinity.close()
+        if not self.affinity.forked:
+            self.affinity.check_home()
+            await close_pool(self._pool, seconds=self.timeout)
+
+
+def check_users(connection: "PoolConnectionProxy[asyncpg.Record]", right: bool) -> None:  # noqa: FBT001  the condition is the point
+    """Close a connection that has answered with the row of another user than the one asked for.
+
+    Raises:
+        RowSecurityError: it has.
+    """
+    if not right:
+        connection.terminate()
+        raise RowSecurityError(_ANOTHER_USER)
