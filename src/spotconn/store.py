@@ -11,41 +11,23 @@ from uuid import UUID
 
 import asyncpg
 
+from spotconn._database import statements
 from spotconn._database.acquire import TIMEOUT
-from spotconn._database.bound_pool import BoundPool, check_users
+from spotconn._database.bound_pool import BoundPool
 from spotconn._database.change_feed import ChangeFeed
 from spotconn._database.errors import APPLY_SCHEMA, map_errors
 from spotconn._database.pending_connects import PendingConnects
 from spotconn._database.pool import detect_pooler, open_pool
-from spotconn._database.schema import SCHEMA_VERSION
+from spotconn._database.rows import RowConverter, scope_text
+from spotconn._database.schema import check_version
 from spotconn._database.session import borrow
-from spotconn._tracebacks import renewed, scrubbed, scrubbed_context
-from spotconn.cipher import NoCipher, TokenCipher, TokenColumn
+from spotconn._tracebacks import scrubbed, scrubbed_context
+from spotconn.cipher import NoCipher, TokenCipher
 from spotconn.errors import DecryptionError, NotConnected, RowSecurityError, SchemaMismatch
-from spotconn.models import (
-    Connection,
-    Outcome,
-    Profile,
-    RecordedFailure,
-    RefreshFailure,
-    RefreshTurn,
-    TokenGrant,
-    parse_user_id,
-)
+from spotconn.models import Connection, Profile, RefreshFailure, RefreshTurn, TokenGrant, parse_user_id
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
-
-_GET = "select * from spotconn.get_connection($1)"
-_GET_MANY = "select * from spotconn.get_connections($1)"
-_SAVE = "select * from spotconn.save_connection($1, $2, $3, $4, $5, $6, $7, $8, $9)"
-_DELETE = "select $1::uuid as user_id, spotconn.delete_connection($1) as deleted"
-_BEGIN = (
-    "select turn.outcome, turn.lease_id, turn.lapsed, turn.retry_after, (turn.connection).* "
-    "from spotconn.begin_refresh($1, $2, $3) as turn"
-)
-_FINISH = "select * from spotconn.finish_refresh($1, $2, $3, $4, $5, $6)"
-_FAIL = "select $1::uuid as user_id, spotconn.fail_refresh($1, $2, $3, $4, $5) as recorded"
 
 
 @scrubbed
@@ -75,7 +57,7 @@ class ConnectionStore:
         listen_dsn: str | None = None,
     ) -> None:
         self.pool = BoundPool(pool, name="ConnectionStore", timeout=timeout)
-        self._cipher = cipher or NoCipher()
+        self._rows = RowConverter(cipher or NoCipher())
         self._watchers: list[Callable[[UUID], None]] = []
         self.pending: PendingConnects = PendingConnects(self.pool)
         self.changes: ChangeFeed | None = (
@@ -128,13 +110,8 @@ class ConnectionStore:
             RowSecurityError: the policies would not bind, or the login lacks a grant.
             DatabaseUnavailable: no answer in time.
         """
-        version = await self._value("select spotconn.schema_version()")
-        if version != SCHEMA_VERSION:
-            raise SchemaMismatch(
-                f"the database has version {version} of the schema, this library needs {SCHEMA_VERSION}: "
-                + (APPLY_SCHEMA if version < SCHEMA_VERSION else "upgrade spotconn")
-            )
-        if not await self._value("select spotconn.row_security_binds()"):
+        check_version(await self.pool.value(statements.SCHEMA_VERSION))
+        if not await self.pool.value(statements.ROW_SECURITY_BINDS):
             raise RowSecurityError(
                 "row level security would not bind: it is disabled on the tables, or the role spotconn owns them or "
                 f"has BYPASSRLS or SUPERUSER; run ALTER ROLE spotconn NOBYPASSRLS NOSUPERUSER and {APPLY_SCHEMA}"
@@ -149,10 +126,10 @@ class ConnectionStore:
             DatabaseUnavailable, SchemaMismatch, RowSecurityError, DecryptionError: it could not be read.
         """
         user_id = parse_user_id(user_id)
-        row = await self.pool.row_of(user_id, _GET)
+        row = await self.pool.row_of(user_id, statements.GET)
         if row is None:
             raise NotConnected("no Spotify connection is stored for this user")
-        return self._connection(row, user_id)
+        return self._rows.connection(row, user_id)
 
     async def get_many(self, user_ids: Iterable[UUID | str]) -> dict[UUID, Connection | DecryptionError]:
         """The stored connections of several users in one statement, each read under row level security as its user.
@@ -168,10 +145,7 @@ class ConnectionStore:
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: none could be read.
         """
         wanted = list({parse_user_id(user_id) for user_id in user_ids})
-        async with self.pool.acquire() as connection:
-            rows = await map_errors(connection.fetch(_GET_MANY, wanted, timeout=self.pool.timeout))
-            check_users(connection, {row["user_id"] for row in rows} <= set(wanted))
-        return {row["user_id"]: self._readable(row) for row in rows}
+        return self._rows.connections(await self.pool.rows_of(wanted, statements.GET_MANY))
 
     async def save(
         self, user_id: UUID | str, grant: TokenGrant, profile: Profile, *, connected_at: datetime | None = None
@@ -198,12 +172,12 @@ class ConnectionStore:
         try:
             row = await self.pool.row_of(
                 user_id,
-                _SAVE,
+                statements.SAVE,
                 profile.spotify_user_id,
-                self._encrypt(grant.access_token, user_id, "access_token"),
-                self._encrypt(grant.refresh_token, user_id, "refresh_token"),
+                self._rows.encrypt(grant.access_token, user_id, "access_token"),
+                self._rows.encrypt(grant.refresh_token, user_id, "refresh_token"),
                 grant.expires_at,
-                _scope_text(grant.scope),
+                scope_text(grant.scope),
                 profile.display_name,
                 profile.email,
                 connected_at,
@@ -212,7 +186,7 @@ class ConnectionStore:
             self._notify_watchers(user_id)
         if row is None:
             raise SchemaMismatch(f"the saved row does not show; {APPLY_SCHEMA}")
-        return self._connection(row, user_id)
+        return self._rows.connection(row, user_id)
 
     async def delete(self, user_id: UUID | str) -> bool:
         """Disconnect a user.
@@ -222,7 +196,7 @@ class ConnectionStore:
         """
         user_id = parse_user_id(user_id)
         try:
-            row = await self.pool.row_of(user_id, _DELETE)
+            row = await self.pool.row_of(user_id, statements.DELETE)
         finally:
             self._notify_watchers(user_id)
         return row is not None and bool(row["deleted"])
@@ -256,18 +230,10 @@ class ConnectionStore:
             DatabaseUnavailable, SchemaMismatch, RowSecurityError, DecryptionError: it could not be read.
         """
         user_id = parse_user_id(user_id)
-        row = await self.pool.row_of(user_id, _BEGIN, seen, timedelta(seconds=lease))
+        row = await self.pool.row_of(user_id, statements.BEGIN_REFRESH, seen, timedelta(seconds=lease))
         if row is None:
             raise SchemaMismatch(f"spotconn.begin_refresh gave no answer; {APPLY_SCHEMA}")
-        outcome = Outcome(row["outcome"])
-        return RefreshTurn(
-            outcome=outcome,
-            user_id=user_id,
-            connection=None if outcome is Outcome.GONE else self._connection(row, user_id),
-            lease_id=row["lease_id"],
-            lapsed=row["lapsed"],
-            retry_after=row["retry_after"],
-        )
+        return self._rows.turn(row, user_id)
 
     async def finish_refresh(self, turn: RefreshTurn, grant: TokenGrant) -> Connection | None:
         """Save a refresh, if the row is still the version that was refreshed, and end the lease.
@@ -278,17 +244,17 @@ class ConnectionStore:
         stored, _ = _granted(turn)
         row = await self.pool.row_of(
             turn.user_id,
-            _FINISH,
+            statements.FINISH_REFRESH,
             stored.expires_at,
-            self._encrypt(grant.access_token, turn.user_id, "access_token"),
-            grant.refresh_token and self._encrypt(grant.refresh_token, turn.user_id, "refresh_token"),
+            self._rows.encrypt(grant.access_token, turn.user_id, "access_token"),
+            grant.refresh_token and self._rows.encrypt(grant.refresh_token, turn.user_id, "refresh_token"),
             grant.expires_at,
-            _scope_text(grant.scope),
+            scope_text(grant.scope),
         )
         if row is None:
             self._notify_watchers(turn.user_id)
             return None
-        return self._connection(row, turn.user_id)
+        return self._rows.connection(row, turn.user_id)
 
     async def fail_refresh(self, turn: RefreshTurn, failure: RefreshFailure) -> bool:
         """End the lease without a grant and record why.
@@ -298,7 +264,7 @@ class ConnectionStore:
         """
         stored, lease_id = _granted(turn)
         row = await self.pool.row_of(
-            turn.user_id, _FAIL, stored.expires_at, lease_id, failure.reason, failure.retry_after
+            turn.user_id, statements.FAIL_REFRESH, stored.expires_at, lease_id, failure.reason, failure.retry_after
         )
         return row is not None and bool(row["recorded"])
 
@@ -321,51 +287,12 @@ class ConnectionStore:
             self.pool.acquire() as connection,
             borrow(connection, seconds=self.pool.timeout),
         ):
-            await map_errors(connection.execute("select spotconn.act_as($1)", user_id, timeout=self.pool.timeout))
+            await map_errors(connection.execute(statements.ACT_AS, user_id, timeout=self.pool.timeout))
             yield connection
 
     def _notify_watchers(self, user_id: UUID) -> None:
         for tell in self._watchers:
             tell(user_id)
-
-    async def _value(self, query: str) -> Any:
-        row = await self.pool.row(query)
-        return None if row is None else row[0]
-
-    def _encrypt(self, token: str, user_id: UUID, column: TokenColumn) -> str:
-        return self._cipher.encrypt(token, user_id=user_id, column=column)
-
-    def _readable(self, row: asyncpg.Record) -> Connection | DecryptionError:
-        try:
-            return self._connection(row, row["user_id"])
-        except DecryptionError as error:
-            return renewed(error)
-
-    def _connection(self, row: asyncpg.Record, user_id: UUID) -> Connection:
-        """Return the connection of a row, decrypted as that of the user whom it was asked for."""
-        return Connection(
-            id=row["id"],
-            user_id=user_id,
-            spotify_user_id=row["spotify_user_id"],
-            access_token=self._cipher.decrypt(row["access_token"], user_id=user_id, column="access_token"),
-            refresh_token=self._cipher.decrypt(row["refresh_token"], user_id=user_id, column="refresh_token"),
-            expires_at=row["expires_at"],
-            connected_at=row["connected_at"],
-            display_name=row["display_name"],
-            email=row["email"],
-            scope=None if row["scope"] is None else frozenset(row["scope"].split()),
-            failure=_recorded_failure(row),
-        )
-
-
-def _recorded_failure(row: asyncpg.Record) -> RecordedFailure | None:
-    if row["failure"] is None:
-        return None
-    return RecordedFailure(reason=row["failure"], since=row["failed_at"], retry_at=row["retry_at"])
-
-
-def _scope_text(scope: frozenset[str] | None) -> str | None:
-    return None if scope is None else " ".join(sorted(scope))
 
 
 def _granted(turn: RefreshTurn) -> tuple[Connection, UUID]:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import asyncpg
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
 _T = TypeVar("_T")
+Session: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 
 TIMEOUT = 5.0
 """Seconds to wait for a connection, be it a free or a new one, and again for the answer to a statement."""
@@ -24,7 +25,7 @@ TIMEOUT = 5.0
 @asynccontextmanager
 async def acquire(
     pool: asyncpg.Pool, *, seconds: float = TIMEOUT, observer: Observer = NOBODY
-) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
+) -> AsyncGenerator[Session]:
     """A connection of the pool.
 
     Raises:
@@ -48,7 +49,7 @@ async def acquire(
         await release(pool, connection, seconds)
 
 
-def shield_from_children(connection: "PoolConnectionProxy[asyncpg.Record]") -> None:
+def shield_from_children(connection: Session) -> None:
     """Keep the socket of a connection from each child of fork, also that of a pool of the caller's own."""
     # asyncpg has no public way to it.
     transport = getattr(getattr(connection, "_con", None), "_transport", None)
@@ -56,13 +57,11 @@ def shield_from_children(connection: "PoolConnectionProxy[asyncpg.Record]") -> N
         keep_from_children(transport)
 
 
-async def _release(pool: asyncpg.Pool, connection: "PoolConnectionProxy[asyncpg.Record]", seconds: float) -> None:
+async def _release(pool: asyncpg.Pool, connection: Session, seconds: float) -> None:
     await map_errors(pool.release(connection, timeout=seconds))
 
 
-async def _release_after_cancellation(
-    pool: asyncpg.Pool, connection: "PoolConnectionProxy[asyncpg.Record]", seconds: float
-) -> None:
+async def _release_after_cancellation(pool: asyncpg.Pool, connection: Session, seconds: float) -> None:
     """Release a connection once nothing of a cancelled call is left on it; shielded from further cancellations.
 
     asyncpg parses a statement and runs it in two steps. Cancelled just between them, it never tells the server that
@@ -81,7 +80,7 @@ async def _release_after_cancellation(
 
 
 @contextmanager
-def terminate_on_error(connection: "PoolConnectionProxy[asyncpg.Record]") -> Generator[None]:
+def terminate_on_error(connection: Session) -> Generator[None]:
     """Also when it is cancelled: a connection in the middle of it must not go back to the pool, nor to a pooler's."""
     try:
         yield

@@ -1,20 +1,17 @@
 """A pool as one object of the library uses it: in its own process and event loop, and in bounded time."""
 
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 
 from spotconn._affinity import Affinity
-from spotconn._database.acquire import TIMEOUT, acquire
+from spotconn._database.acquire import TIMEOUT, Session, acquire
 from spotconn._database.errors import map_errors
 from spotconn._database.pool import close_pool
 from spotconn._observer import NOBODY
 from spotconn.errors import RowSecurityError
-
-if TYPE_CHECKING:
-    from asyncpg.pool import PoolConnectionProxy
 
 _ANOTHER_USER = (
     "the database answered with the row of another user: a connection is used by two processes or event loops at once, "
@@ -43,7 +40,7 @@ class BoundPool:
         self.affinity = Affinity(name, loop=getattr(pool, "_loop", None))
         self.observer = NOBODY
 
-    def acquire(self) -> "AbstractAsyncContextManager[PoolConnectionProxy[asyncpg.Record]]":
+    def acquire(self) -> AbstractAsyncContextManager[Session]:
         """Context manager: acquire a connection and release it at the end of the block.
 
         Raises:
@@ -53,10 +50,10 @@ class BoundPool:
         self.affinity.check()
         return acquire(self._pool, seconds=self.timeout, observer=self.observer)
 
-    async def row(self, query: str, *args: object) -> asyncpg.Record | None:
-        """Return the first row of a statement."""
+    async def value(self, query: str) -> Any:
+        """Return the first value of the first row of a statement."""
         async with self.acquire() as connection:
-            return await map_errors(connection.fetchrow(query, *args, timeout=self.timeout))
+            return await map_errors(connection.fetchval(query, timeout=self.timeout))
 
     async def row_of(self, user_id: UUID, query: str, *args: object) -> asyncpg.Record | None:
         """Return the first row of a statement about one user, who is its first argument and its column `user_id`.
@@ -70,6 +67,17 @@ class BoundPool:
                 check_users(connection, {row["user_id"]} <= {user_id, None})
         return row
 
+    async def rows_of(self, user_ids: list[UUID], query: str) -> list[asyncpg.Record]:
+        """Return the rows of a statement about several users, who are its argument and its column `user_id`.
+
+        Raises:
+            RowSecurityError: a row belongs to another user.
+        """
+        async with self.acquire() as connection:
+            rows = await map_errors(connection.fetch(query, user_ids, timeout=self.timeout))
+            check_users(connection, {row["user_id"] for row in rows} <= set(user_ids))
+        return rows
+
     async def close(self) -> None:
         """Close the pool, unless it is the parent's: in a child of fork nothing is left of it to close.
 
@@ -82,7 +90,7 @@ class BoundPool:
             await close_pool(self._pool, seconds=self.timeout)
 
 
-def check_users(connection: "PoolConnectionProxy[asyncpg.Record]", right: bool) -> None:  # noqa: FBT001  the condition is the point
+def check_users(connection: Session, right: bool) -> None:  # noqa: FBT001  the condition is the point
     """Close a connection that has answered with the row of another user than the one asked for.
 
     Raises:
