@@ -18,7 +18,8 @@ import asyncpg
 
 import spotconn
 from spotconn import AesGcmSivCipher, ConnectionAdmin, ConnectionStore, Profile, RefreshFailure, TokenGrant
-from spotconn._command.checks import CHECKS, Probe
+from spotconn._command.checks import CHECKS
+from spotconn._command.probe import Probe
 from spotconn._tokens.cache import ConnectionCache
 from spotconn.testing import apply_schema
 from support.bulk import add_connections, bulk_user
