@@ -1,7 +1,7 @@
-"""What an operator does with all connections at once; the only part of the library that sees more than one user.
+"""Operator's work on the connections of all users: the only part of the library that sees more than one user.
 
-It acts as `service_role`, which row level security does not bind, one short transaction after the other. Nothing of
-it belongs in a service that answers users.
+It acts as `service_role`, which row level security does not bind, in one short transaction after the other. It does
+not belong in a service that answers users.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -25,12 +25,12 @@ from spotconn.overview import ConnectionOverview, ConnectionStats, RekeyProgress
 
 @scrubbed
 class ConnectionAdmin:
-    """Looks over and mends the connections of all users.
+    """Lists, counts, re-encrypts and rechecks the connections of all users.
 
     Args:
         pool: of a login that may become `service_role` (on Supabase, `postgres`); behind a transaction pooler, made
-            with `statement_cache_size=0`. It is not closed here.
-        cipher: the ring of keys that `rekey` needs; nothing else here reads a token.
+            with `statement_cache_size=0`. The admin does not close it.
+        cipher: the ring of keys that `rekey` needs; no other method reads a token.
     """
 
     def __init__(self, pool: asyncpg.Pool, *, cipher: AesGcmSivCipher | None = None) -> None:
@@ -43,7 +43,7 @@ class ConnectionAdmin:
     async def open(
         cls, dsn: str, *, cipher: AesGcmSivCipher | None = None, **pool_options: Any
     ) -> AsyncGenerator[Self]:
-        """An admin over a pool of its own, which is closed at the end.
+        """Context manager: open an admin with a pool of its own, and close it at the end of the block.
 
         Args:
             dsn: a postgresql:// URL.
@@ -62,9 +62,9 @@ class ConnectionAdmin:
             await admin._pool.close()
 
     def expiring(self, *, within: timedelta) -> AsyncIterator[ConnectionOverview]:
-        """Connections whose refresh token ends soon, or should have ended: users to be asked to connect again.
+        """Yield connections whose refresh token ends soon, or should have ended: users to be asked to connect again.
 
-        Those that Spotify has refused already are not among them; see `failing`.
+        Those that Spotify has refused already are left out; see `failing`.
 
         Args:
             within: time from now until the end, six months after `connected_at`.
@@ -76,11 +76,11 @@ class ConnectionAdmin:
             RowSecurityError: the login may not become service_role.
             DatabaseUnavailable, SchemaMismatch: it ended early.
         """
-        # As seconds: a day of an interval may have 23 or 25 hours, by the time zone of the session.
+        # In seconds: in the time zone of the session a day may have 23 or 25 hours.
         return self._overviews(EXPIRING, within.total_seconds())
 
     def failing(self) -> AsyncIterator[ConnectionOverview]:
-        """Connections whose last refresh failed, for a passing reason or for good; `failure` says which.
+        """Yield connections whose last refresh failed, temporarily or for good; `failure` says which.
 
         Returns and raises:
             The same as `expiring`.
@@ -88,7 +88,7 @@ class ConnectionAdmin:
         return self._overviews(FAILING)
 
     async def stats(self) -> ConnectionStats:
-        """How many connections there are, in which state and under which keys. Looks at every row.
+        """Count the connections by state and the stored tokens by key. Reads every row.
 
         Raises:
             RowSecurityError: the login may not become service_role.
@@ -101,14 +101,14 @@ class ConnectionAdmin:
     async def rekey(self, *, progress: Callable[[RekeyProgress], object] | None = None) -> RekeyProgress:
         """Encrypt every stored token with the first key of the ring, plain text too.
 
-        It may run beside live refreshes, which win, and be stopped and run again. Give every process the new ring
-        first: one that goes on encrypting with another key is told at the end.
+        It may run beside live refreshes, which win, and may be stopped and run again. Give every process the new ring
+        first: if one still encrypts with another key, the rekey ends with ConfigurationError.
 
         Args:
             progress: called after each batch.
 
         Returns:
-            The counts, once a last look has found no value that is not under the first key.
+            The counts, once a last count has found every value under the first key.
 
         Raises:
             DecryptionError: some connections do not decrypt; all others are rewritten.
@@ -120,20 +120,20 @@ class ConnectionAdmin:
         if cipher is None:
             raise ConfigurationError("rekey needs keys: set SPOTCONN_ENCRYPTION_KEYS, or pass a cipher")
         rewriter = Rewriter(cipher, total=await self._remaining(cipher))
-        left = rewriter.total
+        remaining = rewriter.total
         for _ in range(MAX_PASSES):
             rewriter.unreadable.clear()
             async for rows in self._database.batches(READ_OLD, cipher.current_prefix):
                 await self._rewrite(rewriter, rows)
                 if progress is not None:
                     progress(rewriter.progress)
-            left = await self._remaining(cipher)
-            if left <= len(rewriter.unreadable):
+            remaining = await self._remaining(cipher)
+            if remaining <= len(rewriter.unreadable):
                 break
-        return rewriter.conclude(left)
+        return rewriter.conclude(remaining)
 
     async def recheck(self, *, since: datetime) -> int:
-        """Let connections that Spotify refused be tried again, where an outage is thought to have refused them.
+        """Let connections that Spotify refused be tried again, after refusals that an outage may have caused.
 
         The next request for such a user asks Spotify; a refusal is then recorded anew.
 
@@ -158,10 +158,10 @@ class ConnectionAdmin:
                 yield overview(row)
 
     async def _remaining(self, cipher: AesGcmSivCipher) -> int:
-        """The number of connections with a value that is not under the first key."""
+        """Return the number of connections with a value that is not under the first key."""
         (row,) = await self._database.fetch(COUNT_OLD, cipher.current_prefix)
-        left: int = row[0]
-        return left
+        number: int = row[0]
+        return number
 
     async def _rewrite(self, rewriter: Rewriter, rows: list[asyncpg.Record]) -> None:
         columns = rewriter.rewrite(rows)
@@ -171,4 +171,4 @@ class ConnectionAdmin:
             await map_errors(connection.execute(LOCK, timeout=TIMEOUT))
             saved = await map_errors(connection.fetch(WRITE, *columns, timeout=TIMEOUT))
             check_users(connection, {row["user_id"] for row in saved} <= set(columns[0]))
-        rewriter.saved(len(columns[0]), len(saved))
+        rewriter.count(attempted=len(columns[0]), saved=len(saved))

@@ -1,4 +1,4 @@
-"""The repository of stored connections over asyncpg: one user at a time, always under row level security.
+"""Stored connections over asyncpg: one user at a time, always under row level security.
 
 Every operation but `as_user` is one statement, one round trip and one implicit transaction: it calls a function of
 the schema `spotconn`, which takes the role and the claims for that transaction only.
@@ -39,13 +39,13 @@ class ConnectionStore:
             `statement_cache_size=0`. The store does not close it.
         cipher: encrypts the tokens at rest; without one they are stored as they are.
         timeout: seconds to wait for a connection, and again for the answer to a statement.
-        listen_dsn: of the same database, with all that it takes to connect and without a transaction pooler in
-            between: where a `TokenManager` listens for changes. Without one it relies on its `cache_ttl`.
+        listen_dsn: where a `TokenManager` listens for changes: of the same database, complete and without a transaction
+            pooler in between. Without it the manager relies on its `cache_ttl`.
 
     Attributes:
         pool: as the store uses it.
-        pending: the authorizations under way, for `ConnectFlow`.
-        changes: what happens to connections by whomever, for `TokenManager`; None where that cannot be heard.
+        pending: started authorizations, for `ConnectFlow`.
+        changes: notifications of changes to the table, for `TokenManager`; None if the server cannot deliver them.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ConnectionStore:
         listen_dsn: str | None = None,
         **pool_options: Any,
     ) -> AsyncGenerator[Self]:
-        """A store over a pool of its own, verified, and closed at the end.
+        """Context manager: open a store with a pool of its own, verify it, and close it at the end of the block.
 
         Args:
             dsn: a postgresql:// URL.
@@ -83,8 +83,8 @@ class ConnectionStore:
             timeout: seconds to wait for a connection, and again for the answer to a statement.
             listen_dsn: as in the constructor; by default `dsn` itself, unless a transaction pooler is in between.
             pool_options: of `asyncpg.create_pool`. By default 1 to 10 connections, and no prepared statements behind
-                a transaction pooler. `statement_cache_size` tells instead of letting one connection look: 0 for a
-                pooler, 100 for the server itself.
+                a transaction pooler. With `statement_cache_size` no connection is opened to look for one: pass 0 for
+                a pooler, 100 for the server itself.
 
         Raises:
             ConfigurationError: the DSN is malformed, or the login is refused.
@@ -118,7 +118,7 @@ class ConnectionStore:
             )
 
     async def get(self, user_id: UUID | str) -> Connection:
-        """The stored connection of a user.
+        """Return the stored connection of a user.
 
         Raises:
             NotConnected: there is none.
@@ -132,13 +132,13 @@ class ConnectionStore:
         return self._rows.connection(row, user_id)
 
     async def get_many(self, user_ids: Iterable[UUID | str]) -> dict[UUID, Connection | DecryptionError]:
-        """The stored connections of several users in one statement, each read under row level security as its user.
+        """Return the connections of several users in one statement, each read under row level security as its user.
 
         Args:
-            user_ids: whose; some hundred at a time, because all are read and held together.
+            user_ids: some hundred at a time, because all rows are in memory together.
 
         Returns:
-            By user id: the connection, or the error of one that does not decrypt. Who has none is not in it.
+            By user id, the connection, or the error of one that does not decrypt. Users without one are left out.
 
         Raises:
             ValueError: a user id is no UUID.
@@ -157,7 +157,7 @@ class ConnectionStore:
             grant: from the code exchange, or from elsewhere; it must hold a refresh token.
             profile: of the account that was connected.
             connected_at: when the user authorized, which is when the six months of the refresh token began. None
-                for just now; tokens obtained elsewhere need the true moment, or the earliest that it may have been.
+                for now; for tokens obtained elsewhere pass the true moment, or the earliest possible one.
 
         Raises:
             ValueError: the user id is no UUID or no user of auth.users, the grant has no refresh token, or
@@ -202,28 +202,27 @@ class ConnectionStore:
         return row is not None and bool(row["deleted"])
 
     def watch(self, tell: Callable[[UUID], None]) -> None:
-        """Call `tell` with the user id after every `save` and `delete` through this store, also a failed one.
+        """Call `tell` with the user id after each `save` and `delete` through this store, also a failed one.
 
-        Also where `finish_refresh` finds that another's write came first. What a process remembers of a user is out
-        of date then. `tell` must neither block nor raise.
+        Also if `finish_refresh` finds that another write came first. A cached connection of the user is out of date
+        then. `tell` must neither block nor raise.
         """
         self._watchers.append(tell)
 
     def unwatch(self, tell: Callable[[UUID], None]) -> None:
-        """End what `watch` began; may be repeated."""
+        """Undo `watch`; may be repeated."""
         if tell in self._watchers:
             self._watchers.remove(tell)
 
     async def begin_refresh(self, user_id: UUID | str, *, seen: datetime, lease: float = 15) -> RefreshTurn:
-        """Read the connection and, if no version newer than `seen` is stored, take a turn at its refresh.
+        """Read the connection and, if no version newer than `seen` is stored, acquire the lease of its refresh.
 
-        A newer row comes back as SUPERSEDED, so this is also the read of a caller that has seen nothing yet and
-        passes the earliest end it can use.
+        A newer row is returned as SUPERSEDED. Before its first read a caller passes the earliest end that it can use.
 
         Args:
-            user_id: whose connection.
+            user_id: of the connection.
             seen: versions (`expires_at`) up to this one are of no use to the caller.
-            lease: seconds after which another process may take the turn over.
+            lease: seconds after which another process may acquire the lease.
 
         Raises:
             ValueError: the user id is no UUID.
@@ -239,7 +238,7 @@ class ConnectionStore:
         """Save a refresh, if the row is still the version that was refreshed, and end the lease.
 
         Returns:
-            The saved connection; None where a disconnect, a reconnect or another refresh came first.
+            The saved connection, or None if a disconnect, a reconnect or another refresh came first.
         """
         stored, _ = _granted(turn)
         row = await self.pool.row_of(
@@ -260,7 +259,7 @@ class ConnectionStore:
         """End the lease without a grant and record why.
 
         Returns:
-            Whether it was recorded; False, and nothing happens, where the lease has passed to another.
+            Whether it was recorded; False, without any effect, if another process holds the lease.
         """
         stored, lease_id = _granted(turn)
         row = await self.pool.row_of(
@@ -270,12 +269,11 @@ class ConnectionStore:
 
     @scrubbed_context
     async def as_user(self, user_id: UUID | str) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
-        """A transaction for the caller's own SQL, under the same row level security as the store's.
+        """Context manager: a transaction for the caller's own SQL, under the same row level security as the store's.
 
-        The transaction commits at the end of the block and is rolled back by an exception, which passes through
-        as it is. The connection goes back without role, claims or any other setting, to the pool and to a pooler in
-        between. Leave the end of the transaction to the block: what follows a COMMIT of your own is out of reach
-        there.
+        The transaction commits at the end of the block. An exception rolls it back and passes through unchanged.
+        The connection returns without role, claims or other settings to the pool, and to a pooler in between. Leave
+        the end of the transaction to the block: behind a pooler, what is set after a COMMIT of your own would remain.
 
         Raises:
             ValueError: the user id is no UUID.
@@ -291,8 +289,8 @@ class ConnectionStore:
             yield connection
 
     def _notify_watchers(self, user_id: UUID) -> None:
-        for tell in self._watchers:
-            tell(user_id)
+        for watcher in self._watchers:
+            watcher(user_id)
 
 
 def _granted(turn: RefreshTurn) -> tuple[Connection, UUID]:

@@ -162,7 +162,7 @@ async def test_version_3_applied_twice_changes_nothing(dsn: Dsn, scratch: asyncp
 
 
 async def test_each_change_is_notified_once(dsn: Dsn, scratch: asyncpg.Connection, stored: Users) -> None:
-    """The new triggers notify of each kind of change, the old ones no more, and the heartbeat follows."""
+    """Delete, update and truncate are notified, each once, and the heartbeat follows them."""
     await apply_schema(dsn(), plain_postgres=False)
     payloads: list[str] = []
     arrived = asyncio.Event()

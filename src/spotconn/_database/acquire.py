@@ -19,17 +19,17 @@ _T = TypeVar("_T")
 Session: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 
 TIMEOUT = 5.0
-"""Seconds to wait for a connection, be it a free or a new one, and again for the answer to a statement."""
+"""Seconds to wait for a connection, free or new, and again for the answer to a statement."""
 
 
 @asynccontextmanager
 async def acquire(
     pool: asyncpg.Pool, *, seconds: float = TIMEOUT, observer: Observer = NOBODY
 ) -> AsyncGenerator[Session]:
-    """A connection of the pool.
+    """Context manager: acquire a connection and release it at the end of the block.
 
     Raises:
-        DatabaseUnavailable: none was free, or could be made, in time.
+        DatabaseUnavailable: none was free, or could be opened, in time.
     """
     with observer.acquiring():
         connection = await map_errors(pool.acquire(timeout=seconds))
@@ -41,7 +41,7 @@ async def acquire(
         release = _release_after_cancellation
         raise
     except DatabaseUnavailable:
-        # It may be cut, half-open or in the middle of an answer: the pool makes another in its place.
+        # It may be cut, half-open or in the middle of an answer. The pool replaces a closed connection.
         with suppress(asyncpg.InterfaceError):
             connection.terminate()
         raise
@@ -50,8 +50,8 @@ async def acquire(
 
 
 def shield_from_children(connection: Session) -> None:
-    """Keep the socket of a connection from each child of fork, also that of a pool of the caller's own."""
-    # asyncpg has no public way to it.
+    """Replace the socket of a connection in each child of fork, also where the caller made the pool."""
+    # asyncpg has no public API for the transport.
     transport = getattr(getattr(connection, "_con", None), "_transport", None)
     if transport is not None:
         keep_from_children(transport)
@@ -62,16 +62,16 @@ async def _release(pool: asyncpg.Pool, connection: Session, seconds: float) -> N
 
 
 async def _release_after_cancellation(pool: asyncpg.Pool, connection: Session, seconds: float) -> None:
-    """Release a connection once nothing of a cancelled call is left on it; shielded from further cancellations.
+    """End the cancelled statement and release the connection, shielded from further cancellations.
 
-    asyncpg parses a statement and runs it in two steps. Cancelled just between them, it never tells the server that
-    the statement is over (PostgreSQL, "Extended Query": Sync): the transaction would stay open until the next
-    statement, and behind a transaction pooler keep one of the pooler's sessions.
+    asyncpg parses a statement and runs it in two steps. Cancelled between them, it does not send Sync (PostgreSQL,
+    "Extended Query"). The transaction would stay open until the next statement, and would occupy a session of a
+    transaction pooler.
     """
 
     async def end() -> None:
         with suppress(SpotconnError, asyncpg.InterfaceError), terminate_on_error(connection):
-            # asyncpg 0.30 does not count the wait for the cancellation itself.
+            # The timeout of asyncpg 0.30 leaves out its wait for the cancel request.
             await map_errors(within(connection.execute("select"), seconds=seconds))
         with suppress(SpotconnError):
             await _release(pool, connection, seconds)
@@ -81,7 +81,10 @@ async def _release_after_cancellation(pool: asyncpg.Pool, connection: Session, s
 
 @contextmanager
 def terminate_on_error(connection: Session) -> Generator[None]:
-    """Also when it is cancelled: a connection in the middle of it must not go back to the pool, nor to a pooler's."""
+    """Context manager: close the connection if the block fails or is cancelled.
+
+    In the middle of a statement it must return neither to the pool nor to a pooler.
+    """
     try:
         yield
     except BaseException:
@@ -91,10 +94,10 @@ def terminate_on_error(connection: Session) -> Generator[None]:
 
 
 async def within(call: Awaitable[_T], *, seconds: float) -> _T:
-    """Await a call of asyncpg that takes no timeout, or does not count all of its waiting.
+    """Await a call of asyncpg that has no timeout, or whose timeout leaves out a part of the wait.
 
     Raises:
-        TimeoutError: not in time.
+        TimeoutError: there was no result in time.
     """
     async with asyncio.timeout(seconds):
         return await call

@@ -1,4 +1,4 @@
-"""A pool as one object of the library uses it: in its own process and event loop, and in bounded time."""
+"""Statements on a pool, in bounded time and only in the process and event loop that the pool belongs to."""
 
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -20,23 +20,23 @@ _ANOTHER_USER = (
 
 
 class BoundPool:
-    """A pool as one object of the library uses it: in its own process and event loop, and in bounded time.
+    """The pool of one object of the library, in its own process and event loop and in bounded time.
 
     Args:
-        pool: to use; it is not closed here.
-        name: what the object is called in errors.
+        pool: closed by `close` only.
+        name: of the object, for errors.
         timeout: seconds to wait for a connection, and again for the answer to a statement.
 
     Attributes:
         timeout: as given.
         affinity: the process and the event loop that the pool belongs to.
-        observer: is told of waits for a connection.
+        observer: is notified of waits for a connection.
     """
 
     def __init__(self, pool: asyncpg.Pool, *, name: str, timeout: float = TIMEOUT) -> None:
         self._pool = pool
         self.timeout = timeout
-        # A pool has no public way to tell its event loop.
+        # asyncpg has no public API for the event loop of a pool.
         self.affinity = Affinity(name, loop=getattr(pool, "_loop", None))
         self.observer = NOBODY
 
@@ -45,7 +45,7 @@ class BoundPool:
 
         Raises:
             RuntimeError: in another process or event loop.
-            DatabaseUnavailable: none was free, or could be made, in time.
+            DatabaseUnavailable: none was free, or could be opened, in time.
         """
         self.affinity.check()
         return acquire(self._pool, seconds=self.timeout, observer=self.observer)
@@ -59,7 +59,7 @@ class BoundPool:
         """Return the first row of a statement about one user, who is its first argument and its column `user_id`.
 
         Raises:
-            RowSecurityError: it is the row of another user.
+            RowSecurityError: the row belongs to another user.
         """
         async with self.acquire() as connection:
             row = await map_errors(connection.fetchrow(query, user_id, *args, timeout=self.timeout))
@@ -79,7 +79,7 @@ class BoundPool:
         return rows
 
     async def close(self) -> None:
-        """Close the pool, unless it is the parent's: in a child of fork nothing is left of it to close.
+        """Close the pool. In a child of fork do nothing: the connections are the parent's.
 
         Raises:
             RuntimeError: in another event loop.
@@ -91,10 +91,14 @@ class BoundPool:
 
 
 def check_users(connection: Session, right: bool) -> None:  # noqa: FBT001  the condition is the point
-    """Close a connection that has answered with the row of another user than the one asked for.
+    """Close a connection that has returned the row of another user than the one it was asked for.
+
+    Args:
+        connection: to close.
+        right: whether the rows belong to the users asked for.
 
     Raises:
-        RowSecurityError: it has.
+        RowSecurityError: they do not.
     """
     if not right:
         connection.terminate()

@@ -11,7 +11,7 @@ _T = TypeVar("_T")
 
 APPLY_SCHEMA = 'apply the schema of this version of spotconn: psql "$DATABASE_URL" -f sql/schema.sql'
 
-# SQLSTATE, or its first two characters, to what it means for the caller (PostgreSQL, appendix A).
+# SQLSTATEs, or their first two characters, by what they mean for the caller (PostgreSQL, appendix A).
 _UNAVAILABLE = {"08", "25", "40", "53", "55", "57", "58"}
 _NO_SCHEMA = {"3F000", "42883", "42P01", "42703", "42704", "42846", "42804"}
 _NO_LOGIN = {"28", "3D"}
@@ -20,27 +20,27 @@ _BAD_INPUT = {
     "SC001": "connected_at: lies in the future, by the clock of the database",  # from spotconn.save_connection
 }
 
-# PgBouncer has one SQLSTATE for whatever keeps it from serving.
+# PgBouncer uses one SQLSTATE for all its refusals.
 _POOLER_REFUSES = "or a pooler refuses user, password, database or a setting of the session: its log says which"
 
 
 async def map_errors(call: Awaitable[_T]) -> _T:
-    """Await a call of asyncpg, and raise the library's own errors for its.
+    """Await a call of asyncpg, and raise an error of the library in place of one of the driver.
 
-    The original is neither the cause nor the context: its text and its detail may repeat a row or an argument.
+    The original is neither cause nor context: its text and its detail may repeat a row or an argument.
     """
     failure: SpotconnError | ValueError
     try:
         return await call
     except asyncpg.PostgresError as error:
-        failure = _meaning(error)
-    # InternalClientError: a backend that was terminated had its last word while the call began.
+        failure = _library_error(error)
+    # InternalClientError: the last message of a terminated backend arrived as the call began.
     except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
         failure = DatabaseUnavailable(f"the database cannot be reached ({type(error).__name__}); try again later")
     raise failure
 
 
-def _meaning(error: asyncpg.PostgresError) -> SpotconnError | ValueError:
+def _library_error(error: asyncpg.PostgresError) -> SpotconnError | ValueError:
     state = error.sqlstate or "?????"
     name = type(error).__name__
     if state == "42501":

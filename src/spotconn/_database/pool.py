@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 _NO_STATEMENTS = {"statement_cache_size": 0}
 _STATEMENTS = {"statement_cache_size": 100}
-"""As asyncpg has it by itself."""
+"""The default of asyncpg."""
 _OF_THE_POOL = {"init", "init_size", "max_size", "min_size", "reset", "setup"}
 
 
 async def open_pool(dsn: str, options: dict[str, Any], *, seconds: float = TIMEOUT) -> asyncpg.Pool:
-    """A connected pool; behind a transaction pooler, without prepared statements.
+    """Open a pool and connect; behind a transaction pooler, without prepared statements.
 
     Args:
         dsn: a postgresql:// URL.
-        options: of `asyncpg.create_pool`; they win over the defaults given here. With `statement_cache_size` among
-            them nobody looks for a pooler.
-        seconds: to wait for a connection, and before that for one that looks for a pooler.
+        options: of `asyncpg.create_pool`; they override the defaults here. With `statement_cache_size` among them,
+            a pooler is not looked for.
+        seconds: to wait for a connection, and before that for the one that looks for a pooler.
 
     Raises:
         ConfigurationError: the DSN or an option is malformed, or the login is refused.
@@ -36,11 +36,11 @@ async def open_pool(dsn: str, options: dict[str, Any], *, seconds: float = TIMEO
 
 
 async def detect_pooler(dsn: str, options: dict[str, Any], *, seconds: float = TIMEOUT) -> dict[str, Any]:
-    """The options of a pool with a `statement_cache_size` among them: 0 behind a transaction pooler.
+    """Return the options with a `statement_cache_size` among them: 0 behind a transaction pooler.
 
     Args:
         dsn: a postgresql:// URL.
-        options: of `asyncpg.create_pool`. With `statement_cache_size` among them nobody looks for a pooler.
+        options: of `asyncpg.create_pool`. With `statement_cache_size` among them, a pooler is not looked for.
         seconds: to wait for a connection.
 
     Raises:
@@ -58,12 +58,12 @@ async def detect_pooler(dsn: str, options: dict[str, Any], *, seconds: float = T
 
 
 async def open_single(dsn: str, options: dict[str, Any], *, seconds: float = TIMEOUT) -> asyncpg.Pool:
-    """A pool of one connection, without prepared statements, that works through whatever pooler there may be.
+    """Open a pool of one connection without prepared statements, so that it works through any pooler.
 
     Args:
         dsn: a postgresql:// URL.
-        options: of `asyncpg.create_pool`. The hooks are left out: what they prepare would not survive a pooler, and
-            stay behind on its server.
+        options: of `asyncpg.create_pool`. The hooks are left out: behind a pooler what they set up would be
+            lost to this client and stay with the server.
         seconds: to wait for the connection.
 
     Raises:
@@ -74,7 +74,7 @@ async def open_single(dsn: str, options: dict[str, Any], *, seconds: float = TIM
 
 
 async def is_pooled(connection: "asyncpg.Connection | PoolConnectionProxy[asyncpg.Record]", *, seconds: float) -> bool:
-    """Whether a pooler is in between: it answers a login with a process id of its own making.
+    """Return whether a pooler is in between: it answers a login with a process id that it made up.
 
     Args:
         connection: one without a statement cache.
@@ -85,8 +85,8 @@ async def is_pooled(connection: "asyncpg.Connection | PoolConnectionProxy[asyncp
 
 
 async def _open(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.Pool:
-    # Nothing that the store runs outlives its transaction, so a released connection needs no reset: it would cost
-    # every call a second round trip.
+    # No state outlives the store's transactions, so a released connection needs no reset, which would cost every
+    # call a second round trip.
     defaults: dict[str, Any] = {"min_size": 1, "max_size": 10, "timeout": seconds, "reset": _no_reset}
     malformed = ConfigurationError(
         "the DSN or an option of the pool is malformed; expected postgresql://user@host/name"
@@ -98,7 +98,7 @@ async def _open(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.Po
         raise malformed
     connected = False
     try:
-        connected = await map_errors(_connected(pool, seconds))
+        connected = await map_errors(_connect(pool, seconds))
     finally:
         if not connected:
             pool.terminate()
@@ -107,8 +107,8 @@ async def _open(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.Po
     return pool
 
 
-async def _connected(pool: asyncpg.Pool, seconds: float) -> bool:
-    """Connect; False where asyncpg finds only now that it cannot read the DSN or an option."""
+async def _connect(pool: asyncpg.Pool, seconds: float) -> bool:
+    """Connect, and return False if asyncpg finds only now that it cannot read the DSN or an option."""
     with suppress(asyncpg.ClientConfigurationError, ValueError, TypeError):
         async with asyncio.timeout(seconds):
             await pool
@@ -117,7 +117,7 @@ async def _connected(pool: asyncpg.Pool, seconds: float) -> bool:
 
 
 async def close_pool(pool: asyncpg.Pool, *, seconds: float = TIMEOUT) -> None:
-    """Close a pool; connections still in use after the given time are cut."""
+    """Close a pool. Connections still in use after `seconds` are terminated."""
     try:
         async with asyncio.timeout(seconds):
             await pool.close()
