@@ -1,9 +1,9 @@
--- Takes the tokens away from the client roles: anon and authenticated neither read nor write them any more. A
--- signed-in user still reads the other columns of the own row and may delete it (disconnect). The library works as
--- before. Apply it after schema.sql; it stays in force when that is applied again. lock_down_undo.sql undoes it.
+-- Revokes the token columns from the client roles: anon and authenticated can no longer read or write them. A signed-in
+-- user can still read the other columns of the own row and delete it (disconnect). The library works as before. Apply
+-- this file after schema.sql; it stays in force when that is applied again. lock_down_undo.sql undoes it.
 -- May be applied again.
 --
--- A client must name the columns it reads: `select *` asks for the tokens too and is refused (42501).
+-- A client must name the columns that it reads: `select *` includes the tokens and is refused (42501).
 
 begin;
 set local client_min_messages = warning;
@@ -17,12 +17,12 @@ begin
 end
 $$;
 
--- A grant on the whole table would outweigh what is taken from a column: all goes, then the columns come back.
+-- A privilege on the whole table covers every column, so it is revoked before columns are granted.
 revoke all on public.spotify_connections from public, anon, authenticated;
 grant select (id, user_id, spotify_user_id, expires_at, connected_at, display_name, email, scope), delete
     on public.spotify_connections to authenticated;
 
--- The mark that schema.sql looks for.
+-- schema.sql checks whether this function exists.
 create or replace function spotconn.locked_down() returns boolean
 language sql immutable set search_path = ''
 return true;

@@ -1,4 +1,4 @@
--- Undoes lock_down.sql: a signed-in user reads and writes all columns of the own row again, as schema.sql grants it.
+-- Undoes lock_down.sql: a signed-in user can read and write all columns of the own row again, as schema.sql grants.
 -- May be applied again.
 
 begin;

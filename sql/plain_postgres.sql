@@ -1,6 +1,6 @@
 -- What Supabase already has, for any other Postgres (15 or later): the client roles, the schema auth,
 -- its users, and the functions that read the claims of a request. Apply it before schema.sql; on Supabase, do not.
--- May be applied again: nothing is lost.
+-- May be applied again; all data is kept.
 
 begin;
 set local client_min_messages = warning;
@@ -36,7 +36,7 @@ create table if not exists auth.users (
     created_at timestamptz default now()
 );
 
--- The three functions as Supabase defines them. The legacy settings request.jwt.claim.* win when they are not empty.
+-- The three functions as Supabase defines them. The legacy settings request.jwt.claim.* win if they are not empty.
 
 create or replace function auth.uid() returns uuid language sql stable as $$
     select coalesce(

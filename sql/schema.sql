@@ -71,12 +71,12 @@ drop policy if exists "Users can delete own connections" on public.spotify_conne
 create policy "Users can delete own connections" on public.spotify_connections
     for delete using ((select auth.uid()) = user_id);
 
--- Older projects granted everything by default, TRUNCATE among it, which no policy stops.
+-- Older projects granted all privileges by default, among them TRUNCATE, which no policy prevents.
 revoke all on public.spotify_connections from public, anon, authenticated, service_role;
 grant select, insert, update, delete on public.spotify_connections to service_role, spotconn;
 grant usage on schema public to spotconn;
 
--- lock_down.sql leaves a mark, so that it outlasts this file.
+-- The function locked_down marks a database to which lock_down.sql was applied; it stays in force here.
 do $$
 begin
     if pg_catalog.to_regprocedure('spotconn.locked_down()') is null then
@@ -89,15 +89,15 @@ end
 $$;
 
 --------------------------------------------------------------------------------------------------------------------
--- The schema spotconn: what the library keeps beside the table. PostgREST does not expose it.
+-- The schema spotconn: the library's own tables and functions. PostgREST does not expose it.
 --------------------------------------------------------------------------------------------------------------------
 
 create schema if not exists spotconn;
 revoke all on schema spotconn from public;
 grant usage on schema spotconn to spotconn, service_role;
 
--- Per connection, the lease of the refresh under way and the last failure. A row speaks of one version of the
--- connection, its expires_at; once that has moved, the row is void.
+-- For each connection, the lease of the refresh under way and the last failure. A row belongs to one version of the
+-- connection, its expires_at, and is void once that has changed.
 create table if not exists spotconn.refresh_state (
     user_id uuid primary key references public.spotify_connections (user_id) on update cascade on delete cascade,
     version timestamptz not null,
@@ -112,8 +112,8 @@ create table if not exists spotconn.refresh_state (
     check ((failure = 'unavailable') = (retry_at is not null))
 );
 
-comment on column spotconn.refresh_state.version is 'The expires_at of the connection that this row speaks of.';
-comment on column spotconn.refresh_state.failures is 'Passing failures in a row; they make the pauses grow.';
+comment on column spotconn.refresh_state.version is 'The expires_at of the connection that this row belongs to.';
+comment on column spotconn.refresh_state.failures is 'Consecutive temporary failures; the backoff doubles with each.';
 
 alter table spotconn.refresh_state enable row level security;
 
@@ -124,8 +124,8 @@ create policy "Own refresh state" on spotconn.refresh_state to spotconn
 revoke all on spotconn.refresh_state from public, anon, authenticated;
 grant select, insert, update, delete on spotconn.refresh_state to spotconn, service_role;
 
--- Authorizations that were started and not yet finished: ten minutes, single use. Of the state only its SHA-256 is
--- here; the PKCE verifier has to be kept as it is.
+-- Authorizations that were started and not finished yet: ten minutes, single use. Of the state only the SHA-256 is
+-- stored; the PKCE verifier has to be stored as it is.
 create table if not exists spotconn.pending_connect (
     state_hash bytea primary key,
     user_id uuid not null references auth.users (id) on delete cascade,
@@ -146,8 +146,8 @@ drop policy if exists "Own pending connects are made" on spotconn.pending_connec
 create policy "Own pending connects are made" on spotconn.pending_connect
     for insert to spotconn with check ((select auth.uid()) = user_id);
 
--- Whoever starts an authorization also clears away what has expired of anybody's; a DELETE without WHERE and RETURNING
--- reads nothing, so no other policy has to show these rows.
+-- Each start of an authorization also deletes the expired ones of all users. A DELETE without WHERE and RETURNING reads
+-- nothing, so no SELECT policy has to show these rows.
 drop policy if exists "Own and expired pending connects may go" on spotconn.pending_connect;
 create policy "Own and expired pending connects may go" on spotconn.pending_connect
     for delete to spotconn using ((select auth.uid()) = user_id or expires_at <= now());
@@ -155,7 +155,7 @@ create policy "Own and expired pending connects may go" on spotconn.pending_conn
 revoke all on spotconn.pending_connect from public, anon, authenticated, service_role;
 grant select, insert, delete on spotconn.pending_connect to spotconn;
 
--- A connection with the failure recorded for its present version.
+-- A connection with the failure recorded for its current version.
 create or replace view spotconn.connection with (security_invoker = true) as
 select
     connection.id,
@@ -179,14 +179,14 @@ left join spotconn.refresh_state as state
 revoke all on spotconn.connection from public, anon, authenticated;
 grant select on spotconn.connection to spotconn, service_role;
 
--- One function per operation of the store. Each first becomes the user, then runs its statement, so a call is one
--- statement, one round trip and one implicit transaction, and cannot forget the claims.
+-- One function per operation of the store. Each sets role and claims, then runs its statement, so a call is one
+-- statement, one round trip and one implicit transaction, and no caller can leave out the claims.
 
 create or replace function spotconn.schema_version() returns integer
 language sql immutable set search_path = ''
 return 3;
 
--- Role and claims hold until the transaction ends. The legacy claim would win over request.jwt.claims: empty it.
+-- Role and claims last until the transaction ends. The legacy claim would win over request.jwt.claims: empty it.
 create or replace function spotconn.act_as(p_user_id uuid) returns void
 language plpgsql set search_path = '' as $$
 begin
@@ -201,7 +201,7 @@ begin
 end
 $$;
 
--- Whether the policies bind this login once it acts for a user (here nobody, so nothing can be seen); 42501 where a
+-- True if the policies bind this login once it acts for a user (here none, so no row is visible). Fails with 42501 if a
 -- grant is missing.
 create or replace function spotconn.row_security_binds() returns boolean
 language plpgsql set search_path = '' as $$
@@ -212,7 +212,7 @@ begin
             'public.spotify_connections', 'spotconn.refresh_state', 'spotconn.pending_connect'
         ]) as relation
         cross join pg_catalog.unnest(array['select', 'insert', 'update', 'delete']) as privilege
-        where (relation, privilege) <> ('spotconn.pending_connect', 'update')  -- nobody updates one
+        where (relation, privilege) <> ('spotconn.pending_connect', 'update')  -- no caller updates one
             and not pg_catalog.has_table_privilege(relation, privilege)
     ) then
         raise insufficient_privilege using message = 'the role spotconn lacks a grant';
@@ -232,7 +232,7 @@ begin
 end
 $$;
 
--- The connections of several users. Each is read as its own user, so the policies are asked user by user.
+-- The connections of several users. Each is read as its own user, so the policies are evaluated for each user.
 create or replace function spotconn.get_connections(p_user_ids uuid[]) returns setof spotconn.connection
 language plpgsql set search_path = '' as $$
 declare
@@ -246,9 +246,9 @@ begin
 end
 $$;
 
--- Connect or reconnect. A new version voids what was recorded of the old one and makes a refresh under way lose.
--- p_connected_at is when the user authorized, null for now; later than now by no more than clocks differ, it is now.
--- Without its last argument the function was another one, which would stay beside this one.
+-- Connect or reconnect. A new version voids the state of the old one, and a refresh under way is not saved.
+-- p_connected_at is when the user authorized, null for now. Up to a minute ahead, as clocks may differ, counts as now.
+-- The function without the last argument has another signature and would stay beside this one.
 drop function if exists spotconn.save_connection(uuid, text, text, text, timestamptz, text, text, text);
 create or replace function spotconn.save_connection(
     p_user_id uuid,
@@ -299,9 +299,9 @@ begin
 end
 $$;
 
--- A turn at the refresh of a connection whose versions up to p_seen the caller cannot use.
+-- Acquires the lease for the refresh of a connection whose versions up to p_seen the caller cannot use.
 -- granted: the caller holds the lease; busy: another does; superseded: the row is newer than p_seen;
--- blocked: a recorded failure still counts; gone: no row. All times are this database's.
+-- blocked: a recorded failure still applies; gone: no row. All times are by the clock of this database.
 create or replace function spotconn.begin_refresh(p_user_id uuid, p_seen timestamptz, p_lease interval)
 returns table (
     outcome text,
@@ -316,8 +316,8 @@ declare
 begin
     perform spotconn.act_as(p_user_id);
     lapsed := false;
-    -- The first look takes no lock: most callers end there. Claimants then go on one at a time and look again.
-    for look in 1..2 loop
+    -- The first pass takes no lock, and most callers return from it. The others lock the row and read it again.
+    for pass in 1..2 loop
         select stored.* into connection from spotconn.connection as stored where stored.user_id = p_user_id;
         if not found then
             outcome := 'gone';
@@ -335,15 +335,15 @@ begin
             return next;
             return;
         end if;
-        select held.* into state from spotconn.refresh_state as held
-            where held.user_id = p_user_id and held.version = connection.expires_at;
+        select stored.* into state from spotconn.refresh_state as stored
+            where stored.user_id = p_user_id and stored.version = connection.expires_at;
         if state.lease_until > pg_catalog.clock_timestamp() then
             outcome := 'busy';
             retry_after := extract(epoch from state.lease_until - pg_catalog.clock_timestamp());
             return next;
             return;
         end if;
-        if look = 1 then
+        if pass = 1 then
             perform from public.spotify_connections as stored where stored.user_id = p_user_id for no key update;
         end if;
     end loop;
@@ -351,22 +351,22 @@ begin
     outcome := 'granted';
     lease_id := pg_catalog.gen_random_uuid();
     lapsed := state.lease_id is not null;
-    insert into spotconn.refresh_state as held (user_id, version, lease_id, lease_until)
+    insert into spotconn.refresh_state as stored (user_id, version, lease_id, lease_until)
     values (p_user_id, connection.expires_at, begin_refresh.lease_id, pg_catalog.clock_timestamp() + p_lease)
     on conflict (user_id) do update set
         version = excluded.version,
         lease_id = excluded.lease_id,
         lease_until = excluded.lease_until,
-        failure = case when held.version = excluded.version then held.failure end,
-        failures = case when held.version = excluded.version then held.failures else 0 end,
-        failed_at = case when held.version = excluded.version then held.failed_at end,
-        retry_at = case when held.version = excluded.version then held.retry_at end;
+        failure = case when stored.version = excluded.version then stored.failure end,
+        failures = case when stored.version = excluded.version then stored.failures else 0 end,
+        failed_at = case when stored.version = excluded.version then stored.failed_at end,
+        retry_at = case when stored.version = excluded.version then stored.retry_at end;
     return next;
 end
 $$;
 
--- Saves a refresh if the row is still the version that was refreshed: a disconnect or reconnect meanwhile wins.
--- Null keeps the stored refresh token or scope.
+-- Saves a refresh if the row is still the version that was refreshed: a disconnect or reconnect in between wins.
+-- Null leaves the stored refresh token or scope.
 create or replace function spotconn.finish_refresh(
     p_user_id uuid,
     p_version timestamptz,
@@ -394,9 +394,9 @@ begin
 end
 $$;
 
--- Ends a lease without a grant; only its holder can. A passing failure pauses the connection for every process:
--- 1 s, doubled with each failure in a row up to 5 min, of which a random half; at least what Spotify asked for, up to
--- a day. A null reason records nothing.
+-- Ends a lease without a grant; only its holder can. After a temporary failure every process backs off: 1 s, doubled
+-- with each consecutive failure up to 5 min, times a random factor from 0.5 to 1, but at least the Retry-After of
+-- Spotify, up to a day. A null reason records nothing.
 create or replace function spotconn.fail_refresh(
     p_user_id uuid,
     p_version timestamptz,
@@ -426,8 +426,8 @@ begin
 end
 $$;
 
--- Keeps a started authorization for p_life, at most ten of one user. What has expired goes: acting for nobody, the
--- policies leave nothing else to a DELETE without WHERE. One caller at a time does that, and nobody waits for it.
+-- Stores a started authorization for p_life, at most ten for each user. Expired ones are deleted: without a user the
+-- policies show only these to a DELETE without WHERE. One caller at a time does so, and the others do not wait for it.
 create or replace function spotconn.start_connect(
     p_user_id uuid,
     p_state_hash bytea,
@@ -452,7 +452,7 @@ begin
 end
 $$;
 
--- Spends a state: of two callers at the same moment one gets the row.
+-- Returns and deletes a started authorization. Of two concurrent callers one gets the row.
 create or replace function spotconn.take_connect(p_user_id uuid, p_state_hash bytea)
 returns table (code_verifier text, expired boolean)
 language plpgsql set search_path = '' rows 1 as $$
@@ -503,7 +503,7 @@ create or replace trigger spotconn_notify_truncate
     after truncate on public.spotify_connections
     for each statement execute function spotconn.notify_change();
 
--- Also for what comes by replication.
+-- Also for changes that arrive by replication.
 alter table public.spotify_connections enable always trigger spotconn_notify_change;
 alter table public.spotify_connections enable always trigger spotconn_notify_truncate;
 
@@ -521,7 +521,7 @@ begin
 end
 $$;
 
--- PUBLIC by Postgres's own default, the client roles where a project's default privileges say so.
+-- Postgres grants EXECUTE to PUBLIC by default, and a project's default privileges may grant it to the client roles.
 revoke all on all functions in schema spotconn from public, anon, authenticated, service_role;
 grant execute on all functions in schema spotconn to spotconn;
 

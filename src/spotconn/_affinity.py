@@ -1,9 +1,9 @@
 """The process and the event loop that an object belongs to.
 
-A child of fork shares the sockets of its parent, and the epoll that watches them: what it writes, reads or merely
-stops watching is the parent's. So the objects of this library are closed in a child, and their sockets are replaced
-there by a dead one. Nothing of the parent's can be reached then: not by a task that goes on in an inherited event
-loop, nor by a connection that is closed when it is garbage collected.
+A child of fork shares the sockets of its parent and the epoll that watches them: each write, read or unregistering in
+the child affects the parent. So the objects of this library are closed in a child, and their sockets are replaced there
+by a dead one. Neither a task that goes on in an inherited event loop nor a connection that is closed by garbage
+collection can then reach the sockets of the parent.
 """
 
 import asyncio
@@ -34,12 +34,12 @@ class Carrier(Protocol):
 
 
 class Affinity:
-    """Belongs to the process that makes it, and to the event loop in which it is made or first checked.
+    """The process that makes the object, and the event loop in which it is made or first checked.
 
     Args:
-        name: what the object is called in errors.
-        loop: the event loop, where it is known.
-        after_fork: a method that is called in each child of fork, unless its object is gone.
+        name: of the object, for errors.
+        loop: the event loop, if known.
+        after_fork: a method to call in each child of fork while its object exists.
 
     Attributes:
         closed: whether `close` was called.
@@ -61,17 +61,17 @@ class Affinity:
 
     @property
     def forked(self) -> bool:
-        """Whether this is a child of the process that it belongs to."""
+        """Return whether this is a child of the process that the object belongs to."""
         return self._forks != _forks.count
 
     def check(self) -> None:
-        """Raise RuntimeError where the object must not be used: closed, in a child, in another event loop."""
+        """Raise RuntimeError if the object is closed, or this is a child of fork or another event loop."""
         if self.closed:
             raise RuntimeError(_CLOSED.format(name=self._name))
         self.check_home()
 
     def check_home(self) -> None:
-        """As `check`, but let a closed one pass."""
+        """Raise RuntimeError if this is a child of fork or another event loop."""
         if self.forked:
             raise RuntimeError(_IN_CHILD.format(name=self._name))
         running = _running_loop()
@@ -83,22 +83,22 @@ class Affinity:
             raise RuntimeError(_IN_OTHER_LOOP.format(name=self._name))
 
     def close(self) -> None:
-        """Let `check` fail from now on."""
+        """Make `check` fail from now on."""
         self.closed = True
 
 
 def keep_from_children(carrier: Carrier) -> None:
-    """Replace the socket of a connection by a dead one in each child of fork, as long as the connection exists."""
+    """Replace the socket of a connection by a dead one in each child of fork, while the connection exists."""
     _forks.carriers.add(carrier)
 
 
 class _Forks:
-    """What is to be done in a child of fork.
+    """The work to do in a child of fork.
 
     Attributes:
-        count: how many forks lie between the first process and this one.
+        count: forks between the first process and this one.
         callbacks: methods to call.
-        carriers: connections that are the parent's.
+        carriers: connections whose sockets to replace.
     """
 
     def __init__(self) -> None:

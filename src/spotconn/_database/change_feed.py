@@ -1,4 +1,4 @@
-"""What changes in the table, by whomever: the notifications of its trigger, over a connection of their own."""
+"""Notifications of changes to the table, sent by its triggers and received on a connection of their own."""
 
 import asyncio
 import json
@@ -19,33 +19,33 @@ from spotconn.errors import DatabaseUnavailable, SchemaMismatch
 
 CHANNEL = "spotconn"
 _HEARTBEAT = "heartbeat "
-"""What a notification of `spotconn.heartbeat` begins with."""
+"""The first characters of a notification of `spotconn.heartbeat`."""
 
 
 class ChangeHandler(Protocol):
-    """Who is told of changes; no method may raise."""
+    """Receives changes. No method may raise."""
 
     def on_change(self, user_id: UUID, version: datetime) -> None:
-        """That version of a user's connection is stored."""
+        """Handle that `version` of the connection of a user is stored."""
         ...
 
     def invalidate(self, user_id: UUID) -> None:
-        """A user's connection is gone."""
+        """Handle that the connection of a user is gone."""
         ...
 
     def clear(self) -> None:
-        """Any connection may have changed."""
+        """Handle that any connection may have changed."""
         ...
 
 
 class ChangeFeed:
-    """Where changes are heard of.
+    """The notifications of one database.
 
     Args:
-        pool: of the database whose changes they are.
-        dsn: of the same database. Through a transaction pooler nothing would be heard.
-        options: of `asyncpg.create_pool`; those of a connection count.
-        timeout: seconds to wait for a connection, and again for a proof.
+        pool: of the database.
+        dsn: of the same database. A transaction pooler would deliver no notifications.
+        options: of `asyncpg.create_pool`; those of a connection are used.
+        timeout: seconds to wait for a connection, and again for a heartbeat.
     """
 
     def __init__(self, pool: asyncpg.Pool, dsn: str, options: dict[str, Any], *, timeout: float = TIMEOUT) -> None:
@@ -56,40 +56,40 @@ class ChangeFeed:
 
     @asynccontextmanager
     async def subscribe(self, handler: ChangeHandler) -> AsyncGenerator["Subscription"]:
-        """Within: changes are told, as far as `Subscription.heartbeat` proves.
+        """Context manager: pass changes to `handler`. `Subscription.heartbeat` tells whether they arrive.
 
         Raises:
             ConfigurationError: the DSN is malformed, or the login is refused.
             DatabaseUnavailable: no connection in time.
         """
-        own = await open_single(self._dsn, self._options, seconds=self._timeout)
+        pool = await open_single(self._dsn, self._options, seconds=self._timeout)
         try:
-            session = await map_errors(own.acquire(timeout=self._timeout))
+            session = await map_errors(pool.acquire(timeout=self._timeout))
             shield_from_children(session)
             subscription = Subscription(self._pool, session, timeout=self._timeout)
             await subscription.start(handler)
             yield subscription
         finally:
-            own.terminate()
+            pool.terminate()
 
 
 class Subscription:
-    """A connection that listens, and the proof that it hears."""
+    """A connection that listens, and the heartbeats that show whether notifications arrive."""
 
     def __init__(self, pool: BoundPool, session: Session, *, timeout: float) -> None:
         self._pool = pool
         self._session = session
         self._timeout = timeout
         self._nonce = secrets.token_hex(8)
-        self._heard = asyncio.Event()
+        self._arrived = asyncio.Event()
         self._lost = asyncio.Event()
-        self._delivered = False
+        self._confirmed = False
 
     async def start(self, handler: ChangeHandler) -> None:
-        """Listen.
+        """Begin to listen.
 
         Raises:
-            DatabaseUnavailable: not in time.
+            DatabaseUnavailable: no answer in time.
         """
 
         def notified(_session: object, _pid: object, _channel: object, payload: object) -> None:
@@ -97,62 +97,64 @@ class Subscription:
             if not text.startswith(_HEARTBEAT):
                 _dispatch(handler, text)
             elif text == _HEARTBEAT + self._nonce:
-                self._heard.set()
+                self._arrived.set()
 
         self._session.add_termination_listener(self._end)
-        async with _within(self._timeout):
+        async with _arriving_within(self._timeout):
             await map_errors(self._session.add_listener(CHANNEL, notified))
 
     async def heartbeat(self) -> None:
-        """Prove that all changes before this call have been told; the first time also that any are.
+        """Send a notification and wait until it arrives. All changes before this call have then arrived.
+
+        The first one is sent from another session, which shows that notifications of others arrive, too.
 
         Raises:
-            DatabaseUnavailable: there is no proof in time.
-            SchemaMismatch: the database does not tell of changes.
+            DatabaseUnavailable: it does not arrive in time.
+            SchemaMismatch: the triggers are missing or disabled.
         """
-        self._heard.clear()
-        if self._delivered:
-            await self._ask(self._session)
+        self._arrived.clear()
+        if self._confirmed:
+            await self._send(self._session)
         else:
-            # Behind a transaction pooler, or at another database, one would hear oneself and nobody else.
-            async with self._pool.acquire() as elsewhere:
-                await self._ask(elsewhere)
-        async with _within(self._timeout):
-            await self._heard.wait()
+            # Behind a transaction pooler, or at another database, only its own notifications would arrive.
+            async with self._pool.acquire() as other:
+                await self._send(other)
+        async with _arriving_within(self._timeout):
+            await self._arrived.wait()
         if self._lost.is_set():
             raise DatabaseUnavailable("the connection that listens for changes was lost")
-        self._delivered = True
+        self._confirmed = True
 
     async def wait(self, *, seconds: float) -> None:
-        """Wait.
+        """Wait for `seconds`.
 
         Raises:
-            DatabaseUnavailable: the connection was lost meanwhile.
+            DatabaseUnavailable: the connection was lost.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._lost.wait()
             raise DatabaseUnavailable("the connection that listens for changes was lost")
 
-    async def _ask(self, session: Session) -> None:
+    async def _send(self, session: Session) -> None:
         query = "select spotconn.heartbeat($1)"
         if not await map_errors(session.fetchval(query, self._nonce, timeout=self._timeout)):
             raise SchemaMismatch(f"the triggers that tell of changes are gone or disabled: {APPLY_SCHEMA}")
 
     def _end(self, _session: object) -> None:
         self._lost.set()
-        self._heard.set()
+        self._arrived.set()
 
 
 @asynccontextmanager
-async def _within(seconds: float) -> AsyncGenerator[None]:
-    late = False
+async def _arriving_within(seconds: float) -> AsyncGenerator[None]:
+    timed_out = False
     try:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        late = True
-    if late:
+        timed_out = True
+    if timed_out:
         raise DatabaseUnavailable(
             "the connection that listens for changes hears nothing in time: it was cut, leads to another database, or "
             "a transaction pooler is in between"
@@ -160,7 +162,7 @@ async def _within(seconds: float) -> AsyncGenerator[None]:
 
 
 def _dispatch(handler: ChangeHandler, payload: str) -> None:
-    """Tell what `spotconn.notify_change` says; what nobody understands may mean anything."""
+    """Pass on a notification of `spotconn.notify_change`; one that cannot be parsed may mean any change."""
     try:
         change = json.loads(payload)
         user_id = UUID(change["user_id"])

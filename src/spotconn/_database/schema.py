@@ -1,4 +1,4 @@
-"""The SQL files that ship with the library."""
+"""The version of the schema, and the SQL files that ship with the library."""
 
 from importlib.resources import files
 from importlib.resources.abc import Traversable

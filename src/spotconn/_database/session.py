@@ -1,8 +1,8 @@
-"""A session lent to the caller's own SQL for one transaction, and brought back as it was.
+"""A session for the caller's own SQL in one transaction, with its state restored afterwards.
 
-Behind a transaction pooler the session at the server is another client's as soon as the transaction ends. So whatever
-outlives the caller's transaction is taken off in a second one that is chained to it: in the same message, on the same
-session, before the pooler may pass it on.
+Behind a transaction pooler the session of the server belongs to another client as soon as the transaction ends. So the
+state that outlives the transaction is reset in a second one that is chained to it: in the same message, on the same
+session, before the pooler may give it to another client.
 """
 
 import asyncio
@@ -19,15 +19,16 @@ from spotconn.errors import DatabaseUnavailable
 if TYPE_CHECKING:
     from asyncpg.transaction import Transaction
 
-# A commit that fails would leave nothing to chain to: the constraints that could fail it are checked before.
+# No transaction can be chained to a commit that fails, so deferred constraints are checked before it.
 _COMMIT = "set constraints all immediate; commit and chain"
 _ROLLBACK = "rollback and chain"
-_CLEAN = (
+_RESET = (
     "set session authorization default; reset all; select pg_catalog.pg_advisory_unlock_all(); close all; unlisten *; "
     "discard temp"
 )
-# The caller's, and those of asyncpg's cursors, named alike in every process. Those of a pooler itself must stay.
-_FORGET_STATEMENTS = """
+# Prepared statements of the caller and of asyncpg's cursors, whose names are the same in every process. Those of the
+# pooler itself must stay.
+_DEALLOCATE_STATEMENTS = """
 do $$
 declare
     statement text;
@@ -40,69 +41,68 @@ begin
 end
 $$
 """
-# What PgBouncer keeps for each client. It would take their reset for the client's own wish.
-_KEPT = ("application_name", "client_encoding", "DateStyle", "standard_conforming_strings", "TimeZone")
+# PgBouncer tracks these settings for each client, and would take their reset as made by the client.
+_TRACKED_SETTINGS = ("application_name", "client_encoding", "DateStyle", "standard_conforming_strings", "TimeZone")
 
 
 @asynccontextmanager
 async def borrow(session: Session, *, seconds: float) -> AsyncGenerator[None]:
-    """A transaction after which the session has the role, settings, locks and all that it had before.
+    """Context manager: a transaction after which role, settings, locks and other state of the session are restored.
 
-    It commits at the end of the block; an exception rolls it back and passes through as it is, as does the database's
-    refusal of the commit. A session that cannot be brought back is closed, also when the block itself has ended the
-    transaction.
+    It commits at the end of the block. An exception rolls it back and passes through unchanged, as does an error of
+    the commit. A session that cannot be restored is closed, also when the block itself has ended the transaction.
 
     Raises:
         DatabaseUnavailable: the database did not answer in time; it may still commit.
     """
-    cleaning = _cleaning(session)
+    restoring = _restoring(session)
     transaction = session.transaction()
     with terminate_on_error(session):
         await map_errors(within(transaction.start(), seconds=seconds))
     ending = _ROLLBACK
-    passed_over: tuple[type[Exception], ...] = ()
+    suppressed: tuple[type[Exception], ...] = ()
     try:
         yield
         ending = _COMMIT
     except asyncio.CancelledError:
-        passed_over = (Exception,)  # or an error of the rollback would end the cancellation
+        suppressed = (Exception,)  # raised here, an error of the rollback would replace the cancellation
         raise
     finally:
-        with suppress(*passed_over):
-            await _end(session, transaction, f"{ending}; {cleaning}", seconds=seconds)
+        with suppress(*suppressed):
+            await _end(session, transaction, f"{ending}; {restoring}", seconds=seconds)
 
 
 async def _end(session: Session, transaction: "Transaction", statements: str, *, seconds: float) -> None:
     try:
         if session.is_closed():
             return
-    except asyncpg.InterfaceError:  # it died, and the pool has taken it back already
+    except asyncpg.InterfaceError:  # it was lost, and the pool has released it already
         return
     if not session.is_in_transaction():  # the block has ended it
         session.terminate()
         return
-    late = False
+    timed_out = False
     with terminate_on_error(session):
         try:
             async with asyncio.timeout(seconds):
                 await session.execute(statements)
                 await transaction.commit()
         except TimeoutError:
-            late = True
-        if late:
+            timed_out = True
+        if timed_out:
             raise DatabaseUnavailable("the transaction did not end in time; try again later")
 
 
-def _cleaning(session: Session) -> str:
-    """The statements that bring a session back to what it is now."""
-    now = {name: getattr(session.get_settings(), name, None) for name in _KEPT}
-    kept = [f"set {name} = {_literal(value)}" for name, value in now.items() if value is not None]
-    # asyncpg has no public way to ask for it. With a cache its prepared statements are meant to stay.
+def _restoring(session: Session) -> str:
+    """Return the statements that restore the present state of a session."""
+    current = {name: getattr(session.get_settings(), name, None) for name in _TRACKED_SETTINGS}
+    restored = [f"set {name} = {_literal(value)}" for name, value in current.items() if value is not None]
+    # asyncpg has no public API for this. With a cache its prepared statements are meant to stay.
     caches = getattr(session, "_stmt_cache_enabled", True)
-    return "; ".join([_CLEAN, *kept, *([] if caches else [_FORGET_STATEMENTS])])
+    return "; ".join([_RESET, *restored, *([] if caches else [_DEALLOCATE_STATEMENTS])])
 
 
 def _literal(text: str) -> str:
-    """As SQL, whatever standard_conforming_strings is."""
+    """Return a literal that does not depend on standard_conforming_strings."""
     escaped = text.replace("\\", "\\\\").replace("'", "''")
     return f"E'{escaped}'"
