@@ -292,7 +292,7 @@ async def the_many(house: House) -> None:
     detector.recorded += [text_of(error) for error in errors]
     assert len(found) - len(errors) == 1
     started = tokens.get_valid_tokens(users)
-    detector.record(started, await anext(started) and tokens._many, *asyncio.all_tasks())
+    detector.record(started, await anext(started) and tokens._batches, *asyncio.all_tasks())
     await started.aclose()
     await detector.fails(anext(tokens.get_valid_tokens([stored.access_token])))
     await detector.fails(run_sync(lambda: tokens.get_valid_tokens(stored.access_token)))

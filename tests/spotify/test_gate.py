@@ -88,7 +88,7 @@ def test_pauses_grow_to_their_longest_with_jitter() -> None:
 
 def test_host_pauses_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only so many users are remembered; the one whose pause began first is forgotten."""
-    monkeypatch.setattr(local_backoff, "MOST_PAUSES", 2)
+    monkeypatch.setattr(local_backoff, "MOST_BACKOFFS", 2)
     pauses, users = LocalBackoffs(), [uuid4() for _ in range(3)]
     for user in users:
         pauses.begin(user, SpotifyUnavailable("network", answered=False), now=0)
@@ -163,9 +163,9 @@ async def test_a_background_refresh_that_fails_is_not_begun_again_at_once(
         TokenManager(store, cut_off, refresh_timeout=0.2) as tokens,
     ):
         assert await tokens.get_valid_token(user) == stale.access_token
-        await asyncio.wait(tokens._refreshes.tasks)
+        await asyncio.wait(tokens._source.refreshes.tasks)
         assert await tokens.get_valid_token(user) == stale.access_token
-        assert not tokens._refreshes.tasks
+        assert not tokens._source.refreshes.tasks
 
 
 async def test_a_recorded_pause_is_not_asked_for_with_every_stale_token(
@@ -178,10 +178,10 @@ async def test_a_recorded_pause_is_not_asked_for_with_every_stale_token(
         async with TokenManager(store, accounts) as tokens:
             for _ in range(2):  # the first to be told by Spotify has not read the record yet
                 await tokens.get_valid_token(user)
-                if tokens._refreshes.tasks:
-                    await asyncio.wait(tokens._refreshes.tasks)
+                if tokens._source.refreshes.tasks:
+                    await asyncio.wait(tokens._source.refreshes.tasks)
             assert await tokens.get_valid_token(user) == stale.access_token
-            assert not tokens._refreshes.tasks
+            assert not tokens._source.refreshes.tasks
     assert spotify.token_calls == 1
 
 

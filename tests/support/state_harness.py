@@ -161,8 +161,8 @@ class StateHarness:
             await asyncio.wait(tasks, timeout=30)
 
     def _tasks(self, manager: TokenManager) -> list[asyncio.Task[object]]:
-        saver = manager._refresher.unsaved._saver
-        flights = manager._reads.tasks | manager._refreshes.tasks
+        saver = manager._source.protocol.unsaved._saver
+        flights = manager._source.reads.tasks | manager._source.refreshes.tasks
         return [*flights, *([saver] if saver and not saver.done() else [])]
 
     async def _row(self, user: UUID) -> asyncpg.Record | None:

@@ -195,7 +195,7 @@ async def test_callers_of_one_read_share_no_error(setup: Setup) -> None:
         call = partial(setup.tokens.get_valid_token, setup.user)
         tasks = [asyncio.create_task(caller.run(call)) for caller in callers]
         await held.reached()
-        assert len(setup.tokens._reads.tasks) == 1
+        assert len(setup.tokens._source.reads.tasks) == 1
         setup.proxy.cut()
     await all_apart(callers, tasks)
     assert {type(caller.error) for caller in callers} == {DatabaseUnavailable}
@@ -223,7 +223,7 @@ async def test_callers_of_one_refresh_share_no_error(setup: Setup) -> None:
 
 def _waiting(setup: Setup) -> int:
     """How many wait for the one refresh that is under way."""
-    (flight,) = setup.tokens._refreshes._flights.values()
+    (flight,) = setup.tokens._source.refreshes._flights.values()
     return len(flight.outcome._callbacks or ())
 
 
