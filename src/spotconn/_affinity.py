@@ -9,8 +9,8 @@ loop, nor by a connection that is closed when it is garbage collected.
 import asyncio
 import os
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 from weakref import WeakMethod, WeakSet
 
@@ -92,6 +92,85 @@ def keep_from_children(carrier: Carrier) -> None:
     _forks.carriers.add(carrier)
 
 
+class ConnectingLoop:
+    """An event loop that keeps the connections made through it from children of fork, from their first moment on.
+
+    A fork in the middle of a log-in would let parent and child speak in one conversation otherwise.
+
+    Args:
+        loop: does all the rest.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the loop itself."""
+        return getattr(self._loop, name)
+
+    async def create_connection(
+        self, protocol_factory: Callable[[], asyncio.BaseProtocol], host: str, port: int, **options: Any
+    ) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
+        """As the loop's own."""
+        failure = OSError(f"no address of {host}")
+        for family, kind, protocol, _, address in await self._addresses(host, port):
+            try:
+                with _guarded_socket(family, kind, protocol) as made:
+                    await self._loop.sock_connect(made, address)
+                    if options.get("ssl"):
+                        options.setdefault("server_hostname", host)
+                    return _kept(await self._loop.create_connection(protocol_factory, sock=made, **options))
+            except OSError as error:
+                failure = error
+        raise failure
+
+    async def create_unix_connection(
+        self, protocol_factory: Callable[[], asyncio.BaseProtocol], path: str
+    ) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
+        """As the loop's own."""
+        with _guarded_socket(socket.AF_UNIX, socket.SOCK_STREAM, 0) as made:
+            await self._loop.sock_connect(made, path)
+            return _kept(await self._loop.create_unix_connection(protocol_factory, sock=made))
+
+    async def _addresses(self, host: str, port: int) -> list[tuple[Any, ...]]:
+        numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        with suppress(socket.gaierror):  # a name, which takes a thread
+            return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=numeric))
+        return list(await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+
+
+class _SocketCarrier:
+    """A socket that no transport carries yet."""
+
+    def __init__(self, made: socket.socket) -> None:
+        self._made = made
+
+    def get_extra_info(self, name: str) -> Any:
+        """Return the socket, whatever is asked for."""
+        return self._made
+
+
+@contextmanager
+def _guarded_socket(family: int, kind: int, protocol: int) -> Generator[socket.socket]:
+    """Context manager: a new socket, kept from children of fork and closed if the block fails."""
+    made = socket.socket(family, kind, protocol)
+    carrier = _SocketCarrier(made)
+    keep_from_children(carrier)
+    try:
+        made.setblocking(False)  # noqa: FBT003  of the standard library
+        yield made
+    except BaseException:
+        made.close()
+        raise
+
+
+def _kept(
+    made: tuple[asyncio.BaseTransport, asyncio.BaseProtocol],
+) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
+    keep_from_children(made[0])
+    return made
+
+
 class _Forks:
     """What is to be done in a child of fork.
 
@@ -125,6 +204,10 @@ class _Forks:
                 number = carrier.get_extra_info("socket").fileno()
                 if number >= 0:
                     os.dup2(dead.fileno(), number, inheritable=False)
+            # What waits in an inherited event loop ends at once then, and asks the server to cancel nothing.
+            if isinstance(carrier, asyncio.WriteTransport):
+                with suppress(Exception):
+                    carrier.abort()
         dead.close()
 
 

@@ -1,14 +1,15 @@
 """The pool under the store: opening, acquiring and closing it in bounded time, its errors made the library's own."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 import asyncpg
 
-from spotconn._affinity import Affinity, keep_from_children
+from spotconn._affinity import Affinity, ConnectingLoop, keep_from_children
 from spotconn._observer import NOBODY, Observer
 from spotconn.errors import (
     ConfigurationError,
@@ -191,12 +192,13 @@ async def _opened(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.
     # Nothing that the store runs outlives its transaction, so a released connection needs no reset: it would cost
     # every call a second round trip.
     defaults: dict[str, Any] = {"min_size": 1, "max_size": 10, "timeout": seconds, "reset": _no_reset}
+    connect = partial(_connect, options.get("connect") or asyncpg.connect)
     malformed = ConfigurationError(
         "the DSN or an option of the pool is malformed; expected postgresql://user@host/name"
     )
     pool: asyncpg.Pool | None = None
     with suppress(ValueError, TypeError, asyncpg.InterfaceError):
-        pool = asyncpg.create_pool(dsn, **(defaults | options))
+        pool = asyncpg.create_pool(dsn, **(defaults | options | {"connect": connect}))
     if pool is None:
         raise malformed
     connected = False
@@ -208,6 +210,18 @@ async def _opened(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.
     if not connected:
         raise malformed
     return pool
+
+
+async def _connect(
+    connect: Callable[..., Awaitable[asyncpg.Connection]],
+    *args: Any,
+    loop: asyncio.AbstractEventLoop,
+    **options: Any,
+) -> asyncpg.Connection:
+    connection = await connect(*args, loop=ConnectingLoop(loop), **options)
+    with suppress(AttributeError):  # not this asyncpg's: from here on it may be the loop itself
+        connection._loop = loop  # type: ignore[attr-defined]  # noqa: SLF001  # pyright: ignore
+    return connection
 
 
 async def _connected(pool: asyncpg.Pool, seconds: float) -> bool:
