@@ -57,7 +57,7 @@ class Affinity:
         self._loop = [loop or _running_loop()]
         self.closed = False
         if after_fork is not None:
-            _forks.callbacks.append(WeakMethod(after_fork, _forks.callbacks.remove))
+            call_in_children(after_fork)
 
     @property
     def forked(self) -> bool:
@@ -92,10 +92,16 @@ def keep_from_children(carrier: Carrier) -> None:
     _forks.carriers.add(carrier)
 
 
+def call_in_children(method: Callable[[], None]) -> None:
+    """Call a method in each child of fork, once no socket there is the parent's, unless its object is gone."""
+    _forks.callbacks.append(WeakMethod(method, _forks.callbacks.remove))
+
+
 class ConnectingLoop:
     """An event loop that keeps the connections made through it from children of fork, from their first moment on.
 
-    A fork in the middle of a log-in would let parent and child speak in one conversation otherwise.
+    A fork in the middle of a log-in would let parent and child speak in one conversation otherwise. In a child it
+    makes no connection: neither again, nor to cancel a statement of the parent's.
 
     Args:
         loop: does all the rest.
@@ -103,6 +109,7 @@ class ConnectingLoop:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._forks = _forks.count
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the loop itself."""
@@ -112,6 +119,7 @@ class ConnectingLoop:
         self, protocol_factory: Callable[[], asyncio.BaseProtocol], host: str, port: int, **options: Any
     ) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
         """As the loop's own."""
+        self._check()
         failure = OSError(f"no address of {host}")
         for family, kind, protocol, _, address in await self._addresses(host, port):
             try:
@@ -128,9 +136,14 @@ class ConnectingLoop:
         self, protocol_factory: Callable[[], asyncio.BaseProtocol], path: str
     ) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
         """As the loop's own."""
+        self._check()
         with _guarded_socket(socket.AF_UNIX, socket.SOCK_STREAM, 0) as made:
             await self._loop.sock_connect(made, path)
             return _kept(await self._loop.create_unix_connection(protocol_factory, sock=made))
+
+    def _check(self) -> None:
+        if self._forks != _forks.count:
+            raise ConnectionAbortedError("this pool was made before a fork")
 
     async def _addresses(self, host: str, port: int) -> list[tuple[Any, ...]]:
         numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
@@ -190,7 +203,8 @@ class _Forks:
         self._replace_sockets()
         for callback in list(self.callbacks):
             if (method := callback()) is not None:
-                method()
+                with suppress(Exception):
+                    method()
 
     def _replace_sockets(self) -> None:
         carriers = list(self.carriers)

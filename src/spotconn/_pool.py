@@ -3,13 +3,12 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 import asyncpg
 
-from spotconn._affinity import Affinity, ConnectingLoop, keep_from_children
+from spotconn._affinity import Affinity, ConnectingLoop, call_in_children, keep_from_children
 from spotconn._observer import NOBODY, Observer
 from spotconn.errors import (
     ConfigurationError,
@@ -192,7 +191,7 @@ async def _opened(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.
     # Nothing that the store runs outlives its transaction, so a released connection needs no reset: it would cost
     # every call a second round trip.
     defaults: dict[str, Any] = {"min_size": 1, "max_size": 10, "timeout": seconds, "reset": _no_reset}
-    connect = partial(_connect, options.get("connect") or asyncpg.connect)
+    connect = _Connector(options.get("connect"))
     malformed = ConfigurationError(
         "the DSN or an option of the pool is malformed; expected postgresql://user@host/name"
     )
@@ -201,6 +200,7 @@ async def _opened(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.
         pool = asyncpg.create_pool(dsn, **(defaults | options | {"connect": connect}))
     if pool is None:
         raise malformed
+    connect.pool = pool
     connected = False
     try:
         connected = await translated(_connected(pool, seconds))
@@ -212,16 +212,28 @@ async def _opened(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.
     return pool
 
 
-async def _connect(
-    connect: Callable[..., Awaitable[asyncpg.Connection]],
-    *args: Any,
-    loop: asyncio.AbstractEventLoop,
-    **options: Any,
-) -> asyncpg.Connection:
-    connection = await connect(*args, loop=ConnectingLoop(loop), **options)
-    with suppress(AttributeError):  # not this asyncpg's: from here on it may be the loop itself
-        connection._loop = loop  # type: ignore[attr-defined]  # noqa: SLF001  # pyright: ignore
-    return connection
+class _Connector:
+    """Makes the connections of a pool, and keeps them from children of fork.
+
+    Args:
+        connect: of the caller; None for asyncpg's own.
+    """
+
+    def __init__(self, connect: Callable[..., Awaitable[asyncpg.Connection]] | None) -> None:
+        self._connect = connect or asyncpg.connect
+        self.pool: asyncpg.Pool | None = None
+        call_in_children(self._abandon)
+
+    async def __call__(self, *args: Any, loop: asyncio.AbstractEventLoop, **options: Any) -> asyncpg.Connection:
+        connection = await self._connect(*args, loop=ConnectingLoop(loop), **options)
+        # asyncpg asks for the running task by it.
+        setattr(connection, "_loop", loop)  # noqa: B010  asyncpg has no public way
+        return connection
+
+    def _abandon(self) -> None:
+        """Close the pool in a child, where it would connect anew to have as many connections as it should."""
+        if self.pool is not None:
+            self.pool.terminate()
 
 
 async def _connected(pool: asyncpg.Pool, seconds: float) -> bool:
