@@ -203,7 +203,7 @@ class FaultProxy:
                     answer_hold = self._due(executed, answer=True)
                     if hold := self._due(executed, answer=False):
                         await hold.wait()
-                data = self._replaced(executed, data, answer=False)  # noqa: PLW2901  the same message
+                data = self._replaced(executed, data, answer=False)
                 await self._forward(data, server_writer, self._requests)
 
         async def answer() -> None:
@@ -212,7 +212,7 @@ class FaultProxy:
                 if hold := answer_hold:
                     answer_hold = None
                     await hold.wait()
-                data = self._replaced(executed, data, answer=True)  # noqa: PLW2901  as above
+                data = self._replaced(executed, data, answer=True)
                 await self._forward(data, writer, self._answers)
 
         ways = [asyncio.create_task(ask()), asyncio.create_task(answer())]

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class Program:
 
 
 @asynccontextmanager
-async def program(pem: Path | None = None, **settings: object) -> AsyncGenerator[Program]:
+async def program(settings: dict[str, object], pem: Path | None = None) -> AsyncGenerator[Program]:
     """Context manager: the program, which has ended by itself when the block ends."""
     pipe = asyncio.subprocess.PIPE
     trusted = {"SSL_CERT_FILE": str(pem)} if pem else {}
@@ -164,7 +164,7 @@ async def surroundings(
 
 async def children_leave_the_parent_alone(world: World, own: str) -> None:
     """Go through the stations, and look at everything."""
-    async with program(world.pem, scenario="children", own=own, **world.settings) as run:
+    async with program(world.settings | {"scenario": "children", "own": own}, world.pem) as run:
         await run.passes("warm")
         asked = world.bursts(), await world.backends()
         station = await run.passes("asked")
@@ -265,8 +265,8 @@ async def test_a_flight_is_the_parents_alone(
     async with surroundings(admin, spotify, chief) as world, AsyncExitStack() as stack:
         way = FaultProxy(int(str(world.settings["dsn"]).rpartition(":")[2].partition("/")[0]))
         await stack.enter_async_context(way.serve())
-        settings = world.settings | {"dsn": way.dsn(str(world.settings["dsn"]))}
-        async with program(scenario="flight", own="nothing", **settings) as run:
+        flight = {"scenario": "flight", "own": "nothing", "dsn": way.dsn(str(world.settings["dsn"]))}
+        async with program(world.settings | flight) as run:
             await run.passes("warm")
             held = spotify.hold() if waits_for == "Spotify" else way.hold(waits_for.encode(), answer=True)
             with held:

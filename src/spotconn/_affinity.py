@@ -159,8 +159,8 @@ class _SocketCarrier:
         self._made = made
 
     def get_extra_info(self, name: str) -> Any:
-        """Return the socket, whatever is asked for."""
-        return self._made
+        """Return the socket for the name "socket"."""
+        return self._made if name == "socket" else None
 
 
 @contextmanager

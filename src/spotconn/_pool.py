@@ -220,7 +220,7 @@ class _Connector:
     """
 
     def __init__(self, connect: Callable[..., Awaitable[asyncpg.Connection]] | None) -> None:
-        self._connect = connect or asyncpg.connect
+        self._connect: Callable[..., Awaitable[asyncpg.Connection]] = connect or asyncpg.connect
         self.pool: asyncpg.Pool | None = None
         call_in_children(self._abandon)
 
