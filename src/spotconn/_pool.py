@@ -192,12 +192,13 @@ async def _opened(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.
     # every call a second round trip.
     defaults: dict[str, Any] = {"min_size": 1, "max_size": 10, "timeout": seconds, "reset": _no_reset}
     connect = _Connector(options.get("connect"))
+    merged: dict[str, Any] = defaults | options | {"connect": connect}
     malformed = ConfigurationError(
         "the DSN or an option of the pool is malformed; expected postgresql://user@host/name"
     )
     pool: asyncpg.Pool | None = None
     with suppress(ValueError, TypeError, asyncpg.InterfaceError):
-        pool = asyncpg.create_pool(dsn, **(defaults | options | {"connect": connect}))
+        pool = asyncpg.create_pool(dsn, **merged)
     if pool is None:
         raise malformed
     connect.pool = pool
