@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
-from weakref import WeakMethod, WeakSet
+from weakref import WeakKeyDictionary, WeakMethod, WeakSet
 
 _IN_CHILD = (
     "this {name} was made before a fork and is closed in the child process: make it there "
@@ -87,9 +87,17 @@ class Affinity:
         self.closed = True
 
 
-def keep_from_children(carrier: Carrier) -> None:
-    """Replace the socket of a connection by a dead one in each child of fork, as long as the connection exists."""
-    _forks.carriers.add(carrier)
+def keep_from_children(carrier: Carrier, owner: object = None) -> None:
+    """Replace the socket of a connection by a dead one in each child of fork, as long as the connection exists.
+
+    Args:
+        carrier: of the socket.
+        owner: exists as long as the connection, where the carrier takes no weak reference, as some of uvloop's.
+    """
+    if owner is None:
+        _forks.carriers.add(carrier)
+    else:
+        _forks.owned[owner] = carrier
 
 
 def call_in_children(method: Callable[[], None]) -> None:
@@ -191,12 +199,14 @@ class _Forks:
         count: how many forks lie between the first process and this one.
         callbacks: methods to call.
         carriers: connections that are the parent's.
+        owned: more of them, by their owners.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self.callbacks: list[WeakMethod[Callable[[], None]]] = []
         self.carriers = WeakSet[Carrier]()
+        self.owned = WeakKeyDictionary[object, Carrier]()
 
     def in_child(self) -> None:
         self.count += 1
@@ -207,10 +217,11 @@ class _Forks:
                     method()
 
     def _replace_sockets(self) -> None:
-        carriers = list(self.carriers)
+        carriers = [*self.carriers, *self.owned.values()]
         if not carriers:
             return
         self.carriers.clear()
+        self.owned.clear()
         dead, peer = socket.socketpair()
         peer.close()
         for carrier in carriers:
@@ -219,9 +230,9 @@ class _Forks:
                 if number >= 0:
                     os.dup2(dead.fileno(), number, inheritable=False)
             # What waits in an inherited event loop ends at once then, and asks the server to cancel nothing.
-            if isinstance(carrier, asyncio.WriteTransport):
+            if abort := getattr(carrier, "abort", None):
                 with suppress(Exception):
-                    carrier.abort()
+                    abort()
         dead.close()
 
 

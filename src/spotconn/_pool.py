@@ -285,9 +285,10 @@ async def acquired(
 def shield_from_children(connection: "PoolConnectionProxy[asyncpg.Record]") -> None:
     """Keep the socket of a connection from each child of fork, also that of a pool of the caller's own."""
     # asyncpg has no public way to it.
-    transport = getattr(getattr(connection, "_con", None), "_transport", None)
+    session = getattr(connection, "_con", None)
+    transport = getattr(session, "_transport", None)
     if transport is not None:
-        keep_from_children(transport)
+        keep_from_children(transport, owner=session)
 
 
 async def _released(pool: asyncpg.Pool, connection: "PoolConnectionProxy[asyncpg.Record]", seconds: float) -> None:
