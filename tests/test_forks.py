@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from conftest import SYSTEM_15, Database, serving
 from fault_proxy import FaultProxy
 from proxy import CountingProxy
 from public_coroutines import CALLS, CLOSING, public_coroutines
+from spotconn import ConnectionStore
 from spotconn.testing import FakeSpotify
 from tls import certificate, tls_front
 
@@ -229,17 +231,20 @@ async def test_children_do_not_disturb_their_parent_over_tls(
         await children_leave_the_parent_alone(world, own)
 
 
-@pytest.fixture
-def encrypted_server(open_folder: Path) -> Iterator[Database]:
+@pytest.fixture(scope="module")
+def encrypted_server() -> Iterator[Database]:
     """A server that speaks TLS."""
     if not SYSTEM_15.is_dir():
         pytest.skip("needs a server of PostgreSQL that speaks TLS")
-    pem = certificate(open_folder)
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)  # as root, the server runs as another
+    pem = certificate(folder)
     pem.chmod(0o600)
     if os.geteuid() == 0:
         shutil.chown(pem, "nobody")
     with serving(SYSTEM_15, ssl="on", ssl_cert_file=str(pem), ssl_key_file=str(pem)) as server:
         yield server
+    shutil.rmtree(folder)
 
 
 async def test_children_do_not_disturb_their_parent_over_tls_to_postgres(
@@ -256,16 +261,37 @@ async def test_children_do_not_disturb_their_parent_over_tls_to_postgres(
         await admin.close()
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["the store's pool", "the caller's pool"])
+def test_a_store_works_over_tls_on_uvloop(encrypted_server: Database, own: bool) -> None:  # noqa: FBT001  a parameter
+    """Its transports take no weak reference."""
+    uvloop = pytest.importorskip("uvloop", reason="the extra uvloop is not installed")
+    dsn = f"{encrypted_server.dsn}?sslmode=require"
+
+    async def verify() -> None:
+        if own:
+            async with asyncpg.create_pool(dsn, min_size=1) as pool:
+                await ConnectionStore(pool).verify()
+        else:
+            async with ConnectionStore.open(dsn) as store:
+                await store.verify()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(verify())
+
+
 @one_server
-@pytest.mark.parametrize("waits_for", ["begin_refresh", "Spotify", "finish_refresh"])
+@pytest.mark.parametrize(
+    ("waits_for", "own"),
+    [("begin_refresh", "nothing"), ("begin_refresh", "pool"), ("Spotify", "nothing"), ("finish_refresh", "nothing")],
+)
 async def test_a_flight_is_the_parents_alone(
-    chief: str, admin: asyncpg.Connection, spotify: FakeSpotify, waits_for: str
+    chief: str, admin: asyncpg.Connection, spotify: FakeSpotify, waits_for: str, own: str
 ) -> None:
     """Children that go on with a refresh, or cancel it, send nothing; the parent's caller has its token."""
     async with surroundings(admin, spotify, chief) as world, AsyncExitStack() as stack:
         way = FaultProxy(int(str(world.settings["dsn"]).rpartition(":")[2].partition("/")[0]))
         await stack.enter_async_context(way.serve())
-        flight = {"scenario": "flight", "own": "nothing", "dsn": way.dsn(str(world.settings["dsn"]))}
+        flight = {"scenario": "flight", "own": own, "dsn": way.dsn(str(world.settings["dsn"]))}
         async with program(world.settings | flight) as run:
             await run.passes("warm")
             held = spotify.hold() if waits_for == "Spotify" else way.hold(waits_for.encode(), answer=True)

@@ -1,5 +1,6 @@
 """A database, or what is in between, that answers with another user's row: nothing of that row is used."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -56,8 +57,9 @@ async def is_refused(call: Awaitable[object], admin: asyncpg.Connection, login: 
         await call
     assert "alice" not in f"{raised.value!r}{raised.value.__dict__}"
     assert raised.value.__context__ is None
-    while before & {row["pid"] for row in await admin.fetch(SESSIONS, login)}:
-        pass
+    async with asyncio.timeout(5):
+        while before & {row["pid"] for row in await admin.fetch(SESSIONS, login)}:
+            await asyncio.sleep(0.01)
 
 
 Act = Callable[[ConnectionStore, UUID], Awaitable[object]]
