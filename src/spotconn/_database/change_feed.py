@@ -11,7 +11,7 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn._database.pool import APPLY_SCHEMA, TIMEOUT, BoundPool, map_errors, open_single, shield_from_children
+from spotconn._database.pool import APPLY_SCHEMA, TIMEOUT, BoundPool, map_errors, open_single
 from spotconn.errors import DatabaseUnavailable, SchemaMismatch
 
 if TYPE_CHECKING:
@@ -65,14 +65,14 @@ class ChangeFeed:
             DatabaseUnavailable: no connection in time.
         """
         own = await open_single(self._dsn, self._options, seconds=self._timeout)
+        bound = BoundPool(own, name="ConnectionStore", timeout=self._timeout)
         try:
             session = await map_errors(own.acquire(timeout=self._timeout))
-            shield_from_children(session)
             subscription = Subscription(self._pool, session, timeout=self._timeout)
             await subscription.start(handler)
             yield subscription
         finally:
-            own.terminate()
+            bound.terminate()
 
 
 class Subscription:

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn._affinity import Affinity, keep_from_children
+from spotconn._affinity import Affinity
 from spotconn._observer import NOBODY, Observer
 from spotconn.errors import (
     ConfigurationError,
@@ -69,7 +69,8 @@ class BoundPool:
         self._pool = pool
         self.timeout = timeout
         # A pool has no public way to tell its event loop.
-        self.affinity = Affinity(name, loop=getattr(pool, "_loop", None))
+        loop = getattr(pool, "_loop", None)
+        self.affinity = Affinity(name, loop=loop, transports=self._transports, after_fork=self.terminate)
         self.observer = NOBODY
 
     def acquire(self) -> "AbstractAsyncContextManager[PoolConnectionProxy[asyncpg.Record]]":
@@ -98,6 +99,16 @@ class BoundPool:
             if row is not None:
                 check_users(connection, {row["user_id"]} <= {user_id, None})
         return row
+
+    def _transports(self) -> list[Any]:
+        """Return the transports of all connections, also of a pool of the caller's own."""
+        # asyncpg has no public way to them.
+        sessions = [getattr(holder, "_con", None) for holder in getattr(self._pool, "_holders", ())]
+        return [getattr(session, "_transport", None) for session in sessions]
+
+    def terminate(self) -> None:
+        """Close all connections at once, and make no new ones. In a child of fork this does not reach the parent's."""
+        self._pool.terminate()
 
     async def close(self) -> None:
         """Close the pool, unless it is the parent's: in a child of fork nothing is left of it to close.
@@ -239,7 +250,6 @@ async def acquire(
     """
     with observer.acquiring():
         connection = await map_errors(pool.acquire(timeout=seconds))
-    shield_from_children(connection)
     release = _release
     try:
         yield connection
@@ -253,14 +263,6 @@ async def acquire(
         raise
     finally:
         await release(pool, connection, seconds)
-
-
-def shield_from_children(connection: "PoolConnectionProxy[asyncpg.Record]") -> None:
-    """Keep the socket of a connection from each child of fork, also that of a pool of the caller's own."""
-    # asyncpg has no public way to it.
-    transport = getattr(getattr(connection, "_con", None), "_transport", None)
-    if transport is not None:
-        keep_from_children(transport)
 
 
 async def _release(pool: asyncpg.Pool, connection: "PoolConnectionProxy[asyncpg.Record]", seconds: float) -> None:
