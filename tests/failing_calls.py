@@ -83,10 +83,10 @@ class Setup:
             await connection.close()
 
 
-def manager(store: ConnectionStore, accounts: SpotifyAccounts, **options: float) -> TokenManager:
+def manager(store: ConnectionStore, accounts: SpotifyAccounts) -> TokenManager:
     """Make a manager that does not wait long for Spotify and does not listen."""
     store.changes = None
-    return TokenManager(store, accounts, refresh_timeout=4 * SHORT, lease=2, **options)
+    return TokenManager(store, accounts, refresh_timeout=4 * SHORT, lease=2)
 
 
 # What makes a call fail.

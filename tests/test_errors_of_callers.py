@@ -5,14 +5,38 @@ second is raised to. Every public call is driven, each caller inside and outside
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from callers import Call, Caller, all_caught, check_apart, check_end, check_waiting, library_frames
-from failing_calls import FAILURES, Failure, Setup, manager
+from callers import (
+    PATIENCE,
+    Call,
+    Caller,
+    all_caught,
+    check_apart,
+    check_end,
+    check_waiting,
+    frames,
+    library_frames,
+    look_up,
+)
+from failing_calls import (
+    FAILURES,
+    Failure,
+    Setup,
+    away,
+    drain,
+    manager,
+    refused,
+    revoked,
+    throttled,
+    unavailable,
+    unreachable,
+)
 from test_secrets import public_calls
 
 from conftest import Database, serving
@@ -22,9 +46,15 @@ from spotconn import (
     ConnectFlow,
     ConnectionAdmin,
     ConnectionStore,
+    DatabaseUnavailable,
+    SpotconnError,
     SpotifyAccounts,
+    SpotifyUnavailable,
+    TokenManager,
 )
-from spotconn.testing import FakeSpotify
+from spotconn._many import BATCH
+from spotconn._oauth import AppRefused, RequestNotProcessed
+from spotconn.testing import Answer, FakeSpotify
 from witness import said_by
 
 
@@ -61,7 +91,7 @@ async def setup(database: Database) -> AsyncIterator[Setup]:
 
 ORDERS = [(one, two, together) for one in (False, True) for two in (False, True) for together in (False, True)]
 """Whether each caller handles an error of its own, and whether both begin at once."""
-PUBLIC_FRAMES = {"get_valid_token", "_handed_out", "async_auth_flow"}
+PUBLIC_FRAMES = {"get_valid_token", "_handed_out", "async_auth_flow", "auth_flow", "sync_auth_flow"}
 """Frames of the library that its errors pass through on the way out: their locals hold no token."""
 LISTS = {"ConnectionAdmin.expiring", "ConnectionAdmin.failing"}
 """What these read holds no token, and their frames stay."""
@@ -72,6 +102,10 @@ RAISES_NOTHING = {
     "ConnectionStore.watch",
     "SpotifyAccounts.authorize_url",
 }
+
+
+STORED = [one for one in FAILURES if one.prepare in {throttled, refused, revoked, unavailable, unreachable}]
+"""Failures that are remembered: by the process, or by the database."""
 
 
 async def drive(first: Caller, second: Caller, call: Call, *, together: bool) -> None:
@@ -112,3 +146,232 @@ def check_library(caller: Caller, failure: Failure, setup: Setup) -> None:
 def test_every_public_call_is_driven() -> None:
     """A call that is added must be driven here, too, unless it raises nothing of the library's."""
     assert {failure.name for failure in FAILURES} == public_calls() - RAISES_NOTHING
+
+
+def crowd(size: int) -> list[Caller]:
+    """Callers, every second one with an error of its own in hand."""
+    return [Caller(f"caller {number}", within=number % 2 == 1) for number in range(size)]
+
+
+async def all_apart(callers: list[Caller], tasks: list[asyncio.Task[str]]) -> None:
+    """Wait until all have caught their errors, look at them, and let them end."""
+    await all_caught(callers)
+    check_waiting(tasks)
+    check_apart(callers)
+    await check_end(callers, tasks)
+
+
+@pytest.mark.parametrize("failure", STORED, ids=str)
+async def test_no_error_is_raised_twice(setup: Setup, failure: Failure) -> None:
+    """A failure that is remembered gives each later caller an object of its own, one after the other and at once."""
+    await failure.prepare(setup)
+    callers, tasks = crowd(8), list[asyncio.Task[str]]()
+    for caller in callers:
+        tasks.append(asyncio.create_task(caller.run(partial(failure.call, setup))))
+        if len(tasks) <= len(callers) / 2:
+            await all_caught([caller])
+    await all_apart(callers, tasks)
+
+
+async def test_callers_of_one_read_share_no_error(setup: Setup) -> None:
+    """A read that many wait for fails for each of them with an object of its own."""
+    callers = crowd(4)
+    with setup.proxy.hold(b"get_connection") as held:
+        call = partial(setup.tokens.get_valid_token, setup.user)
+        tasks = [asyncio.create_task(caller.run(call)) for caller in callers]
+        await held.reached()
+        assert len(setup.tokens._reads.tasks) == 1
+        setup.proxy.cut()
+    await all_apart(callers, tasks)
+    assert {type(caller.error) for caller in callers} == {DatabaseUnavailable}
+
+
+async def test_callers_of_one_refresh_share_no_error(setup: Setup) -> None:
+    """A refresh that many wait for, in passes over many users too, fails for each with an object of its own."""
+    await refused(setup)
+    calls: list[Call] = [
+        partial(setup.tokens.get_valid_token, setup.user),
+        partial(setup.tokens.replace_rejected, setup.user, setup.connected.access_token),
+        *[lambda: drain(setup.tokens.get_valid_tokens([setup.user]))] * 2,
+    ] * 2
+    callers = crowd(len(calls))
+    with setup.spotify.hold() as held:
+        tasks = [asyncio.create_task(caller.run(call)) for caller, call in zip(callers, calls, strict=True)]
+        await held.reached()
+        async with asyncio.timeout(PATIENCE):
+            while _waiting(setup) < len(calls):
+                await asyncio.sleep(0.01)
+    await all_apart(callers, tasks)
+    assert {type(caller.error) for caller in callers} == {AppRefused}
+    assert setup.spotify.token_calls == 1
+
+
+def _waiting(setup: Setup) -> int:
+    """How many wait for the one refresh that is under way."""
+    (flight,) = setup.tokens._refreshes._flights.values()
+    return len(flight.outcome._callbacks or ())
+
+
+async def test_a_refresh_in_the_background_fails_for_nobody_else(setup: Setup) -> None:
+    """Who joins a refresh of the background, or comes after it, has an error of its own."""
+    async with setup.superuser() as admin:
+        await admin.execute("update public.spotify_connections set expires_at = now() + interval '100 seconds'")
+    setup.spotify.script(*[Answer.reset()] * 1000)
+    call = partial(setup.tokens.get_valid_token, setup.user, min_ttl=3000)
+    callers = crowd(6)
+    with setup.spotify.hold(before=True) as held:
+        assert await setup.tokens.get_valid_token(setup.user) == setup.connected.access_token
+        await held.reached()
+        tasks = [asyncio.create_task(caller.run(call)) for caller in callers[:3]]
+    await all_caught(callers[:3])
+    tasks += [asyncio.create_task(caller.run(call)) for caller in callers[3:]]
+    await all_apart(callers, tasks)
+    assert {type(caller.error) for caller in callers} <= {SpotifyUnavailable, RequestNotProcessed}
+
+
+async def test_each_user_of_a_batch_has_an_error_of_its_own(setup: Setup) -> None:
+    """While the database is away, each answer of each pass is another object, which was never raised to anybody."""
+    await away(setup)
+    users = [setup.user, *[uuid4() for _ in range(BATCH + 1)]]
+    answers = [answer for _ in range(2) async for _, answer in setup.tokens.get_valid_tokens(users)]
+    assert len({id(answer) for answer in answers}) == len(answers) == 2 * len(users)
+    for answer in answers:
+        assert isinstance(answer, DatabaseUnavailable)
+        assert (answer.__traceback__, answer.__context__, answer.__cause__) == (None, None, None)
+
+
+class Moody:
+    """A cipher of the caller's that cannot decrypt."""
+
+    def __init__(self, failure: type[Exception]) -> None:
+        self._failure = failure
+
+    def encrypt(self, token: str, *, user_id: UUID, column: str) -> str:
+        raise self._failure(token, user_id, column)
+
+    def decrypt(self, stored: str, *, user_id: UUID, column: str) -> str:  # noqa: ARG002  the protocol's
+        shelf = f"shelf of {user_id}"
+        try:
+            look_up(shelf)
+        except LookupError as error:
+            raise self._failure(column) from error
+        return shelf
+
+
+class Uncopied(Exception):
+    """An error that is made with another number of arguments than it keeps."""
+
+    def __init__(self, column: str) -> None:
+        super().__init__("no key for", column)
+
+
+@asynccontextmanager
+async def moody(setup: Setup, failure: type[Exception]) -> AsyncGenerator[TokenManager]:
+    """A manager whose store has a cipher that cannot decrypt."""
+    async with (
+        ConnectionStore.open(setup.database.dsn, min_size=1, max_size=2, cipher=Moody(failure)) as store,
+        manager(store, setup.accounts) as tokens,
+    ):
+        yield tokens
+
+
+def locals_of(error: BaseException | None, function: Callable[..., object]) -> list[dict[str, object]]:
+    """The local variables of a function's frames in a traceback."""
+    assert error is not None
+    return [frame.f_locals for frame in frames(error) if frame.f_code is function.__code__]
+
+
+@pytest.mark.parametrize("of", ["one read", "the store", "a pass"])
+async def test_an_error_of_the_callers_cipher_keeps_its_frames(setup: Setup, of: str) -> None:
+    """The traceback goes on in the cipher, with its local variables, also where two callers share the read."""
+    async with moody(setup, KeyError) as tokens:
+        call: Call = {
+            "one read": lambda: tokens.get_valid_token(setup.user),
+            "the store": lambda: tokens.store.get(setup.user),
+            "a pass": lambda: drain(tokens.get_valid_tokens([setup.user])),
+        }[of]
+        callers = crowd(2)
+        tasks = [asyncio.create_task(caller.run(call)) for caller in callers]
+        await all_caught(callers)
+        check_waiting(tasks)
+        for caller in callers:
+            assert isinstance(caller.error, KeyError)
+            (found,) = locals_of(caller.error, Moody.decrypt)
+            assert found["shelf"] == f"shelf of {setup.user}"
+        assert callers[0].error is not callers[1].error
+        await check_end(callers, tasks)
+
+
+async def test_the_cause_of_an_error_of_the_callers_cipher_stays(setup: Setup) -> None:
+    """What the cipher itself was handling is the cause, with its own frames."""
+    async with moody(setup, KeyError) as tokens:
+        with pytest.raises(KeyError) as raised:
+            await tokens.store.get(setup.user)
+        assert locals_of(raised.value.__cause__, look_up) == [{"order": f"shelf of {setup.user}"}]
+
+
+async def test_an_error_that_cannot_be_copied_is_named(setup: Setup) -> None:
+    """Where the class of a shared error does not copy, each caller has an error of its own that names the class."""
+    async with moody(setup, Uncopied) as tokens:
+        callers = crowd(2)
+        tasks = [asyncio.create_task(caller.run(lambda: tokens.get_valid_token(setup.user))) for caller in callers]
+        await all_caught(callers)
+        assert [str(caller.error) for caller in callers] == ["shared work ended with Uncopied"] * 2
+        assert callers[0].error is not callers[1].error
+        await check_end(callers, tasks)
+
+
+def failing_ids(user: UUID) -> Iterator[UUID]:
+    yield user
+    look_up("ids")
+
+
+async def failing_ids_later(user: UUID) -> AsyncIterator[UUID]:
+    for found in failing_ids(user):
+        yield found
+
+
+@pytest.mark.parametrize("ids", [failing_ids, failing_ids_later])
+async def test_an_error_of_the_callers_iterator_keeps_its_frames(
+    setup: Setup, ids: Callable[[UUID], Iterator[UUID] | AsyncIterator[UUID]]
+) -> None:
+    """The users before it have their answers, then the iterator's own error comes with its local variables."""
+    answers: list[str | SpotconnError] = []
+    with pytest.raises(LookupError) as raised:
+        async for _, answer in setup.tokens.get_valid_tokens(ids(setup.user)):
+            answers.append(answer)
+    assert answers == [setup.connected.access_token]
+    assert locals_of(raised.value, look_up) == [{"order": "ids"}]
+    assert locals_of(raised.value, failing_ids) == [{"user": setup.user}]
+
+
+async def test_an_error_of_the_callers_progress_keeps_its_frames(setup: Setup) -> None:
+    """What `progress` raises ends the pass as it is."""
+
+    def progress(done: object) -> None:
+        look_up(f"after {done is not None}")
+
+    with pytest.raises(LookupError) as raised:
+        await drain(setup.tokens.get_valid_tokens([setup.user], progress=progress))
+    assert raised.value.__context__ is None
+    assert locals_of(raised.value, look_up) == [{"order": "after True"}]
+    assert len(locals_of(raised.value, progress)) == 1
+
+
+async def test_an_error_of_the_callers_block_passes_as_it_is(setup: Setup) -> None:
+    """What is raised inside `as_user` is the caller's: the same object, with its frames and what it was handling."""
+    kept: list[LookupError] = []
+
+    async def fail() -> None:
+        async with setup.store.as_user(setup.user):
+            try:
+                look_up("block")
+            except LookupError as error:
+                kept.append(error)
+                raise
+
+    with pytest.raises(LookupError) as raised:
+        await fail()
+    assert raised.value is kept[0]
+    assert raised.value.__context__ is None
+    assert locals_of(raised.value, look_up) == [{"order": "block"}]
