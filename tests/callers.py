@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
 from itertools import combinations
 from types import FrameType
-from typing import Any
 
 import pytest
 
@@ -214,5 +213,7 @@ def _owners(link: BaseException) -> list[Caller]:
     return [owner for owner in selves if isinstance(owner, Caller)]
 
 
-def _state(task: asyncio.Task[Any]) -> str:
-    return inspect.getcoroutinestate(task.get_coro())  # type: ignore[arg-type]
+def _state(task: asyncio.Task[str]) -> str:
+    coroutine = task.get_coro()
+    assert inspect.iscoroutine(coroutine)
+    return inspect.getcoroutinestate(coroutine)

@@ -12,6 +12,8 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from test_secrets import public_calls
+
 from callers import (
     PATIENCE,
     Call,
@@ -24,6 +26,7 @@ from callers import (
     library_frames,
     look_up,
 )
+from conftest import Database, serving
 from failing_calls import (
     FAILURES,
     Failure,
@@ -37,9 +40,6 @@ from failing_calls import (
     unavailable,
     unreachable,
 )
-from test_secrets import public_calls
-
-from conftest import Database, serving
 from fault_proxy import FaultProxy
 from helpers import REDIRECT_URI, SCOPES, connect
 from spotconn import (
@@ -337,9 +337,13 @@ async def test_an_error_of_the_callers_iterator_keeps_its_frames(
 ) -> None:
     """The users before it have their answers, then the iterator's own error comes with its local variables."""
     answers: list[str | SpotconnError] = []
-    with pytest.raises(LookupError) as raised:
+
+    async def take() -> None:
         async for _, answer in setup.tokens.get_valid_tokens(ids(setup.user)):
             answers.append(answer)
+
+    with pytest.raises(LookupError) as raised:
+        await take()
     assert answers == [setup.connected.access_token]
     assert locals_of(raised.value, look_up) == [{"order": "ids"}]
     assert locals_of(raised.value, failing_ids) == [{"user": setup.user}]

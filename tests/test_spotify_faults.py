@@ -12,6 +12,7 @@ from conftest import Database, serving
 from fault_world import SETTLES, SHORT_REFRESH_TIMEOUT, World, world
 from spotconn import ReauthorizationRequired, SpotifyUnavailable
 from spotconn.testing import Answer
+from waiting_crowd import WaitingCrowd
 
 SHARED, LOCAL = "unavailable", None
 """What is recorded of a failure: what Spotify answered holds for every process, this host's network for none."""
@@ -107,13 +108,21 @@ async def check_pause(scene: World) -> None:
 
 @pytest.mark.parametrize("fault", LASTING, ids=[fault.name for fault in LASTING])
 async def test_a_lasting_fault_of_spotify_ends_with_it(database: Database, fault: Fault) -> None:
-    """While Spotify fails, the call raises in time, pauses as far as it should, keeps the row and holds no lease."""
+    """While Spotify fails, the call raises in time, pauses as far as it should, keeps the row and holds no lease.
+
+    Everybody who waits ends with an error of the own.
+    """
     async with world(database, rotation=fault.rotation) as scene:
         strike(scene, fault, times=100)
         scene.hurry_spotify()
+        crowd = WaitingCrowd(scene.tokens, scene.user, scene.before["access_token"])
+        crowd.begin()
+        crowd.reject()
         async with asyncio.timeout(SHORT_REFRESH_TIMEOUT + 3):
             with pytest.raises(SpotifyUnavailable) as raised:
                 await scene.tokens.get_valid_token(scene.user)
+            others = await crowd.outcomes()
+        assert all(isinstance(other, SpotifyUnavailable) and other is not raised.value for other in others)
         assert raised.value.answered is (fault.recorded is SHARED)
         await check_pause(scene)
         assert dict(await scene.row()) == dict(scene.before)
