@@ -84,9 +84,14 @@ class Setup:
 
 
 def manager(store: ConnectionStore, accounts: SpotifyAccounts) -> TokenManager:
-    """Make a manager that does not wait long for Spotify and does not listen."""
+    """Make a manager that does not listen."""
     store.changes = None
-    return TokenManager(store, accounts, refresh_timeout=4 * SHORT, lease=2)
+    return TokenManager(store, accounts)
+
+
+def hurry(setup: Setup) -> None:
+    """Give each refresh that begins from now on little time at Spotify."""
+    setup.tokens._refresher._timeout = 4 * SHORT
 
 
 # What makes a call fail.
@@ -130,12 +135,14 @@ async def revoked(setup: Setup) -> None:
 async def unavailable(setup: Setup) -> None:
     """Let Spotify answer 503, with an access token that has ended."""
     await expired(setup)
+    hurry(setup)
     setup.spotify.script(*[Answer.unavailable()] * 1000)
 
 
 async def unreachable(setup: Setup) -> None:
     """Let connections to Spotify be reset, with an access token that has ended."""
     await expired(setup)
+    hurry(setup)
     setup.spotify.script(*[Answer.reset()] * 1000)
 
 

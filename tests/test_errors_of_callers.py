@@ -33,6 +33,7 @@ from failing_calls import (
     Setup,
     away,
     drain,
+    hurry,
     manager,
     refused,
     revoked,
@@ -216,6 +217,7 @@ async def test_a_refresh_in_the_background_fails_for_nobody_else(setup: Setup) -
     """Who joins a refresh of the background, or comes after it, has an error of its own."""
     async with setup.superuser() as admin:
         await admin.execute("update public.spotify_connections set expires_at = now() + interval '100 seconds'")
+    hurry(setup)
     setup.spotify.script(*[Answer.reset()] * 1000)
     call = partial(setup.tokens.get_valid_token, setup.user, min_ttl=3000)
     callers = crowd(6)
