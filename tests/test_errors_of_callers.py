@@ -55,6 +55,7 @@ from spotconn import (
 )
 from spotconn._many import BATCH
 from spotconn._oauth import AppRefused, RequestNotProcessed
+from spotconn._pauses import HostPauses
 from spotconn.testing import Answer, FakeSpotify
 from witness import said_by
 
@@ -172,6 +173,18 @@ async def test_no_error_is_raised_twice(setup: Setup, failure: Failure) -> None:
         if len(tasks) <= len(callers) / 2:
             await all_caught([caller])
     await all_apart(callers, tasks)
+
+
+def test_a_local_pause_gives_its_error_as_another_object_each_time() -> None:
+    """Neither the error that began the pause nor the remembered one is raised again."""
+    pauses, user, began = HostPauses(), uuid4(), SpotifyUnavailable("no answer", answered=False)
+    pauses.begin(user, began, 0.0)
+    began.add_note("of the first caller")
+    found = [pauses.error(user, 0.1) for _ in range(2)]
+    assert len({id(error) for error in (began, *found)}) == 3
+    for error in found:
+        assert isinstance(error, SpotifyUnavailable)
+        assert not hasattr(error, "__notes__")
 
 
 async def test_callers_of_one_read_share_no_error(setup: Setup) -> None:
