@@ -137,6 +137,7 @@ async def test_two_callers_share_no_error(setup: Setup, failure: Failure) -> Non
 
 def check_library(caller: Caller, failure: Failure, setup: Setup) -> None:
     """Check that no frame of the library shows below the public call, and no token anywhere."""
+    assert list(caller.links()) == [caller.error], "the errors of asyncpg and httpx hold what was sent"
     for link in caller.links():
         shown = [frame for frame in library_frames(link) if not frame.f_globals["__name__"].startswith("httpx.")]
         assert failure.name in LISTS or {frame.f_code.co_name for frame in shown} <= PUBLIC_FRAMES
@@ -178,8 +179,8 @@ async def test_no_error_is_raised_twice(setup: Setup, failure: Failure) -> None:
 def test_a_local_pause_gives_its_error_as_another_object_each_time() -> None:
     """Neither the error that began the pause nor the remembered one is raised again."""
     pauses, user, began = HostPauses(), uuid4(), SpotifyUnavailable("no answer", answered=False)
-    pauses.begin(user, began, 0.0)
     began.add_note("of the first caller")
+    pauses.begin(user, began, 0.0)
     found = [pauses.error(user, 0.1) for _ in range(2)]
     assert len({id(error) for error in (began, *found)}) == 3
     for error in found:
