@@ -115,14 +115,19 @@ class Child:
 def _live(house: House, ending: str, report: int, orders: int) -> NoReturn:
     sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115  of tasks that are destroyed while pending
     inherited = not ending.startswith("new loop")
-    found: dict[str, str] = (
-        LOOP.run_until_complete(answers(house.objects)) if inherited else asyncio.run(answers(house.objects))
-    )
+    asked = _ask(house.objects)
+    found: dict[str, str] = LOOP.run_until_complete(asked) if inherited else asyncio.run(asked)
     os.write(report, json.dumps(found).encode() + b"\n")
     while not select.select([orders], [], [], 0 if inherited else None)[0]:
         LOOP.run_until_complete(asyncio.sleep(TURN))
     _end(house, ending)
     os._exit(0)
+
+
+async def _ask(objects: Objects) -> dict[str, str]:
+    """Make every call, and ask for the user whom the parent has cached."""
+    cached = await outcome(objects.tokens.get_valid_token(WATCHED))
+    return {**await answers(objects), "a cached token": cached}
 
 
 def _end(house: House, ending: str) -> None:

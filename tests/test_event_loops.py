@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 
 from bulk import connect_many
 from conftest import Database
-from helpers import REDIRECT_URI, SCOPES
+from helpers import REDIRECT_URI, SCOPES, state_of
 from loops import LoopThread, loop_thread
 from public_coroutines import CALLS, Objects, answers, outcome
 from spotconn import (
@@ -191,6 +191,27 @@ def test_no_manager_is_made_over_what_belongs_to_another_loop(objects: Objects) 
 
     with pytest.raises(RuntimeError, match=WAY_OUT):
         asyncio.run(make())
+
+
+@pytest.mark.parametrize("spends", ["a lease", "a state"])
+def test_nothing_is_spent_where_only_the_accounts_belong_to_another_loop(world: World, spends: str) -> None:
+    """They are looked at before a lease is taken, and before the state of an authorization is used up."""
+    accounts = world.accounts()
+    with loop_thread() as home, loop_thread() as other:
+        context = ConnectionStore.open(world.dsn)
+        store = home.run(context.__aenter__())
+        tokens = TokenManager(store, accounts)  # outside of a loop, so that it does not tie the accounts to one
+        flow = ConnectFlow(store, accounts, redirect_uri=REDIRECT_URI, scopes=SCOPES)
+        callback = f"{REDIRECT_URI}?code=a-code&state={state_of(home.run(flow.start(world.expired)))}"
+        other.run(outcome(accounts.profile("a-token")))
+        before = world.state()
+        call = tokens.get_valid_token(world.expired) if spends == "a lease" else flow.finish(world.expired, callback)
+        said = home.run(outcome(call))
+        assert said.startswith(f"RuntimeError: this SpotifyAccounts {WAY_OUT}")
+        assert world.state() == before
+        other.run(accounts.aclose())
+        home.run(tokens.aclose())
+        home.run(context.__aexit__(None, None, None))
 
 
 def _app(tokens: Callable[[], TokenManager], **options: Any) -> Starlette:
