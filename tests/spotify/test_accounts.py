@@ -18,7 +18,8 @@ import httpx
 import pytest
 
 from spotconn._spotify import clients as _clients
-from spotconn.accounts import LARGEST_BODY, SpotifyAccounts
+from spotconn._spotify.http import LARGEST_BODY
+from spotconn.accounts import SpotifyAccounts
 from spotconn.errors import (
     ConfigurationError,
     ConnectFailed,
@@ -328,9 +329,9 @@ async def test_a_retry_after_beyond_the_deadline(call: Call, form: str) -> None:
 @pytest.mark.parametrize("form", ["seconds", "date"])
 async def test_a_retry_after_within_the_deadline(form: str) -> None:
     """The next attempt comes no sooner than Spotify asked."""
+    started = time.monotonic()
     wait = "1" if form == "seconds" else formatdate(time.time() + 2, usegmt=True)
     async with spotify(answer(429, Retry_After=wait), answer(200, GRANT)) as (accounts, served):
-        started = time.monotonic()
         await accounts.refresh("secret-rt")
     assert 0.9 < time.monotonic() - started < 5
     assert len(served.requests) == 2
@@ -362,8 +363,8 @@ async def test_a_call_cancelled_at_any_moment_leaves_room_for_the_next() -> None
                 with suppress(asyncio.CancelledError):
                     await task
             await accounts.refresh("secret-rt", timeout=AMPLE)
-        assert accounts._own is not None
-        assert list(accounts._own._calls.values()) == [0]
+        assert accounts._http.own is not None
+        assert list(accounts._http.own._calls.values()) == [0]
 
 
 async def test_no_cookie_is_kept() -> None:
@@ -386,13 +387,13 @@ async def test_a_given_client_stays_open() -> None:
 async def test_own_clients_are_few_in_quiet_and_many_in_a_storm() -> None:
     """One call after the other has one client; what one pool of httpcore would take is spread over several."""
     async with spotify(answer(200, GRANT)) as (accounts, _):
-        assert accounts._own is not None
+        assert accounts._http.own is not None
         for _ in range(3):
             await accounts.refresh("secret-rt")
-        assert len(accounts._own._calls) == 1
+        assert len(accounts._http.own._calls) == 1
         await asyncio.gather(*[accounts.refresh("secret-rt") for _ in range(50)])
-        assert len(accounts._own._calls) == math.ceil(50 / _clients.CALLS)
-        assert set(accounts._own._calls.values()) == {0}
+        assert len(accounts._http.own._calls) == math.ceil(50 / _clients.CALLS)
+        assert set(accounts._http.own._calls.values()) == {0}
 
 
 async def test_own_clients_are_closed() -> None:
@@ -401,8 +402,8 @@ async def test_own_clients_are_closed() -> None:
         await accounts.refresh("secret-rt")
         await accounts.aclose()
         await accounts.aclose()
-        assert accounts._own is not None
-        (client,) = accounts._own._calls
+        assert accounts._http.own is not None
+        (client,) = accounts._http.own._calls
         assert client.is_closed
         with pytest.raises(RuntimeError, match="closed"):
             await accounts.refresh("secret-rt")
@@ -429,8 +430,8 @@ async def test_a_close_that_is_cancelled_closes_all_the_same() -> None:
         closing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await closing
-        assert accounts._own is not None
-        assert [client.is_closed for client in accounts._own._calls] == [True] * 3
+        assert accounts._http.own is not None
+        assert [client.is_closed for client in accounts._http.own._calls] == [True] * 3
         for call in calls:
             call.cancel()
         await asyncio.wait(calls)
