@@ -261,10 +261,10 @@ async def test_a_held_answer_does_not_keep_the_server_from_closing(fake: FakeSpo
     with fake.hold(before=True) as held:
         async with fake.serve() as url:
             accounts = SpotifyAccounts("demo-client", "demo-secret", accounts_url=url)
-            asking = asyncio.create_task(accounts.refresh(refresh_token, timeout=0.5))
+            refreshing = asyncio.create_task(accounts.refresh(refresh_token, timeout=0.5))
             await held.reached()
         with pytest.raises(SpotifyUnavailable):
-            await asking
+            await refreshing
         await accounts.aclose()
     assert not fake.refreshes
 
@@ -360,11 +360,11 @@ async def test_the_end_of_an_inner_hold_leaves_the_outer_one(
     with fake.hold() as outer:
         with fake.hold():
             pass
-        asking = asyncio.create_task(_accounts(browser, clock).refresh(refresh_token))
+        refreshing = asyncio.create_task(_accounts(browser, clock).refresh(refresh_token))
         async with asyncio.timeout(5):
             await outer.reached()
-        assert not asking.done()
-    assert fake.accepts((await asking).access_token)
+        assert not refreshing.done()
+    assert fake.accepts((await refreshing).access_token)
 
 
 def test_no_repr_shows_a_token(fake: FakeSpotify) -> None:
