@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import httpx2
 
     class _Auth(httpx.Auth, httpx2.Auth):
-        """Accepted by both clients. At run time the class is made on demand, as httpx2 may not be installed."""
+        """The class that both clients accept; made at run time, as httpx2 may not be installed."""
 
         def auth_flow(self, request: Any) -> Generator[Any, Any, None]: ...
         def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]: ...
@@ -140,7 +140,7 @@ def _is_repeatable(request: Any) -> bool:
 
 @cache
 def _with_base(kind: type, base: type) -> type:
-    """Return the class, derived from `base` too."""
+    """Return a class that is derived from both."""
     if issubclass(kind, base):
         return kind
     return type(kind.__name__, (kind, base), {"__module__": kind.__module__, "__doc__": kind.__doc__})

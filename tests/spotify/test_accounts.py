@@ -137,7 +137,7 @@ async def test_a_confidential_refresh() -> None:
 
 @every_call
 async def test_a_proxy_of_the_environment_sees_no_plain_http(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without TLS a proxy would read secrets and tokens, so what is on this host is asked directly."""
+    """Without TLS a proxy would read secrets and tokens, so requests to this host go directly."""
     async with upstream(answer(200, GRANT | PROFILE)) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.delenv("no_proxy", raising=False)
@@ -201,7 +201,7 @@ FINAL: list[tuple[str, bytes, type[SpotconnError]]] = [
 
 @pytest.mark.parametrize(("call", "script", "expected"), FINAL)
 async def test_a_final_answer(call: str, script: bytes, expected: type[SpotconnError]) -> None:
-    """An answer that no repetition would change is asked for once."""
+    """A request whose answer would be the same again is sent once."""
     async with spotify(script) as (accounts, served):
         with pytest.raises(expected):
             await CALLS[call](accounts, AMPLE)
@@ -315,7 +315,7 @@ async def test_the_deadline_spans_all_attempts() -> None:
 @every_call
 @pytest.mark.parametrize("form", ["seconds", "date"])
 async def test_a_retry_after_beyond_the_deadline(call: Call, form: str) -> None:
-    """Nobody waits for an attempt that would come too late; the caller learns how long to stay away."""
+    """The call does not wait for an attempt that would come too late; the error says when to try again."""
     wait = "13749" if form == "seconds" else formatdate(time.time() + 13749, usegmt=True)
     async with spotify(answer(429, Retry_After=wait)) as (accounts, served):
         started = time.monotonic()
@@ -420,7 +420,7 @@ async def request_of(listener: socket.socket) -> socket.socket:
 
 
 async def test_a_close_that_is_cancelled_closes_all_the_same() -> None:
-    """aclose() goes through all clients, whatever becomes of one."""
+    """aclose() closes all clients, also if one of them fails."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         accounts = SpotifyAccounts("app", accounts_url=url_of(silent))
         calls = [asyncio.create_task(accounts.refresh("secret-rt")) for _ in range(3 * _clients.CALLS)]
@@ -468,7 +468,7 @@ def test_malformed_arguments(arguments: dict[str, Any], name: str) -> None:
 
 @pytest.mark.parametrize("secret", ["app-secret", None])
 def test_repr(secret: str | None) -> None:
-    """The repr tells the app and the kind of client, and no secret."""
+    """The repr shows the app and the kind of client, and no secret."""
     accounts = SpotifyAccounts("app", secret)
     kind = "confidential" if secret else "public"
     assert repr(accounts) == str(accounts) == f"<SpotifyAccounts client_id='app' {kind}>"

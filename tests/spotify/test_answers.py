@@ -35,7 +35,7 @@ def test_a_full_grant() -> None:
 
 @pytest.mark.parametrize("absent", [None, ""])
 def test_no_new_refresh_token(absent: str | None) -> None:
-    """A null or empty refresh token is none, so the stored one is kept."""
+    """A null or empty refresh token is none, so the stored one stays."""
     assert read_grant(200, {}, grant(refresh_token=absent), now=NOW).refresh_token is None
 
 
@@ -180,7 +180,7 @@ UPSTREAM = b"upstream connect error or disconnect/reset before headers"
     ],
 )
 def test_everything_else_is_transient(status: int, body: bytes, grant_type: GrantType) -> None:
-    """No other answer ends a connection or blames the settings, whatever its body says."""
+    """No other answer ends a connection or blames the settings, with any body."""
     with pytest.raises(SpotifyUnavailable, match=str(status)) as raised:
         read_grant(status, {"Retry-After": "7"}, body, now=NOW, grant_type=grant_type)
     assert (raised.value.answered, raised.value.retry_after) == (True, 7)
@@ -220,7 +220,7 @@ def test_retry_after(value: str, seconds: float | None) -> None:
 
 
 def test_no_retry_after() -> None:
-    """Without the header nothing is asked."""
+    """Without the header there is no time to wait."""
     assert retry_after({"date": "x"}, NOW) is None
 
 
@@ -281,7 +281,7 @@ def test_a_refused_account(body: bytes, words: str) -> None:
     ],
 )
 def test_no_profile_for_now(status: int, body: bytes) -> None:
-    """A gateway's page, a full quota and a broken server refuse nobody."""
+    """The page of a gateway, a full quota and a broken server refuse no account."""
     with pytest.raises(SpotifyUnavailable) as raised:
         read_profile(status, {"Retry-After": "4"}, body, now=NOW)
     assert raised.value.retry_after == 4

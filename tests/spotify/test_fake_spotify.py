@@ -180,7 +180,7 @@ async def test_rotation_makes_refresh_tokens_single_use(clock: FakeClock) -> Non
 async def test_refresh_tokens_end_after_six_months(
     browser: httpx.AsyncClient, clock: FakeClock, fake: FakeSpotify
 ) -> None:
-    """Six months after the authorization the refresh token has expired, whatever was refreshed."""
+    """Six months after the authorization the refresh token has expired, also if it was used."""
     refresh_token = fake.authorize("ann").refresh_token or ""
     clock.step(5 * MONTH)
     assert fake.accepts_refresh(refresh_token)
@@ -310,7 +310,7 @@ async def _code(browser: httpx.AsyncClient, **query: str) -> str:
 async def test_a_public_client_needs_a_challenge(
     browser: httpx.AsyncClient, query: dict[str, str], verifier: str, error: str
 ) -> None:
-    """A code that was asked for without a challenge gives no tokens to a client without a secret."""
+    """A code that was requested without a challenge gives no tokens to a client without a secret."""
     query = query | ({"code_challenge_method": "S256"} if query else {})
     code = await _code(browser, **query)
     form = {"client_id": "demo-client", "grant_type": "authorization_code", "code": code, "redirect_uri": REDIRECT}

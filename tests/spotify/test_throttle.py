@@ -100,7 +100,7 @@ def test_local_backoffs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_retry_after_holds_for_every_user_of_the_process(
     store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify, users: list[UUID]
 ) -> None:
-    """After a 429 for one user no other user's refresh is asked for; a usable token is still served."""
+    """After a 429 for one user no other user's refresh is sent; a usable token is still served."""
     usable = await connect(store, spotify, users[2], account="bob", ttl=100)
     for user in users[:2]:
         await connect(store, spotify, user, account=str(user), ttl=-1)
@@ -112,13 +112,13 @@ async def test_retry_after_holds_for_every_user_of_the_process(
             assert raised.value.retry_after == pytest.approx(120, abs=5)
         assert await tokens.get_valid_token(users[2]) == usable.access_token
     assert spotify.token_calls == 1
-    assert (await store.get(users[1])).failure is None, "only what was asked is recorded"
+    assert (await store.get(users[1])).failure is None, "only what was sent is recorded"
 
 
 async def test_a_refused_app_is_not_asked_about_every_user(
     store: ConnectionStore, spotify: FakeSpotify, users: list[UUID], accounts: SpotifyAccounts
 ) -> None:
-    """With a wrong secret, three users asked for a hundred times cost a call, and one per pause; none is marked."""
+    """With a wrong secret, 300 requests for three users cost one call, and one per pause; no user is marked."""
     begun = asyncio.get_running_loop().time()
     for user in users:
         await connect(store, spotify, user, account=str(user), ttl=-1)
@@ -176,7 +176,7 @@ async def test_a_recorded_pause_is_not_asked_for_with_every_stale_token(
     spotify.script(Answer.too_many_requests("120"))
     for _ in range(2):
         async with TokenManager(store, accounts) as tokens:
-            for _ in range(2):  # the first to be told by Spotify has not read the record yet
+            for _ in range(2):  # the one that has the answer of Spotify has not read the record yet
                 await tokens.get_valid_token(user)
                 if tokens._refreshes.tasks:
                     await asyncio.wait(tokens._refreshes.tasks)
@@ -186,7 +186,7 @@ async def test_a_recorded_pause_is_not_asked_for_with_every_stale_token(
 
 
 async def test_an_empty_refresh_token_is_the_users_to_mend(accounts: SpotifyAccounts, spotify: FakeSpotify) -> None:
-    """A row whose refresh token another client has emptied needs the user, and Spotify is not asked."""
+    """A row whose refresh token another client has emptied needs the user, and no request is sent."""
     with pytest.raises(ReauthorizationRequired, match="invalid"):
         await accounts.refresh("")
     assert spotify.token_calls == 0

@@ -62,7 +62,7 @@ def test_the_example_passes(example: pytest.Pytester, mode: str, loops: str, ope
 
 
 def test_the_example_passes_behind_a_proxy(example: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The simulated Spotify is on this host: whatever proxy the environment names is not asked for it."""
+    """The simulated Spotify is on this host, so a proxy of the environment is not used for it."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.delenv("no_proxy", raising=False)
     run(example).assert_outcomes(passed=6)

@@ -20,7 +20,7 @@ _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.Pr
 
 
 class Response(NamedTuple):
-    """What is read of an answer."""
+    """The parts of an answer that are read."""
 
     status: int
     headers: httpx.Headers
@@ -32,7 +32,7 @@ class HttpClient:
 
     Args:
         given: the client to use, which stays open on `aclose()`; None for own ones.
-        base_urls: of the services that own clients speak to.
+        base_urls: of the services, for own clients.
 
     Attributes:
         own: the clients to close; None if one was given.
@@ -60,12 +60,12 @@ class HttpClient:
         """Send one request and read its answer. Redirects are not followed.
 
         Args:
-            method: of the request.
-            url: of the request.
+            method: HTTP method.
+            url: the whole URL.
             observed: entered around the request; gives what is called with the status of the answer.
             headers: added to those that every request has.
             data: the form to send.
-            auth: of the client.
+            auth: how the request is authenticated.
 
         Raises:
             RequestNotProcessed: no connection was made, so nothing was sent.
