@@ -1,4 +1,4 @@
-"""The settings in the environment, each checked by name and never printed."""
+"""Settings read from environment variables. Errors name the variable and never its value."""
 
 import re
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ _KEY = re.compile(r"[A-Za-z0-9_-]{43}=?", re.ASCII)
 
 
 class Encryption(TypedDict):
-    """The part of the settings that a command without Spotify needs, too."""
+    """The settings of encryption, which commands need without those of Spotify."""
 
     encryption_keys: tuple[str, ...]
     require_encrypted: bool
 
 
 class Settings(BaseModel):
-    """What `TokenManager.from_env` reads.
+    """The settings that `TokenManager.from_env` reads.
 
     Attributes:
         database_url: DATABASE_URL, or SPOTCONN_DATABASE_URL, which wins; may hold a password.
@@ -42,7 +42,7 @@ class Settings(BaseModel):
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Self:
-        """The settings of an environment.
+        """Read the settings of an environment.
 
         Raises:
             ConfigurationError: a variable is missing or malformed; the text names it and never its value.
@@ -58,7 +58,7 @@ class Settings(BaseModel):
 
 
 def read_database_url(environ: Mapping[str, str]) -> str:
-    """SPOTCONN_DATABASE_URL, else DATABASE_URL.
+    """Return SPOTCONN_DATABASE_URL, else DATABASE_URL.
 
     Raises:
         ConfigurationError: it is missing or malformed; the text names it and never its value.
@@ -68,7 +68,7 @@ def read_database_url(environ: Mapping[str, str]) -> str:
 
 
 def read_client(environ: Mapping[str, str]) -> tuple[str, str | None]:
-    """SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET; no secret means a public client.
+    """Return SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET; no secret means a public client.
 
     Raises:
         ConfigurationError: one is missing or malformed; the text names it and never its value.
@@ -81,7 +81,7 @@ def read_client(environ: Mapping[str, str]) -> tuple[str, str | None]:
 
 
 def read_encryption(environ: Mapping[str, str]) -> Encryption:
-    """The ring of encryption keys and whether encryption is required.
+    """Return the ring of encryption keys and whether encryption is required.
 
     Raises:
         ConfigurationError: a variable is malformed; the text names it and never its value.
@@ -98,13 +98,13 @@ def read_encryption(environ: Mapping[str, str]) -> Encryption:
     if required not in {"0", "1"}:
         raise ConfigurationError("SPOTCONN_REQUIRE_ENCRYPTED is malformed: expected 1 or 0")
     if required == "1" and not keys:
-        # To go on would store in plain text what the operator wants encrypted.
+        # Without keys the tokens would be stored in plain text.
         raise ConfigurationError("SPOTCONN_REQUIRE_ENCRYPTED is 1, but SPOTCONN_ENCRYPTION_KEYS is not set")
     return {"encryption_keys": keys, "require_encrypted": required == "1"}
 
 
 def read_redirect_uri(environ: Mapping[str, str]) -> str:
-    """SPOTIFY_REDIRECT_URI.
+    """Return SPOTIFY_REDIRECT_URI.
 
     Raises:
         ConfigurationError: it is missing, or Spotify would refuse it; the text names it and never its value.

@@ -1,7 +1,7 @@
-"""The `spotconn` command.
+"""The command `spotconn`.
 
 Exit codes: 0 done; 1 `doctor` found something to mend; 2 wrong usage; 3 the user must connect; 4 try later;
-5 settings, schema, grants or keys are wrong; 130 stopped with Ctrl-C. What is asked for goes to standard output, all
+5 settings, schema, grants or keys are wrong; 130 stopped with Ctrl-C. Results go to standard output, all
 else to standard error.
 """
 
@@ -13,20 +13,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from spotconn._command.checks import Finding
 from spotconn._command.console import (
     UNHEALTHY,
     duration,
     moment,
     open_admin,
     open_store,
+    print_line,
     run,
-    say,
     write,
     write_json,
     write_list,
 )
 from spotconn._command.doctor import examine
+from spotconn._command.finding import Finding
 from spotconn._database.schema import read_sql
 from spotconn.cipher import AesGcmSivCipher
 from spotconn.errors import NotConnected
@@ -40,7 +40,7 @@ app: typer.Typer = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
-    pretty_exceptions_enable=False,  # they would show local variables
+    pretty_exceptions_enable=False,  # its tracebacks would print local variables
     help="Stored Spotify connections: the database, the keys and the users' tokens.",
     epilog="Exit codes: 0 done, 1 doctor found something to mend, 2 wrong usage, 3 the user must connect, "
     "4 try later, 5 settings, schema, grants or keys are wrong, 130 stopped with Ctrl-C.",
@@ -78,7 +78,7 @@ def doctor(*, as_json: Json = False) -> None:
 
 
 async def _doctor(*, as_json: bool) -> bool:
-    """Print the findings; whether there is something to mend."""
+    """Print the findings, and return whether there is something to mend."""
     console, unhealthy = Console(highlight=False, soft_wrap=True), False
     async for finding in examine(os.environ):
         unhealthy |= finding.state == "fail"
@@ -105,7 +105,7 @@ def keygen(*, as_json: Json = False) -> None:
         write_json({"id": key_id, "key": key})
         return
     write(key + "\n")
-    say(f"its id is {key_id}; keep the older keys behind it until `spotconn rekey` is done")
+    print_line(f"its id is {key_id}; keep the older keys behind it until `spotconn rekey` is done")
 
 
 async def _key_id(key: str) -> str:

@@ -1,4 +1,4 @@
-"""The repository of stored connections over asyncpg: one user at a time, always under row level security.
+"""Stored connections over asyncpg: one user at a time, always under row level security.
 
 Every operation but `as_user` is one statement, one round trip and one implicit transaction: it calls a function of
 the schema `spotconn`, which takes the role and the claims for that transaction only.
@@ -11,38 +11,23 @@ from uuid import UUID
 
 import asyncpg
 
+from spotconn._database import statements
+from spotconn._database.acquire import TIMEOUT
+from spotconn._database.bound_pool import BoundPool
 from spotconn._database.change_feed import ChangeFeed
+from spotconn._database.errors import APPLY_SCHEMA, map_errors
 from spotconn._database.pending_connects import PendingConnects
-from spotconn._database.pool import APPLY_SCHEMA, TIMEOUT, BoundPool, check_users, detect_pooler, map_errors, open_pool
-from spotconn._database.schema import SCHEMA_VERSION
+from spotconn._database.pool import detect_pooler, open_pool
+from spotconn._database.rows import RowConverter, scope_text
+from spotconn._database.schema import check_version
 from spotconn._database.session import borrow
-from spotconn._tracebacks import renewed, scrubbed, scrubbed_context
-from spotconn.cipher import NoCipher, TokenCipher, TokenColumn
+from spotconn._tracebacks import scrubbed, scrubbed_context
+from spotconn.cipher import NoCipher, TokenCipher
 from spotconn.errors import DecryptionError, NotConnected, RowSecurityError, SchemaMismatch
-from spotconn.models import (
-    Connection,
-    Outcome,
-    Profile,
-    RecordedFailure,
-    RefreshFailure,
-    RefreshTurn,
-    TokenGrant,
-    parse_user_id,
-)
+from spotconn.models import Connection, Profile, RefreshFailure, RefreshTurn, TokenGrant, parse_user_id
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
-
-_GET = "select * from spotconn.get_connection($1)"
-_GET_MANY = "select * from spotconn.get_connections($1)"
-_SAVE = "select * from spotconn.save_connection($1, $2, $3, $4, $5, $6, $7, $8, $9)"
-_DELETE = "select $1::uuid as user_id, spotconn.delete_connection($1) as deleted"
-_BEGIN = (
-    "select turn.outcome, turn.lease_id, turn.lapsed, turn.retry_after, (turn.connection).* "
-    "from spotconn.begin_refresh($1, $2, $3) as turn"
-)
-_FINISH = "select * from spotconn.finish_refresh($1, $2, $3, $4, $5, $6)"
-_FAIL = "select $1::uuid as user_id, spotconn.fail_refresh($1, $2, $3, $4, $5) as recorded"
 
 
 @scrubbed
@@ -54,13 +39,13 @@ class ConnectionStore:
             `statement_cache_size=0`. The store does not close it.
         cipher: encrypts the tokens at rest; without one they are stored as they are.
         timeout: seconds to wait for a connection, and again for the answer to a statement.
-        listen_dsn: of the same database, with all that it takes to connect and without a transaction pooler in
-            between: where a `TokenManager` listens for changes. Without one it relies on its `cache_ttl`.
+        listen_dsn: where a `TokenManager` listens for changes: of the same database, complete and without a transaction
+            pooler in between. Without it the manager relies on its `cache_ttl`.
 
     Attributes:
         pool: as the store uses it.
-        pending: the authorizations under way, for `ConnectFlow`.
-        changes: what happens to connections by whomever, for `TokenManager`; None where that cannot be heard.
+        pending: started authorizations, for `ConnectFlow`.
+        changes: notifications of changes to the table, for `TokenManager`; None if the server cannot deliver them.
     """
 
     def __init__(
@@ -72,7 +57,7 @@ class ConnectionStore:
         listen_dsn: str | None = None,
     ) -> None:
         self.pool = BoundPool(pool, name="ConnectionStore", timeout=timeout)
-        self._cipher = cipher or NoCipher()
+        self._rows = RowConverter(cipher or NoCipher())
         self._watchers: list[Callable[[UUID], None]] = []
         self.pending: PendingConnects = PendingConnects(self.pool)
         self.changes: ChangeFeed | None = (
@@ -90,7 +75,7 @@ class ConnectionStore:
         listen_dsn: str | None = None,
         **pool_options: Any,
     ) -> AsyncGenerator[Self]:
-        """A store over a pool of its own, verified, and closed at the end.
+        """Context manager: open a store with a pool of its own, verify it, and close it at the end of the block.
 
         Args:
             dsn: a postgresql:// URL.
@@ -98,8 +83,8 @@ class ConnectionStore:
             timeout: seconds to wait for a connection, and again for the answer to a statement.
             listen_dsn: as in the constructor; by default `dsn` itself, unless a transaction pooler is in between.
             pool_options: of `asyncpg.create_pool`. By default 1 to 10 connections, and no prepared statements behind
-                a transaction pooler. `statement_cache_size` tells instead of letting one connection look: 0 for a
-                pooler, 100 for the server itself.
+                a transaction pooler. With `statement_cache_size` no connection is opened to look for one: pass 0 for
+                a pooler, 100 for the server itself.
 
         Raises:
             ConfigurationError: the DSN is malformed, or the login is refused.
@@ -125,20 +110,15 @@ class ConnectionStore:
             RowSecurityError: the policies would not bind, or the login lacks a grant.
             DatabaseUnavailable: no answer in time.
         """
-        version = await self._value("select spotconn.schema_version()")
-        if version != SCHEMA_VERSION:
-            raise SchemaMismatch(
-                f"the database has version {version} of the schema, this library needs {SCHEMA_VERSION}: "
-                + (APPLY_SCHEMA if version < SCHEMA_VERSION else "upgrade spotconn")
-            )
-        if not await self._value("select spotconn.row_security_binds()"):
+        check_version(await self.pool.value(statements.SCHEMA_VERSION))
+        if not await self.pool.value(statements.ROW_SECURITY_BINDS):
             raise RowSecurityError(
                 "row level security would not bind: it is disabled on the tables, or the role spotconn owns them or "
                 f"has BYPASSRLS or SUPERUSER; run ALTER ROLE spotconn NOBYPASSRLS NOSUPERUSER and {APPLY_SCHEMA}"
             )
 
     async def get(self, user_id: UUID | str) -> Connection:
-        """The stored connection of a user.
+        """Return the stored connection of a user.
 
         Raises:
             NotConnected: there is none.
@@ -146,29 +126,26 @@ class ConnectionStore:
             DatabaseUnavailable, SchemaMismatch, RowSecurityError, DecryptionError: it could not be read.
         """
         user_id = parse_user_id(user_id)
-        row = await self.pool.row_of(user_id, _GET)
+        row = await self.pool.row_of(user_id, statements.GET)
         if row is None:
             raise NotConnected("no Spotify connection is stored for this user")
-        return self._connection(row, user_id)
+        return self._rows.connection(row, user_id)
 
     async def get_many(self, user_ids: Iterable[UUID | str]) -> dict[UUID, Connection | DecryptionError]:
-        """The stored connections of several users in one statement, each read under row level security as its user.
+        """Return the connections of several users in one statement, each read under row level security as its user.
 
         Args:
-            user_ids: whose; some hundred at a time, because all are read and held together.
+            user_ids: some hundred at a time, because all rows are in memory together.
 
         Returns:
-            By user id: the connection, or the error of one that does not decrypt. Who has none is not in it.
+            By user id, the connection, or the error of one that does not decrypt. Users without one are left out.
 
         Raises:
             ValueError: a user id is no UUID.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: none could be read.
         """
         wanted = list({parse_user_id(user_id) for user_id in user_ids})
-        async with self.pool.acquire() as connection:
-            rows = await map_errors(connection.fetch(_GET_MANY, wanted, timeout=self.pool.timeout))
-            check_users(connection, {row["user_id"] for row in rows} <= set(wanted))
-        return {row["user_id"]: self._readable(row) for row in rows}
+        return self._rows.connections(await self.pool.rows_of(wanted, statements.GET_MANY))
 
     async def save(
         self, user_id: UUID | str, grant: TokenGrant, profile: Profile, *, connected_at: datetime | None = None
@@ -180,7 +157,7 @@ class ConnectionStore:
             grant: from the code exchange, or from elsewhere; it must hold a refresh token.
             profile: of the account that was connected.
             connected_at: when the user authorized, which is when the six months of the refresh token began. None
-                for just now; tokens obtained elsewhere need the true moment, or the earliest that it may have been.
+                for now; for tokens obtained elsewhere pass the true moment, or the earliest possible one.
 
         Raises:
             ValueError: the user id is no UUID or no user of auth.users, the grant has no refresh token, or
@@ -195,12 +172,12 @@ class ConnectionStore:
         try:
             row = await self.pool.row_of(
                 user_id,
-                _SAVE,
+                statements.SAVE,
                 profile.spotify_user_id,
-                self._encrypt(grant.access_token, user_id, "access_token"),
-                self._encrypt(grant.refresh_token, user_id, "refresh_token"),
+                self._rows.encrypt(grant.access_token, user_id, "access_token"),
+                self._rows.encrypt(grant.refresh_token, user_id, "refresh_token"),
                 grant.expires_at,
-                _scope_text(grant.scope),
+                scope_text(grant.scope),
                 profile.display_name,
                 profile.email,
                 connected_at,
@@ -209,7 +186,7 @@ class ConnectionStore:
             self._notify_watchers(user_id)
         if row is None:
             raise SchemaMismatch(f"the saved row does not show; {APPLY_SCHEMA}")
-        return self._connection(row, user_id)
+        return self._rows.connection(row, user_id)
 
     async def delete(self, user_id: UUID | str) -> bool:
         """Disconnect a user.
@@ -219,94 +196,84 @@ class ConnectionStore:
         """
         user_id = parse_user_id(user_id)
         try:
-            row = await self.pool.row_of(user_id, _DELETE)
+            row = await self.pool.row_of(user_id, statements.DELETE)
         finally:
             self._notify_watchers(user_id)
         return row is not None and bool(row["deleted"])
 
     def watch(self, tell: Callable[[UUID], None]) -> None:
-        """Call `tell` with the user id after every `save` and `delete` through this store, also a failed one.
+        """Call `tell` with the user id after each `save` and `delete` through this store, also a failed one.
 
-        Also where `finish_refresh` finds that another's write came first. What a process remembers of a user is out
-        of date then. `tell` must neither block nor raise.
+        Also if `finish_refresh` finds that another write came first. A cached connection of the user is out of date
+        then. `tell` must neither block nor raise.
         """
         self._watchers.append(tell)
 
     def unwatch(self, tell: Callable[[UUID], None]) -> None:
-        """End what `watch` began; may be repeated."""
+        """Undo `watch`; may be repeated."""
         if tell in self._watchers:
             self._watchers.remove(tell)
 
     async def begin_refresh(self, user_id: UUID | str, *, seen: datetime, lease: float = 15) -> RefreshTurn:
-        """Read the connection and, if no version newer than `seen` is stored, take a turn at its refresh.
+        """Read the connection and, if no version newer than `seen` is stored, acquire the lease of its refresh.
 
-        A newer row comes back as SUPERSEDED, so this is also the read of a caller that has seen nothing yet and
-        passes the earliest end it can use.
+        A newer row is returned as SUPERSEDED. Before its first read a caller passes the earliest end that it can use.
 
         Args:
-            user_id: whose connection.
+            user_id: of the connection.
             seen: versions (`expires_at`) up to this one are of no use to the caller.
-            lease: seconds after which another process may take the turn over.
+            lease: seconds after which another process may acquire the lease.
 
         Raises:
             ValueError: the user id is no UUID.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError, DecryptionError: it could not be read.
         """
         user_id = parse_user_id(user_id)
-        row = await self.pool.row_of(user_id, _BEGIN, seen, timedelta(seconds=lease))
+        row = await self.pool.row_of(user_id, statements.BEGIN_REFRESH, seen, timedelta(seconds=lease))
         if row is None:
             raise SchemaMismatch(f"spotconn.begin_refresh gave no answer; {APPLY_SCHEMA}")
-        outcome = Outcome(row["outcome"])
-        return RefreshTurn(
-            outcome=outcome,
-            user_id=user_id,
-            connection=None if outcome is Outcome.GONE else self._connection(row, user_id),
-            lease_id=row["lease_id"],
-            lapsed=row["lapsed"],
-            retry_after=row["retry_after"],
-        )
+        return self._rows.turn(row, user_id)
 
     async def finish_refresh(self, turn: RefreshTurn, grant: TokenGrant) -> Connection | None:
         """Save a refresh, if the row is still the version that was refreshed, and end the lease.
 
         Returns:
-            The saved connection; None where a disconnect, a reconnect or another refresh came first.
+            The saved connection, or None if a disconnect, a reconnect or another refresh came first.
         """
         stored, _ = _granted(turn)
         row = await self.pool.row_of(
             turn.user_id,
-            _FINISH,
+            statements.FINISH_REFRESH,
             stored.expires_at,
-            self._encrypt(grant.access_token, turn.user_id, "access_token"),
-            grant.refresh_token and self._encrypt(grant.refresh_token, turn.user_id, "refresh_token"),
+            self._rows.encrypt(grant.access_token, turn.user_id, "access_token"),
+            grant.refresh_token and self._rows.encrypt(grant.refresh_token, turn.user_id, "refresh_token"),
             grant.expires_at,
-            _scope_text(grant.scope),
+            scope_text(grant.scope),
         )
         if row is None:
             self._notify_watchers(turn.user_id)
             return None
-        return self._connection(row, turn.user_id)
+        return self._rows.connection(row, turn.user_id)
 
     async def fail_refresh(self, turn: RefreshTurn, failure: RefreshFailure) -> bool:
         """End the lease without a grant and record why.
 
         Returns:
-            Whether it was recorded; False, and nothing happens, where the lease has passed to another.
+            Whether it was recorded; False, without any effect, if another process holds the lease.
         """
         stored, lease_id = _granted(turn)
         row = await self.pool.row_of(
-            turn.user_id, _FAIL, stored.expires_at, lease_id, failure.reason, failure.retry_after
+            turn.user_id, statements.FAIL_REFRESH, stored.expires_at, lease_id, failure.reason, failure.retry_after
         )
         return row is not None and bool(row["recorded"])
 
     @scrubbed_context
     async def as_user(self, user_id: UUID | str) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
-        """A transaction for the caller's own SQL, under the same row level security as the store's.
+        """Context manager: a transaction for the caller's own SQL, under the same row level security as the store's.
 
-        The transaction commits at the end of the block and is rolled back by an exception, which passes through
-        as it is. The connection goes back without role, claims or any other setting, to the pool and to a pooler in
-        between. Leave the end of the transaction to the block: what follows a COMMIT of your own is out of reach
-        there.
+        The transaction commits at the end of the block. An exception rolls it back and passes through unchanged.
+        The connection returns without role, claims or other settings to the pool, and to a pooler in between. Leave
+        the end of the transaction to the block: behind a pooler, what is set after a COMMIT of your own would remain.
 
         Raises:
             ValueError: the user id is no UUID.
@@ -318,51 +285,12 @@ class ConnectionStore:
             self.pool.acquire() as connection,
             borrow(connection, seconds=self.pool.timeout),
         ):
-            await map_errors(connection.execute("select spotconn.act_as($1)", user_id, timeout=self.pool.timeout))
+            await map_errors(connection.execute(statements.ACT_AS, user_id, timeout=self.pool.timeout))
             yield connection
 
     def _notify_watchers(self, user_id: UUID) -> None:
-        for tell in self._watchers:
-            tell(user_id)
-
-    async def _value(self, query: str) -> Any:
-        row = await self.pool.row(query)
-        return None if row is None else row[0]
-
-    def _encrypt(self, token: str, user_id: UUID, column: TokenColumn) -> str:
-        return self._cipher.encrypt(token, user_id=user_id, column=column)
-
-    def _readable(self, row: asyncpg.Record) -> Connection | DecryptionError:
-        try:
-            return self._connection(row, row["user_id"])
-        except DecryptionError as error:
-            return renewed(error)
-
-    def _connection(self, row: asyncpg.Record, user_id: UUID) -> Connection:
-        """Return the connection of a row, decrypted as that of the user whom it was asked for."""
-        return Connection(
-            id=row["id"],
-            user_id=user_id,
-            spotify_user_id=row["spotify_user_id"],
-            access_token=self._cipher.decrypt(row["access_token"], user_id=user_id, column="access_token"),
-            refresh_token=self._cipher.decrypt(row["refresh_token"], user_id=user_id, column="refresh_token"),
-            expires_at=row["expires_at"],
-            connected_at=row["connected_at"],
-            display_name=row["display_name"],
-            email=row["email"],
-            scope=None if row["scope"] is None else frozenset(row["scope"].split()),
-            failure=_recorded_failure(row),
-        )
-
-
-def _recorded_failure(row: asyncpg.Record) -> RecordedFailure | None:
-    if row["failure"] is None:
-        return None
-    return RecordedFailure(reason=row["failure"], since=row["failed_at"], retry_at=row["retry_at"])
-
-
-def _scope_text(scope: frozenset[str] | None) -> str | None:
-    return None if scope is None else " ".join(sorted(scope))
+        for watcher in self._watchers:
+            watcher(user_id)
 
 
 def _granted(turn: RefreshTurn) -> tuple[Connection, UUID]:

@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from spotconn import AesGcmSivCipher, ConnectionStore, Profile
-from spotconn._command.checks import CHECKS, Finding, clock_finding, pooler_finding, tls_finding
+from spotconn._command.checks import CHECKS, clock_finding, pooler_finding, tls_finding
 from spotconn._command.doctor import examine
+from spotconn._command.finding import Finding
 from spotconn._database.schema import read_sql
 from spotconn.cli import app
 from spotconn.testing import apply_schema

@@ -107,7 +107,7 @@ async def test_from_env_encrypts_with_the_first_key(
     monkeypatch.setenv("SPOTCONN_REQUIRE_ENCRYPTED", "1")
     async with TokenManager.from_env() as tokens:
         assert await tokens.get_valid_token(user) == connection.access_token
-        assert repr(tokens._store._cipher) == repr(ring)
+        assert repr(tokens._store._rows.cipher) == repr(ring)
     monkeypatch.delenv("SPOTCONN_ENCRYPTION_KEYS")
     monkeypatch.delenv("SPOTCONN_REQUIRE_ENCRYPTED")
     async with TokenManager.from_env() as tokens:

@@ -18,7 +18,7 @@ from spotconn import (
     RowSecurityError,
     TokenGrant,
 )
-from spotconn import admin as admin_room
+from spotconn._database import service_role
 from support.bulk import add_connections
 from support.database import Database
 
@@ -47,7 +47,7 @@ async def test_a_recheck_lets_refused_connections_be_tried_again(
     store: ConnectionStore, house: ConnectionAdmin, users: list[UUID], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each terminal failure of the time is tried again, in batches; a new refusal is recorded anew and counts."""
-    monkeypatch.setattr(admin_room, "BATCH", 2)
+    monkeypatch.setattr(service_role, "BATCH", 2)
     for user, reason in zip(users, ("expired", "revoked", "invalid"), strict=True):
         await refused(store, user, reason)
     assert await house.recheck(since=AN_HOUR_AGO) == 3
@@ -104,7 +104,7 @@ async def test_expiring_and_failing_tell_whom_to_ask(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Who is due within the time and works; who failed, and why; nothing of a version that has passed."""
-    monkeypatch.setattr(admin_room, "BATCH", 1)
+    monkeypatch.setattr(service_role, "BATCH", 1)
     due, late, dead = sorted(users)
     for user in users:
         await refused(store, user, "revoked" if user == dead else "unavailable")

@@ -11,7 +11,8 @@ from uuid import uuid4
 
 import pytest
 
-from spotconn import admin as admin_room
+from spotconn._database import service_role
+from spotconn._database.statements import EXPIRING, RECHECK
 from support.database import Database
 from support.plan_harness import CALLS, ROWS, TABLES, PlanHarness, Planned, copied, dropped, filled, opened, statements
 
@@ -54,7 +55,7 @@ def planned(prepared: Database) -> Iterator[Planned]:
 @pytest.fixture
 def open_copy(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> Open:
     """Opens the library over a copy, to which some damage may be done first."""
-    monkeypatch.setattr(admin_room, "BATCH", BATCH)
+    monkeypatch.setattr(service_role, "BATCH", BATCH)
 
     @asynccontextmanager
     async def opening(plans: str, *damage: str) -> AsyncGenerator[PlanHarness]:
@@ -140,4 +141,4 @@ async def test_what_is_not_in_the_list_is_seen(open_copy: Open) -> None:
         assert "select * from spotconn.get_connection($1)" in harness.executed
     found = statements()
     assert len(found) > 20
-    assert {admin_room._EXPIRING, admin_room._RECHECK, "select spotconn.act_as($1)"} <= found
+    assert {EXPIRING, RECHECK, "select spotconn.act_as($1)"} <= found

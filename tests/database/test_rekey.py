@@ -18,7 +18,7 @@ from spotconn import (
     Profile,
     RekeyProgress,
 )
-from spotconn import admin as admin_room
+from spotconn._database import service_role
 from spotconn._database.rekey import Rewriter
 from support.bulk import access_token_of, add_connections, refresh_token_of
 from support.connections import grant
@@ -42,7 +42,7 @@ async def test_every_value_ends_under_the_first_key(
     database: Database, house: ConnectionAdmin, users: list[UUID], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Plain text and an old key; versions and tokens stay, and a second run has nothing to do."""
-    monkeypatch.setattr(admin_room, "BATCH", 2)
+    monkeypatch.setattr(service_role, "BATCH", 2)
     before = {}
     for user, cipher in zip(users, (None, OLD, NEW), strict=True):
         async with ConnectionStore.open(database.dsn, cipher=cipher) as store:
@@ -135,13 +135,13 @@ async def test_a_process_that_still_writes_under_an_old_key_is_told(
     """Where values come back under an old key, the rekey ends with an error and not with a false proof."""
     async with ConnectionStore.open(database.dsn, cipher=OLD) as store:
         await store.save(user, grant("a"), ALICE)
-        left = ConnectionAdmin._left
+        left = ConnectionAdmin._remaining
 
         async def undone(self: ConnectionAdmin, cipher: AesGcmSivCipher) -> int:
             await store.save(user, grant("b"), ALICE)
             return await left(self, cipher)
 
-        monkeypatch.setattr(ConnectionAdmin, "_left", undone)
+        monkeypatch.setattr(ConnectionAdmin, "_remaining", undone)
         with pytest.raises(ConfigurationError, match="same SPOTCONN_ENCRYPTION_KEYS"):
             await house.rekey()
 
@@ -157,7 +157,7 @@ async def test_a_stopped_rekey_is_resumed(
     house: ConnectionAdmin, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was done before the stop is not done again, and two at once finish the rest."""
-    monkeypatch.setattr(admin_room, "BATCH", 100)
+    monkeypatch.setattr(service_role, "BATCH", 100)
     await add_connections(admin, 1000)
     seen: list[RekeyProgress] = []
 

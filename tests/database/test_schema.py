@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -13,39 +12,12 @@ import pytest
 from spotconn import ConnectionStore, Outcome, Profile, RowSecurityError, SchemaMismatch, TokenGrant
 from spotconn._database.schema import SCHEMA_VERSION, read_sql
 from spotconn.testing import EmbeddedPostgres, apply_schema
-from support.database import Database
-
-Dsn = Callable[..., str]
+from support.database import Database, Dsn
+from support.documented_table import create_documented_table
 
 ALICE = Profile(spotify_user_id="alice")
 GRANT = TokenGrant(access_token="access", refresh_token="refresh", expires_at=datetime(2026, 11, 24, tzinfo=UTC))
 
-DOCUMENTED = """
-CREATE TABLE spotify_connections (
-    id UUID PRIMARY KEY DEFAULT gen_random_uuid(),
-    user_id UUID NOT NULL REFERENCES auth.users(id) ON DELETE CASCADE,
-    spotify_user_id TEXT NOT NULL,
-    access_token TEXT NOT NULL,
-    refresh_token TEXT NOT NULL,
-    expires_at TIMESTAMPTZ NOT NULL,
-    connected_at TIMESTAMPTZ DEFAULT NOW(),
-    display_name TEXT,
-    email TEXT,
-    UNIQUE(user_id)
-);
-CREATE INDEX idx_spotify_connections_user ON spotify_connections(user_id);
-CREATE INDEX idx_spotify_connections_spotify_user ON spotify_connections(spotify_user_id);
-ALTER TABLE spotify_connections ENABLE ROW LEVEL SECURITY;
-CREATE POLICY "Users can view own connections" ON spotify_connections FOR SELECT USING (auth.uid() = user_id);
-CREATE POLICY "Users can create own connections" ON spotify_connections FOR INSERT WITH CHECK (auth.uid() = user_id);
-CREATE POLICY "Users can update own connections" ON spotify_connections FOR UPDATE
-    USING (auth.uid() = user_id) WITH CHECK (auth.uid() = user_id);
-CREATE POLICY "Users can delete own connections" ON spotify_connections FOR DELETE USING (auth.uid() = user_id);
-"""
-DEFAULT_GRANTS = """
-alter default privileges in schema public grant all on tables to anon, authenticated, service_role;
-alter default privileges grant execute on functions to anon, authenticated, service_role;
-"""
 TABLE = "'public.spotify_connections'::regclass"
 DESCRIPTION = {
     "columns": "select attname, format_type(atttypid, atttypmod), attnotnull, pg_get_expr(adbin, adrelid) "
@@ -73,47 +45,13 @@ async def grants(connection: asyncpg.Connection) -> dict[str, str]:
     return {row[0]: row[1] for row in await connection.fetch(GRANTS)}
 
 
-@pytest.fixture
-async def dsn(prepared: Database) -> AsyncIterator[Dsn]:
-    """A database without anything, dropped afterwards, by the logins it can be reached with."""
-    name = f"scratch_{uuid4().hex}"
-    maintenance = await asyncpg.connect(prepared.server.dsn())
-    await maintenance.execute(f"create database {name}")
-
-    def of(login: str = "") -> str:
-        return prepared.server.dsn(name, user=login, password=login) if login else prepared.server.dsn(name)
-
-    yield of
-    await maintenance.execute(f"drop database {name} with (force)")
-    await maintenance.close()
-
-
-@pytest.fixture
-async def scratch(dsn: Dsn) -> AsyncIterator[asyncpg.Connection]:
-    """A superuser's connection to it."""
-    connection = await asyncpg.connect(dsn())
-    yield connection
-    await connection.close()
-
-
-async def _older(connection: asyncpg.Connection, users: int = 3) -> None:
-    """Make the database of an older project: the documented table, all granted by default, and rows."""
-    await connection.execute(read_sql("plain_postgres.sql") + DEFAULT_GRANTS + DOCUMENTED)
-    await connection.execute(
-        "with added as (insert into auth.users (id) select gen_random_uuid() from generate_series(1, $1::int) "
-        "returning id) insert into spotify_connections (user_id, spotify_user_id, access_token, refresh_token, "
-        "expires_at) select id, 'account', 'access', 'refresh', now() - interval '1 hour' from added",
-        users,
-    )
-
-
 async def test_the_table_is_the_documented_one_and_scope(
     admin: asyncpg.Connection, scratch: asyncpg.Connection
 ) -> None:
     """Columns, constraints, indexes and policies are those of the documented SQL, and `scope text` is all there is
     besides; only the call of auth.uid() in the policies is wrapped.
     """
-    await _older(scratch)
+    await create_documented_table(scratch)
     documented, ours = await describe(scratch), await describe(admin)
     assert ours["columns"].pop() == ("scope", "text", False, None)
     ours["policies"] = [
@@ -136,7 +74,7 @@ async def test_every_policy_asks_for_the_user_once(admin: asyncpg.Connection) ->
 
 async def test_an_older_database_is_upgraded(dsn: Dsn, scratch: asyncpg.Connection, admin: asyncpg.Connection) -> None:
     """Applied over the documented table every row stays, the grants are tightened, and a refresh works at once."""
-    await _older(scratch)
+    await create_documented_table(scratch)
     rows = await scratch.fetch("select * from spotify_connections order by id")
     assert "TRUNCATE" in (await grants(scratch))["anon"]
     await apply_schema(dsn(), plain_postgres=False)

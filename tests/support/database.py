@@ -1,7 +1,7 @@
 """A Postgres with the schema applied, and the logins of the tests."""
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,8 @@ from spotconn._database.schema import read_sql
 from spotconn.testing import EmbeddedPostgres, apply_schema
 
 SYSTEM_15 = Path("/usr/lib/postgresql/15/bin")
+Dsn = Callable[..., str]
+"""The DSN of a database for a login, by default the superuser."""
 
 
 @dataclass(frozen=True)

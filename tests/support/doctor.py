@@ -1,8 +1,8 @@
 """What the doctor finds with settings that are right but for what a test changes."""
 
 from spotconn import AesGcmSivCipher
-from spotconn._command.checks import Finding
 from spotconn._command.doctor import examine
+from spotconn._command.finding import Finding
 
 KEY = AesGcmSivCipher.generate_key()
 HEALTHY = {

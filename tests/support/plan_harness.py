@@ -18,7 +18,8 @@ import asyncpg
 
 import spotconn
 from spotconn import AesGcmSivCipher, ConnectionAdmin, ConnectionStore, Profile, RefreshFailure, TokenGrant
-from spotconn._command.checks import CHECKS, Probe
+from spotconn._command.checks import CHECKS
+from spotconn._command.probe import Probe
 from spotconn._tokens.cache import ConnectionCache
 from spotconn.testing import apply_schema
 from support.bulk import add_connections, bulk_user
@@ -257,7 +258,7 @@ CALLS: dict[str, Call] = {
     "ConnectionStore.finish_refresh": _refreshed,
     "ConnectionStore.fail_refresh": _failed,
     "ConnectionStore.as_user": _own_sql,
-    "Hearing.prove": _listening,
+    "Subscription.heartbeat": _listening,
     "PendingConnects.put and take": _connecting,
     "ConnectionAdmin.expiring": lambda harness: _listed(harness.house.expiring(within=timedelta(days=30))),
     "ConnectionAdmin.failing": lambda harness: _listed(harness.house.failing()),
@@ -281,11 +282,11 @@ def statements() -> set[str]:
 
 def _texts() -> Iterator[str]:
     package = Path(spotconn.__file__).parent
-    for file in package.glob("*.py"):
+    for file in package.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield node.value
-    for module in pkgutil.iter_modules([str(package)]):  # what is put together when the module is imported
-        if module.name != "__main__":
-            found = vars(importlib.import_module(f"spotconn.{module.name}")).values()
+    for module in pkgutil.walk_packages([str(package)], "spotconn."):  # what is put together at import
+        if not module.name.endswith("__main__"):
+            found = vars(importlib.import_module(module.name)).values()
             yield from (value for value in found if isinstance(value, str))

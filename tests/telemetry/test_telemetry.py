@@ -26,7 +26,7 @@ from spotconn import (
     SpotifyUnavailable,
     TokenManager,
 )
-from spotconn._database.pool import TIMEOUT
+from spotconn._database.acquire import TIMEOUT
 from spotconn.cipher import TokenColumn
 from spotconn.telemetry import instrument
 from spotconn.testing import Answer, FakeSpotify

@@ -1,1 +1,1 @@
-"""What the `spotconn` command is made of."""
+"""Parts of the command `spotconn`: output, and the checks of the doctor."""

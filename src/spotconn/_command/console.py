@@ -1,4 +1,4 @@
-"""How the command speaks: results to standard output, errors in one line to standard error, and its exit codes."""
+"""Output and exit codes of the command: results on standard output, errors in one line on standard error."""
 
 import asyncio
 import json
@@ -23,25 +23,25 @@ _T = TypeVar("_T")
 
 UNHEALTHY, USAGE, ASK_USER, TRY_LATER, CALL_ENGINEER, STOPPED = 1, 2, 3, 4, 5, 130
 
-# A pooler may be in between, and a command asks each question once: no statement is worth keeping.
+# A pooler may be in between, and a command runs each statement once: prepared statements would not pay.
 _POOL: dict[str, Any] = {"max_size": 1, "statement_cache_size": 0}
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def run(work: Coroutine[Any, Any, _T], *, stopped: str = "stopped") -> _T:
-    """The result of a command's work; an error ends the command with its line and its code.
+    """Run a command and return its result. An error ends the process with one line and an exit code.
 
     Args:
-        work: is cancelled by Ctrl-C and cleans up.
-        stopped: what is said then.
+        work: the command; Ctrl-C cancels it, and it cleans up.
+        stopped: the line for Ctrl-C.
     """
     try:
         return asyncio.run(work)
     except KeyboardInterrupt:
         fail(stopped, STOPPED)
     except BrokenPipeError:
-        # Whoever read the output has gone: there is nobody to tell, at the end of the interpreter neither.
+        # The reader of the output has gone. The interpreter would fail to flush it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except SpotconnError as error:
@@ -58,32 +58,32 @@ def _code(error: SpotconnError) -> int:
 
 def fail(text: str, code: int) -> NoReturn:
     """End the command with one line on standard error."""
-    say(f"spotconn: {' '.join(text.split())}")
+    print_line(f"spotconn: {' '.join(text.split())}")
     sys.exit(code)
 
 
-def say(text: str) -> None:
-    """A line for a person, beside the result."""
+def print_line(text: str) -> None:
+    """Print a message to standard error."""
     sys.stderr.write(text + "\n")
 
 
 def write(text: str) -> None:
-    """A part of the result."""
+    """Write a part of the result to standard output."""
     sys.stdout.write(text)
 
 
 def write_json(value: BaseModel | dict[str, Any]) -> None:
-    """A value as one line of JSON."""
+    """Write a value as one line of JSON."""
     write((json.dumps(value) if isinstance(value, dict) else value.model_dump_json()) + "\n")
 
 
 def open_store() -> AbstractAsyncContextManager[ConnectionStore]:
-    """The store that the environment names."""
+    """Open the store that the environment names."""
     return ConnectionStore.open(read_database_url(os.environ), cipher=_cipher(), **_POOL)
 
 
 def open_admin() -> AbstractAsyncContextManager[ConnectionAdmin]:
-    """The admin of the database that the environment names."""
+    """Open the admin of the database that the environment names."""
     return ConnectionAdmin.open(read_database_url(os.environ), cipher=_cipher(), **_POOL)
 
 
@@ -92,27 +92,28 @@ def _cipher() -> AesGcmSivCipher | None:
     return cipher_for(settings["encryption_keys"], require_encrypted=settings["require_encrypted"])
 
 
-async def write_list(listed: AsyncIterator[ConnectionOverview], *, as_json: bool) -> None:
-    """Connections as they come, one a line, and their number at the end."""
+async def write_list(connections: AsyncIterator[ConnectionOverview], *, as_json: bool) -> None:
+    """Write connections one to a line, and their number at the end."""
     count = 0
-    async for one in listed:
+    async for overview in connections:
         count += 1
         if as_json:
-            due = one.reauthorize_by
-            write_json(one.model_dump(mode="json") | {"reauthorize_by": due and due.isoformat()})
+            due = overview.reauthorize_by
+            write_json(overview.model_dump(mode="json") | {"reauthorize_by": due and due.isoformat()})
         else:
-            write(_row(one))
-    say(f"{count} connections")
+            write(_row(overview))
+    print_line(f"{count} connections")
 
 
-def _row(one: ConnectionOverview) -> str:
-    due = "unknown" if one.reauthorize_by is None else f"{one.reauthorize_by:%Y-%m-%d}"
-    failure = "" if one.failure is None else f"  {one.failure.reason} since {one.failure.since:%Y-%m-%d %H:%M} UTC"
-    return f"{one.user_id}  connect again by {due}{failure}  {one.spotify_user_id}\n"
+def _row(overview: ConnectionOverview) -> str:
+    due = "unknown" if overview.reauthorize_by is None else f"{overview.reauthorize_by:%Y-%m-%d}"
+    failed = overview.failure
+    failure = "" if failed is None else f"  {failed.reason} since {failed.since:%Y-%m-%d %H:%M} UTC"
+    return f"{overview.user_id}  connect again by {due}{failure}  {overview.spotify_user_id}\n"
 
 
 def duration(text: str) -> timedelta:
-    """Of "30d", "12h", "90m" or "2w"."""
+    """Parse "30d", "12h", "90m" or "2w"."""
     parts = re.fullmatch(r"(\d{1,5})([mhdw])", text.strip())
     if parts is None:
         fail(f"{text!r} is no length of time: expected such as 30d, 2w, 12h or 90m", USAGE)
@@ -120,7 +121,7 @@ def duration(text: str) -> timedelta:
 
 
 def moment(text: str) -> datetime:
-    """Of an ISO 8601 time with its zone, or of a length of time ago."""
+    """Parse an ISO 8601 time with its zone, or a length of time, which counts back from now."""
     if re.fullmatch(r"\d+[mhdw]", text.strip()):
         return datetime.now(UTC) - duration(text)
     try:

@@ -1,20 +1,23 @@
-"""What `spotconn doctor` looks at: the settings, and the database that they lead to."""
+"""Examine the settings and the database that they name, for `spotconn doctor`."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
-from spotconn._command.checks import CHECKS, Finding, Probe
-from spotconn._database.pool import acquire, close_pool, open_pool
+from spotconn._command.checks import CHECKS
+from spotconn._command.finding import Finding
+from spotconn._command.probe import Probe
+from spotconn._database.acquire import acquire
+from spotconn._database.pool import close_pool, open_pool
 from spotconn._settings import read_client, read_database_url, read_encryption
 from spotconn._spotify.redirect import checked_redirect_uri
 from spotconn.cipher import cipher_for
 from spotconn.errors import ConfigurationError, SpotconnError
 
 USUAL_LENGTH = 32
-"""Of a client id and a client secret."""
+"""Characters of a client id and of a client secret."""
 
 
 async def examine(environ: Mapping[str, str]) -> AsyncIterator[Finding]:
-    """Look at the settings, then at the database. Nothing is changed.
+    """Yield the findings about the settings, then those about the database. Nothing is changed.
 
     Args:
         environ: as `os.environ`.
@@ -30,12 +33,12 @@ async def examine(environ: Mapping[str, str]) -> AsyncIterator[Finding]:
     try:
         async with acquire(pool) as session:
             for subject, check in CHECKS.items():
-                yield await _checked(subject, check(Probe(session, dsn)))
+                yield await _run_check(subject, check(Probe(session, dsn)))
     finally:
         await close_pool(pool)
 
 
-async def _checked(subject: str, check: Awaitable[Finding]) -> Finding:
+async def _run_check(subject: str, check: Awaitable[Finding]) -> Finding:
     try:
         return await check
     except SpotconnError as error:

@@ -1,1 +1,1 @@
-"""How the library speaks to Postgres: pool and sessions, errors of the driver, the change feed, the schema."""
+"""Access to Postgres: pools, sessions, errors of the driver, rows, the change feed and the schema."""

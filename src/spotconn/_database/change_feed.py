@@ -6,18 +6,16 @@ import secrets
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 import asyncpg
 
-from spotconn._database.pool import APPLY_SCHEMA, TIMEOUT, BoundPool, map_errors, open_single
+from spotconn._database.acquire import TIMEOUT, Session
+from spotconn._database.bound_pool import BoundPool
+from spotconn._database.errors import APPLY_SCHEMA, map_errors
+from spotconn._database.pool import open_single
 from spotconn.errors import DatabaseUnavailable, SchemaMismatch
-
-if TYPE_CHECKING:
-    from asyncpg.pool import PoolConnectionProxy
-
-    Session = PoolConnectionProxy[asyncpg.Record]
 
 CHANNEL = "spotconn"
 _HEARTBEAT = "heartbeat "
@@ -78,7 +76,7 @@ class ChangeFeed:
 class Subscription:
     """A connection that listens, and the proof that it hears."""
 
-    def __init__(self, pool: BoundPool, session: "Session", *, timeout: float) -> None:
+    def __init__(self, pool: BoundPool, session: Session, *, timeout: float) -> None:
         self._pool = pool
         self._session = session
         self._timeout = timeout
@@ -136,7 +134,7 @@ class Subscription:
                 await self._lost.wait()
             raise DatabaseUnavailable("the connection that listens for changes was lost")
 
-    async def _ask(self, session: "Session") -> None:
+    async def _ask(self, session: Session) -> None:
         query = "select spotconn.heartbeat($1)"
         if not await map_errors(session.fetchval(query, self._nonce, timeout=self._timeout)):
             raise SchemaMismatch(f"the triggers that tell of changes are gone or disabled: {APPLY_SCHEMA}")

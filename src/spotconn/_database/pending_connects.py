@@ -1,11 +1,11 @@
-"""Authorizations that were started and not yet finished, in the database, each for its own user only."""
+"""Storage of authorizations that were started and not finished yet, each visible to its own user only."""
 
 import hashlib
 from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
 
-from spotconn._database.pool import BoundPool
+from spotconn._database.bound_pool import BoundPool
 
 _START = "select $1::uuid as user_id, spotconn.start_connect($1, $2, $3, $4)"
 _TAKE = "select $1::uuid as user_id, * from spotconn.take_connect($1, $2)"
@@ -13,11 +13,11 @@ _TAKE = "select $1::uuid as user_id, * from spotconn.take_connect($1, $2)"
 
 @dataclass(frozen=True)
 class PendingConnect:
-    """A started authorization that was taken out.
+    """A started authorization, as `take` returns it.
 
     Attributes:
         code_verifier: the PKCE secret it was started with.
-        expired: whether it was taken too late.
+        expired: whether its time was over when it was taken.
     """
 
     code_verifier: str = field(repr=False)
@@ -25,7 +25,7 @@ class PendingConnect:
 
 
 class PendingConnects:
-    """What a started authorization needs at its end; of the state only its hash is stored.
+    """Stores started authorizations. Of the state only the hash is stored.
 
     Args:
         pool: of the store.
@@ -35,19 +35,19 @@ class PendingConnects:
         self._pool = pool
 
     async def put(self, user_id: UUID, state: str, code_verifier: str, *, life: float) -> None:
-        """Keep a started authorization for `life` seconds; whatever has expired, of anybody, is cleared away.
+        """Store a started authorization for `life` seconds, and delete the expired ones of all users.
 
         Raises:
             ValueError: no such user in auth.users.
-            DatabaseUnavailable, SchemaMismatch, RowSecurityError: it was not kept, as far as is known.
+            DatabaseUnavailable, SchemaMismatch, RowSecurityError: it was not stored, as far as is known.
         """
         await self._pool.row_of(user_id, _START, _hashed(state), code_verifier, timedelta(seconds=life))
 
     async def take(self, user_id: UUID, state: str) -> PendingConnect | None:
-        """Take a started authorization out, in one statement; it cannot be taken again.
+        """Return and delete a started authorization in one statement, so that it can be used once.
 
         Returns:
-            None where this user has started none with this state, or it was taken before.
+            None if this user has started none with this state, or it was taken before.
         """
         row = await self._pool.row_of(user_id, _TAKE, _hashed(state))
         return None if row is None else PendingConnect(row["code_verifier"], row["expired"])

@@ -1,7 +1,7 @@
-"""Bringing every stored token under the first key of the ring, while the service goes on.
+"""Encryption of every stored token with the first key of the ring, beside the running service.
 
-A rewrite changes neither `expires_at` nor what the tokens are, so it never makes a refresh lose. It is saved only
-over the values that were read, so a refresh, reconnect or disconnect that comes between always wins.
+A rewrite changes neither `expires_at` nor the tokens themselves, so it does not make a refresh fail. It is saved only
+over the values that were read, so a concurrent refresh, reconnect or disconnect always wins.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from spotconn.errors import ConfigurationError, DecryptionError
 from spotconn.overview import RekeyProgress
 
 MAX_PASSES = 5
-"""Looks over all connections; the second finds what the first lost to live writes."""
+"""Passes over all connections. The second rewrites what the first lost to concurrent writes."""
 
 COUNT_OLD = """
 select count(*) from public.spotify_connections
@@ -27,8 +27,8 @@ where user_id >= $1 and not (starts_with(access_token, $3) and starts_with(refre
 order by user_id
 limit $2
 """
-# The lock keeps two of these from waiting for each other's rows. The old values are compared by their hash, so that
-# no plain text is an argument, which the server may log.
+# The lock keeps two of these statements from a deadlock over rows. The old values are compared by their hash, because
+# the server may log arguments, and these may be plain text.
 LOCK = "select pg_advisory_xact_lock(hashtext('spotconn.rekey'))"
 WRITE = """
 update public.spotify_connections as stored
@@ -44,13 +44,13 @@ returning stored.user_id
 
 @dataclass
 class Rewriter:
-    """Turns rows under old keys into the arguments of `WRITE`, and keeps count.
+    """Converts rows under old keys to the arguments of `WRITE`, and counts.
 
     Attributes:
-        cipher: whose first key is to hold everything.
+        cipher: with whose first key all tokens are to be encrypted.
         total: connections to rewrite.
         done: connections rewritten.
-        lost: rewrites that came second.
+        lost: rewrites that lost to a concurrent write.
         unreadable: users with a value that did not decrypt in this pass.
     """
 
@@ -62,35 +62,38 @@ class Rewriter:
 
     @property
     def progress(self) -> RekeyProgress:
-        """How far it has come."""
+        """The progress so far."""
         return RekeyProgress(total=self.total, done=self.done, lost=self.lost)
 
     def rewrite(self, rows: list[asyncpg.Record]) -> list[tuple[object, ...]]:
-        """The columns of the arguments of `WRITE`, without the rows that do not decrypt."""
+        """Return the arguments of `WRITE`, by column, without the rows that do not decrypt."""
         rewritten = [arguments for row in rows if (arguments := self._row(row)) is not None]
         return list(zip(*rewritten, strict=True))
 
-    def saved(self, attempt: int, saved: int) -> None:
+    def count(self, *, attempted: int, saved: int) -> None:
         """Count a batch."""
         self.done += saved
-        self.lost += attempt - saved
+        self.lost += attempted - saved
 
-    def conclude(self, left: int) -> RekeyProgress:
-        """The end, if no value under another key is left.
+    def conclude(self, remaining: int) -> RekeyProgress:
+        """Return the counts, if no value under another key remains.
+
+        Args:
+            remaining: connections that have such a value.
 
         Raises:
             DecryptionError: some values do not decrypt.
             ConfigurationError: live processes keep writing under another key.
         """
-        if left > len(self.unreadable):
+        if remaining > len(self.unreadable):
             raise ConfigurationError(
-                f"{left} connections are again under another key: a running process still encrypts with it; "
+                f"{remaining} connections are again under another key: a running process still encrypts with it; "
                 "give every process the same SPOTCONN_ENCRYPTION_KEYS, then run rekey again"
             )
-        if left:
+        if remaining:
             some = ", ".join(str(user_id) for user_id in sorted(self.unreadable)[:3])
             raise DecryptionError(
-                f"{left} connections do not decrypt with this ring of keys (among them user {some}); "
+                f"{remaining} connections do not decrypt with this ring of keys (among them user {some}); "
                 "all others are rewritten"
             )
         return self.progress

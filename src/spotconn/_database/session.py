@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from spotconn._database.pool import map_errors, terminate_on_error, within
+from spotconn._database.acquire import Session, terminate_on_error, within
+from spotconn._database.errors import map_errors
 from spotconn.errors import DatabaseUnavailable
 
 if TYPE_CHECKING:
-    from asyncpg.pool import PoolConnectionProxy
     from asyncpg.transaction import Transaction
-
-    Session = PoolConnectionProxy[asyncpg.Record]
 
 # A commit that fails would leave nothing to chain to: the constraints that could fail it are checked before.
 _COMMIT = "set constraints all immediate; commit and chain"
@@ -47,7 +45,7 @@ _KEPT = ("application_name", "client_encoding", "DateStyle", "standard_conformin
 
 
 @asynccontextmanager
-async def borrow(session: "Session", *, seconds: float) -> AsyncGenerator[None]:
+async def borrow(session: Session, *, seconds: float) -> AsyncGenerator[None]:
     """A transaction after which the session has the role, settings, locks and all that it had before.
 
     It commits at the end of the block; an exception rolls it back and passes through as it is, as does the database's
@@ -74,7 +72,7 @@ async def borrow(session: "Session", *, seconds: float) -> AsyncGenerator[None]:
             await _end(session, transaction, f"{ending}; {cleaning}", seconds=seconds)
 
 
-async def _end(session: "Session", transaction: "Transaction", statements: str, *, seconds: float) -> None:
+async def _end(session: Session, transaction: "Transaction", statements: str, *, seconds: float) -> None:
     try:
         if session.is_closed():
             return
@@ -95,7 +93,7 @@ async def _end(session: "Session", transaction: "Transaction", statements: str, 
             raise DatabaseUnavailable("the transaction did not end in time; try again later")
 
 
-def _cleaning(session: "Session") -> str:
+def _cleaning(session: Session) -> str:
     """The statements that bring a session back to what it is now."""
     now = {name: getattr(session.get_settings(), name, None) for name in _KEPT}
     kept = [f"set {name} = {_literal(value)}" for name, value in now.items() if value is not None]

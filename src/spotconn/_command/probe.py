@@ -1,0 +1,75 @@
+"""A session on which the doctor tries statements and rolls them back."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+
+from spotconn._database.acquire import Session, within
+from spotconn._database.errors import map_errors
+from spotconn.errors import DatabaseUnavailable
+
+TIMEOUT = 60.0
+"""Seconds for one statement; one of them reads every row."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """An open session to examine.
+
+    Attributes:
+        session: of the login that DATABASE_URL names.
+        dsn: that it was opened with.
+    """
+
+    session: Session
+    dsn: str
+
+    async def value(self, query: str, *args: object) -> Any:
+        """Return the single value of a query."""
+        return await map_errors(self.session.fetchval(query, *args, timeout=TIMEOUT))
+
+    async def rows(self, query: str) -> list[asyncpg.Record]:
+        """Return the rows of a query."""
+        return await map_errors(self.session.fetch(query, timeout=TIMEOUT))
+
+    async def attempt(self, query: str, *args: object) -> str:
+        """Run a statement in a savepoint of `rolled_back`. Return its command tag ("UPDATE 0") or its SQLSTATE.
+
+        Raises:
+            DatabaseUnavailable: the connection was lost, or there was no answer in time.
+        """
+        savepoint = self.session.transaction()
+        try:
+            await within(savepoint.start(), seconds=TIMEOUT)
+            try:
+                command_tag = await self.session.execute(query, *args, timeout=TIMEOUT)
+            except asyncpg.PostgresError:
+                await within(savepoint.rollback(), seconds=TIMEOUT)
+                raise
+            await within(savepoint.commit(), seconds=TIMEOUT)
+        except asyncpg.PostgresError as error:
+            return error.sqlstate or "?"
+        except (asyncpg.InterfaceError, OSError, TimeoutError):
+            pass
+        else:
+            return command_tag
+        raise DatabaseUnavailable("the database went away; try again later")
+
+    @asynccontextmanager
+    async def rolled_back(self) -> AsyncGenerator[None]:
+        """Context manager: a transaction that is rolled back at the end of the block."""
+        transaction = self.session.transaction()
+        await map_errors(within(transaction.start(), seconds=TIMEOUT))
+        suppressed: tuple[type[Exception], ...] = ()
+        try:
+            yield
+        except asyncio.CancelledError:
+            suppressed = (DatabaseUnavailable,)  # raised here, it would replace the cancellation
+            raise
+        finally:
+            with suppress(*suppressed):
+                await map_errors(within(transaction.rollback(), seconds=TIMEOUT))

@@ -1,0 +1,116 @@
+"""Statements on a pool, in bounded time and only in the process and event loop that the pool belongs to."""
+
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from spotconn._affinity import Affinity
+from spotconn._database.acquire import TIMEOUT, Session, acquire
+from spotconn._database.errors import map_errors
+from spotconn._database.pool import close_pool
+from spotconn._observer import NOBODY
+from spotconn.errors import RowSecurityError
+
+_ANOTHER_USER = (
+    "the database answered with the row of another user: a connection is used by two processes or event loops at once, "
+    "or a pooler in between mixes up its sessions; the connection was closed, and nothing of that row was used"
+)
+
+
+class BoundPool:
+    """The pool of one object of the library, in its own process and event loop and in bounded time.
+
+    Args:
+        pool: closed by `close` only.
+        name: of the object, for errors.
+        timeout: seconds to wait for a connection, and again for the answer to a statement.
+
+    Attributes:
+        timeout: as given.
+        affinity: the process and the event loop that the pool belongs to.
+        observer: is notified of waits for a connection.
+    """
+
+    def __init__(self, pool: asyncpg.Pool, *, name: str, timeout: float = TIMEOUT) -> None:
+        self._pool = pool
+        self.timeout = timeout
+        # asyncpg has no public API for the event loop of a pool.
+        loop = getattr(pool, "_loop", None)
+        self.affinity = Affinity(name, loop=loop, transports=self._transports, after_fork=self.terminate)
+        self.observer = NOBODY
+
+    def acquire(self) -> AbstractAsyncContextManager[Session]:
+        """Context manager: acquire a connection and release it at the end of the block.
+
+        Raises:
+            RuntimeError: in another process or event loop.
+            DatabaseUnavailable: none was free, or could be opened, in time.
+        """
+        self.affinity.check()
+        return acquire(self._pool, seconds=self.timeout, observer=self.observer)
+
+    async def value(self, query: str) -> Any:
+        """Return the first value of the first row of a statement."""
+        async with self.acquire() as connection:
+            return await map_errors(connection.fetchval(query, timeout=self.timeout))
+
+    async def row_of(self, user_id: UUID, query: str, *args: object) -> asyncpg.Record | None:
+        """Return the first row of a statement about one user, who is its first argument and its column `user_id`.
+
+        Raises:
+            RowSecurityError: the row belongs to another user.
+        """
+        async with self.acquire() as connection:
+            row = await map_errors(connection.fetchrow(query, user_id, *args, timeout=self.timeout))
+            if row is not None:
+                check_users(connection, {row["user_id"]} <= {user_id, None})
+        return row
+
+    async def rows_of(self, user_ids: list[UUID], query: str) -> list[asyncpg.Record]:
+        """Return the rows of a statement about several users, who are its argument and its column `user_id`.
+
+        Raises:
+            RowSecurityError: a row belongs to another user.
+        """
+        async with self.acquire() as connection:
+            rows = await map_errors(connection.fetch(query, user_ids, timeout=self.timeout))
+            check_users(connection, {row["user_id"] for row in rows} <= set(user_ids))
+        return rows
+
+    def terminate(self) -> None:
+        """Close all connections at once, and open no new ones. In a child of fork this does not reach the parent's."""
+        self._pool.terminate()
+
+    async def close(self) -> None:
+        """Close the pool. In a child of fork do nothing: the connections are the parent's.
+
+        Raises:
+            RuntimeError: in another event loop.
+        """
+        self.affinity.close()
+        if not self.affinity.forked:
+            self.affinity.check_home()
+            await close_pool(self._pool, seconds=self.timeout)
+
+    def _transports(self) -> list[Any]:
+        """Return the transports of all connections, also where the caller made the pool."""
+        # asyncpg has no public API for them.
+        sessions = [getattr(holder, "_con", None) for holder in getattr(self._pool, "_holders", ())]
+        return [getattr(session, "_transport", None) for session in sessions]
+
+
+def check_users(connection: Session, right: bool) -> None:  # noqa: FBT001  the condition is the point
+    """Close a connection that has returned the row of another user than the one it was asked for.
+
+    Args:
+        connection: to close.
+        right: whether the rows belong to the users asked for.
+
+    Raises:
+        RowSecurityError: they do not.
+    """
+    if not right:
+        connection.terminate()
+        raise RowSecurityError(_ANOTHER_USER)

@@ -1,0 +1,96 @@
+"""Conversion of rows to the values of the library, and back."""
+
+from uuid import UUID
+
+import asyncpg
+
+from spotconn._tracebacks import renewed
+from spotconn.cipher import TokenCipher, TokenColumn
+from spotconn.errors import DecryptionError
+from spotconn.models import Connection, Outcome, RecordedFailure, RefreshTurn
+from spotconn.overview import ConnectionOverview
+
+
+class RowConverter:
+    """Decrypts the tokens of rows that were read, and encrypts those to be written.
+
+    Args:
+        cipher: of the store.
+    """
+
+    def __init__(self, cipher: TokenCipher) -> None:
+        self.cipher = cipher
+
+    def encrypt(self, token: str, user_id: UUID, column: TokenColumn) -> str:
+        """Return the text to store for a token."""
+        return self.cipher.encrypt(token, user_id=user_id, column=column)
+
+    def connection(self, row: asyncpg.Record, user_id: UUID) -> Connection:
+        """Return the connection of a row, decrypted as that of the user it was requested for.
+
+        Raises:
+            DecryptionError: a token does not decrypt as one of this user's.
+        """
+        return Connection(
+            id=row["id"],
+            user_id=user_id,
+            spotify_user_id=row["spotify_user_id"],
+            access_token=self.cipher.decrypt(row["access_token"], user_id=user_id, column="access_token"),
+            refresh_token=self.cipher.decrypt(row["refresh_token"], user_id=user_id, column="refresh_token"),
+            expires_at=row["expires_at"],
+            connected_at=row["connected_at"],
+            display_name=row["display_name"],
+            email=row["email"],
+            scope=None if row["scope"] is None else frozenset(row["scope"].split()),
+            failure=_failure(row),
+        )
+
+    def connections(self, rows: list[asyncpg.Record]) -> dict[UUID, Connection | DecryptionError]:
+        """Return the connections of rows by user id, with the error in place of one that does not decrypt."""
+        return {row["user_id"]: self._connection_or_error(row) for row in rows}
+
+    def turn(self, row: asyncpg.Record, user_id: UUID) -> RefreshTurn:
+        """Return the answer of `spotconn.begin_refresh`.
+
+        Raises:
+            DecryptionError: a token does not decrypt as one of this user's.
+        """
+        outcome = Outcome(row["outcome"])
+        return RefreshTurn(
+            outcome=outcome,
+            user_id=user_id,
+            connection=None if outcome is Outcome.GONE else self.connection(row, user_id),
+            lease_id=row["lease_id"],
+            lapsed=row["lapsed"],
+            retry_after=row["retry_after"],
+        )
+
+    def _connection_or_error(self, row: asyncpg.Record) -> Connection | DecryptionError:
+        try:
+            return self.connection(row, row["user_id"])
+        except DecryptionError as error:
+            return renewed(error)
+
+
+def scope_text(scope: frozenset[str] | None) -> str | None:
+    """Return the text to store for a scope."""
+    return None if scope is None else " ".join(sorted(scope))
+
+
+def overview(row: asyncpg.Record) -> ConnectionOverview:
+    """Return the overview of a row."""
+    return ConnectionOverview(
+        user_id=row["user_id"],
+        spotify_user_id=row["spotify_user_id"],
+        display_name=row["display_name"],
+        email=row["email"],
+        connected_at=row["connected_at"],
+        expires_at=row["expires_at"],
+        failure=_failure(row),
+    )
+
+
+def _failure(row: asyncpg.Record) -> RecordedFailure | None:
+    if row["failure"] is None:
+        return None
+    return RecordedFailure(reason=row["failure"], since=row["failed_at"], retry_at=row["retry_at"])

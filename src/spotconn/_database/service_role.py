@@ -1,0 +1,102 @@
+"""Transactions as `service_role`, which row level security does not bind, for the admin."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import asyncpg
+
+from spotconn._database.acquire import TIMEOUT as ANSWER_TIMEOUT
+from spotconn._database.acquire import Session, terminate_on_error, within
+from spotconn._database.bound_pool import BoundPool, check_users
+from spotconn._database.errors import APPLY_SCHEMA, map_errors
+from spotconn.errors import RowSecurityError
+
+if TYPE_CHECKING:
+    from asyncpg.transaction import Transaction
+
+BATCH = 1000
+"""Rows read or changed in one statement."""
+TIMEOUT = 300.0
+"""Seconds for one statement; some read every row."""
+
+_BECOME_SERVICE_ROLE = "select set_config('role', 'service_role', true), set_config('search_path', '', true)"
+
+
+class ServiceRole:
+    """Runs each statement in a short transaction of its own.
+
+    Args:
+        pool: of the admin.
+    """
+
+    def __init__(self, pool: BoundPool) -> None:
+        self._pool = pool
+
+    async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
+        """Return the rows of a statement.
+
+        Raises:
+            RowSecurityError: the login may not become service_role.
+            DatabaseUnavailable, SchemaMismatch: it failed.
+        """
+        async with self.transaction() as session:
+            return await map_errors(session.fetch(query, *args, timeout=TIMEOUT))
+
+    async def batches(self, query: str, *args: object) -> AsyncIterator[list[asyncpg.Record]]:
+        """Yield the rows of a list in batches, each read by a statement of its own.
+
+        Args:
+            query: takes the first user id as $1 and the size of a batch as $2, and orders by user id.
+            args: from $3 on.
+
+        Raises:
+            The same as `fetch`.
+        """
+        start = UUID(int=0)
+        while rows := await self._batch(query, start, *args):
+            yield rows
+            last: UUID = rows[-1]["user_id"]
+            if len(rows) < BATCH or last == UUID(int=2**128 - 1):
+                return
+            start = UUID(int=last.int + 1)
+
+    async def _batch(self, query: str, start: UUID, *args: object) -> list[asyncpg.Record]:
+        async with self.transaction() as session:
+            rows = await map_errors(session.fetch(query, start, BATCH, *args, timeout=TIMEOUT))
+            users = [row["user_id"] for row in rows]
+            check_users(session, users == sorted(users) and all(start <= user for user in users))
+        return rows
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[Session]:
+        """Context manager: a transaction as `service_role`, rolled back if the block fails.
+
+        Raises:
+            The same as `fetch`.
+        """
+        async with self._pool.acquire() as session:
+            transaction = session.transaction()
+            await map_errors(within(transaction.start(), seconds=ANSWER_TIMEOUT))
+            try:
+                await _become_service_role(session)
+                yield session
+            except BaseException:
+                await _roll_back(session, transaction)
+                raise
+            await map_errors(within(transaction.commit(), seconds=TIMEOUT))
+
+
+async def _roll_back(session: Session, transaction: "Transaction") -> None:
+    """Roll back a failed transaction, or close the session: it must not return to the pool inside one."""
+    failures = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+    with suppress(*failures), terminate_on_error(session):
+        await within(transaction.rollback(), seconds=ANSWER_TIMEOUT)
+
+
+async def _become_service_role(session: Session) -> None:
+    with suppress(RowSecurityError):
+        await map_errors(session.execute(_BECOME_SERVICE_ROLE, timeout=TIMEOUT))
+        return
+    raise RowSecurityError(f"the login may not become service_role: GRANT service_role TO it, or {APPLY_SCHEMA}")

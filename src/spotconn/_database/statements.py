@@ -1,0 +1,66 @@
+"""The statements of the store, each a call of a function of the schema `spotconn`, and those of the admin."""
+
+# Of the store. Each names the user that its row belongs to, so that the answer can be checked.
+GET = "select * from spotconn.get_connection($1)"
+GET_MANY = "select * from spotconn.get_connections($1)"
+SAVE = "select * from spotconn.save_connection($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+DELETE = "select $1::uuid as user_id, spotconn.delete_connection($1) as deleted"
+BEGIN_REFRESH = (
+    "select turn.outcome, turn.lease_id, turn.lapsed, turn.retry_after, (turn.connection).* "
+    "from spotconn.begin_refresh($1, $2, $3) as turn"
+)
+FINISH_REFRESH = "select * from spotconn.finish_refresh($1, $2, $3, $4, $5, $6)"
+FAIL_REFRESH = "select $1::uuid as user_id, spotconn.fail_refresh($1, $2, $3, $4, $5) as recorded"
+ACT_AS = "select spotconn.act_as($1)"
+SCHEMA_VERSION = "select spotconn.schema_version()"
+ROW_SECURITY_BINDS = "select spotconn.row_security_binds()"
+
+# Of the admin. Lists are read in batches by user id, so no rows and no transaction are held between two batches.
+# $1 is the first user id, $2 the size of a batch.
+_OVERVIEW = """
+select user_id, spotify_user_id, display_name, email, connected_at, expires_at, failure, failed_at, retry_at
+from spotconn.connection
+where user_id >= $1 and {condition}
+order by user_id
+limit $2
+"""
+EXPIRING = _OVERVIEW.format(
+    condition="(failure is null or failure = 'unavailable') and "
+    "(connected_at at time zone 'UTC') + interval '6 months' <= (now() + make_interval(secs => $3)) at time zone 'UTC'"
+)
+FAILING = _OVERVIEW.format(condition="failure is not null")
+
+# A connection that is refused again meanwhile is not in a later batch.
+RECHECK = """
+with batch as (
+    select state.user_id from spotconn.refresh_state as state
+    join public.spotify_connections as stored
+        on stored.user_id = state.user_id and stored.expires_at = state.version
+    where state.user_id >= $1 and state.failure in ('expired', 'revoked', 'invalid') and state.failed_at >= $3
+    order by state.user_id
+    limit $2
+    for update of state
+), changed as (
+    update spotconn.refresh_state as state
+    set failure = 'unavailable', failures = 0, retry_at = now()
+    from batch where state.user_id = batch.user_id
+)
+select user_id from batch order by user_id
+"""
+
+STATS = """
+select
+    count(*) as connections,
+    count(*) filter (where lease_until > now()) as refreshing,
+    count(*) filter (where failure = 'unavailable') as unavailable,
+    count(*) filter (where failure = 'expired') as expired,
+    count(*) filter (where failure = 'revoked') as revoked,
+    count(*) filter (where failure = 'invalid') as invalid
+from public.spotify_connections as stored
+left join spotconn.refresh_state as state on state.user_id = stored.user_id and state.version = stored.expires_at
+"""
+KEYS = """
+select case when starts_with(value, 'spotconn') then split_part(value, '.', 2) end as key, count(*)
+from public.spotify_connections, lateral (values (access_token), (refresh_token)) as token (value)
+group by 1
+"""
