@@ -146,7 +146,7 @@ async def test_a_replayed_callback_changes_nothing(person: Person, admin: asyncp
     page = await person.sign_in("Alice")
     await connected(page, "Alice")
     before = await rows(admin)
-    (callback,) = [url for url in person.asked if "/callback?" in url]
+    (callback,) = [url for url in person.requested if "/callback?" in url]
     await page.goto(callback)
     await expect(page.get_by_role("alert")).to_contain_text("was used before")
     await expect(page.locator("#state")).to_have_text("Connected")
@@ -167,7 +167,7 @@ async def test_a_callback_lured_into_another_session_changes_nothing(
         await bob.get_by_label("Bob").check()
         await press(bob, "Agree")
         await expect(bob.get_by_role("heading", name="Sign in")).to_be_visible()
-        (callback,) = [url for url in attacker.asked if "/callback?" in url]
+        (callback,) = [url for url in attacker.requested if "/callback?" in url]
 
         await alice.goto(callback)
         await expect(alice.get_by_role("alert")).to_contain_text("does not belong")

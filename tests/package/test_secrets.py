@@ -456,7 +456,7 @@ def test_a_refused_value_is_not_repeated(make: Callable[[], object]) -> None:
     assert "marked" not in f"{raised.value}{raised.value!r}"
 
 
-def test_the_witness_sees_what_it_should() -> None:
+def test_the_leak_detector_sees_what_it_should() -> None:
     """A secret in a local of a foreign frame, in a chain, an attribute, a pickle or encoded is found."""
 
     class Leaky(Exception):

@@ -45,7 +45,7 @@ class Worker:
         answer: dict[str, Any] = json.loads(await self._line())
         return answer
 
-    async def patient_answer(self, user: UUID) -> tuple[dict[str, Any], int]:
+    async def retried_answer(self, user: UUID) -> tuple[dict[str, Any], int]:
         """What a caller gets who tries again when the lease is over, as RefreshInProgress says; and at which try."""
         tries = 0
         while True:
