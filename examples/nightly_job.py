@@ -21,7 +21,7 @@ from demo_services import has_settings, print_line, run, service, simulated
 from spotconn import AskUser, CallEngineer, TokenManager, TryLater
 from web_api import get_json
 
-AT_ONCE = 8
+CONCURRENCY = 8
 PER_USER = 20
 """Seconds for the work of one user."""
 
@@ -64,7 +64,7 @@ async def for_each(user_ids: Iterable[UUID], job: Job, stop: asyncio.Event, *, p
                 fatal.append(error)
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(AT_ONCE):
+        for _ in range(CONCURRENCY):
             group.create_task(work())
     if fatal:
         raise fatal[0]
