@@ -20,7 +20,7 @@ from support.connections import rows
 from support.consent import REDIRECT_URI, SCOPES, agree, pending
 
 
-async def test_an_account_that_spotify_refuses_to_the_app_is_told_in_its_words(
+async def test_an_account_that_spotify_refuses_to_the_app_is_reported_in_its_words(
     flow: ConnectFlow, spotify: FakeSpotify, admin: asyncpg.Connection, user: UUID, before: list[asyncpg.Record]
 ) -> None:
     """A 403 in plain text is a reason of its own, with Spotify's words."""

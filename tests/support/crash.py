@@ -30,7 +30,7 @@ class Worker:
     def __init__(self, process: asyncio.subprocess.Process, settings: dict[str, Any]) -> None:
         self._process = process
         self._is_ready = False
-        self._tell(json.dumps(settings))
+        self._write(json.dumps(settings))
 
     async def ready(self) -> None:
         if not self._is_ready:
@@ -38,7 +38,7 @@ class Worker:
             self._is_ready = True
 
     def order(self, user: UUID) -> None:
-        self._tell(str(user))
+        self._write(str(user))
 
     async def answer(self) -> dict[str, Any]:
         await self.ready()
@@ -65,7 +65,7 @@ class Worker:
         self._process.stdin.close()
         await self._process.wait()
 
-    def _tell(self, line: str) -> None:
+    def _write(self, line: str) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{line}\n".encode())
 

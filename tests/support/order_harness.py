@@ -37,7 +37,7 @@ LIFE = 3600.0
 """Seconds that a granted token lives."""
 MIN_TTL = 3000.0
 """What a job demands."""
-PAUSE = 60.0
+RETRY_AFTER = 60.0
 """Seconds after a failure that Spotify answers until the database lets the next refresh through."""
 
 T = TypeVar("T")
@@ -260,7 +260,7 @@ class Store(ConnectionStore):
             return False
         row.lease_id = row.lease_until = None
         if failure.reason is not None:
-            retry_at = self._harness.after(PAUSE) if failure.reason == "unavailable" else None
+            retry_at = self._harness.after(RETRY_AFTER) if failure.reason == "unavailable" else None
             row.failure = RecordedFailure(reason=failure.reason, since=self._harness.after(0), retry_at=retry_at)
         return True
 
@@ -336,12 +336,12 @@ def first_save_fails(name: str, begun: Mapping[str, int]) -> Exception | None:
 
 def spotify_is_away(name: str, _begun: Mapping[str, int]) -> Exception | None:
     """Spotify answers 503."""
-    return SpotifyUnavailable("Spotify answered 503", retry_after=PAUSE) if name == "refresh" else None
+    return SpotifyUnavailable("Spotify answered 503", retry_after=RETRY_AFTER) if name == "refresh" else None
 
 
 def network_is_away(name: str, _begun: Mapping[str, int]) -> Exception | None:
     """Spotify is out of reach for this process."""
-    return SpotifyUnavailable("no connection", retry_after=PAUSE, answered=False) if name == "refresh" else None
+    return SpotifyUnavailable("no connection", retry_after=RETRY_AFTER, answered=False) if name == "refresh" else None
 
 
 def spotify_refuses(name: str, _begun: Mapping[str, int]) -> Exception | None:
