@@ -161,7 +161,7 @@ def test_asyncio_run_for_each_job_with_the_accounts_of_the_module(world: World) 
 
     async def first(user: UUID) -> str:
         said = await job(user)
-        await accounts._own.aclose() if accounts._own else None  # what it leaves open is not the matter here
+        await accounts._http.aclose()  # what it leaves open is not the matter here
         return said
 
     assert asyncio.run(first(world.expired)) == "returned str"
