@@ -17,14 +17,14 @@ class Child:
         self._stdin = stdin
         self._stdout = stdout
 
-    async def said(self) -> Any:
+    async def read(self) -> Any:
         """Its next answer."""
         return json.loads(await self._stdout.readline())
 
-    async def asked(self, line: str) -> Any:
+    async def request(self, line: str) -> Any:
         """Its answer to a line."""
         self._stdin.write(f"{line}\n".encode())
-        return await self.said()
+        return await self.read()
 
 
 @asynccontextmanager

@@ -27,7 +27,7 @@ async def measure(server: EmbeddedPostgres, size: Size) -> list[Figure]:
     users = await stored_users(database)
     near = await _near(database, users, size)
     async with child("delay", server.port, DISTANCE) as proxy:
-        far = await _far(database, users, size, await proxy.said())
+        far = await _far(database, users, size, await proxy.read())
     return [
         Figure("cold_vs_fetchrow", near.ratio("cold", "cold_fetchrow")),
         Figure("cold_vs_held_fetchrow", near.ratio("cold", "cold_held_fetchrow")),

@@ -57,9 +57,9 @@ async def gathered(server: EmbeddedPostgres, name: str, number: int, *, latency:
     """
     database = await new_database(server, name)
     async with child("spotify", number, latency) as process:
-        told = await process.said()
-        access, refresh = zip(*told["grants"], strict=True)
+        started = await process.read()
+        access, refresh = zip(*started["grants"], strict=True)
         async with connected(database.admin_dsn) as admin:
             rows = await admin.fetch(_CONNECT, access, refresh)
             await admin.execute("vacuum analyze")
-        yield Crowd(database, process, told["url"], [UUID(int=row["user_id"].int) for row in rows], refresh)
+        yield Crowd(database, process, started["url"], [UUID(int=row["user_id"].int) for row in rows], refresh)

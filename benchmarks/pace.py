@@ -51,9 +51,9 @@ async def _posts(client: httpx.AsyncClient, crowd: Crowd, busy: list[float]) -> 
         answer = await client.post(f"{crowd.url}/api/token", data=form)
         answer.raise_for_status().json()
 
-    before = await crowd.process.asked("how busy?")
+    before = await crowd.process.request("how busy?")
     seconds = await _together(post, crowd.refresh_tokens)
-    worked = await crowd.process.asked("how busy?") - before
+    worked = await crowd.process.request("how busy?") - before
     busy.append(worked / (seconds * len(crowd.refresh_tokens)))
     return seconds
 

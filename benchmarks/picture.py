@@ -42,7 +42,7 @@ PANELS = (
         (("spotconn", "cold_1ms_us"), ("BEGIN, SET LOCAL, SELECT, COMMIT", "cold_transaction_1ms_us")),
     ),
 )
-WIDTH, LEFT, BAR, LINE, HEAD = 760, 270, 380, 24, 44
+WIDTH, BARS_X, BAR, LINE, HEAD = 760, 270, 380, 24, 44
 STYLE = """
   text { font: 14px system-ui, sans-serif; fill: #1f2328; }
   .head { font-weight: 600; }
@@ -84,9 +84,9 @@ def _panel(panel: Panel, figures: Mapping[str, float], top: int) -> Iterator[str
         y = top + HEAD + LINE * number
         width = max(BAR * figures[key] / longest, 1)
         kind = "other" if number else "ours"
-        yield f'<text class="small" x="{LEFT - 10}" y="{y + 13}" text-anchor="end">{label}</text>'
-        yield f'<rect class="{kind}" x="{LEFT}" y="{y + 1}" width="{width:.1f}" height="16" rx="2"/>'
-        yield f'<text class="small" x="{LEFT + width + 8:.1f}" y="{y + 13}">{_time(figures[key])}</text>'
+        yield f'<text class="small" x="{BARS_X - 10}" y="{y + 13}" text-anchor="end">{label}</text>'
+        yield f'<rect class="{kind}" x="{BARS_X}" y="{y + 1}" width="{width:.1f}" height="16" rx="2"/>'
+        yield f'<text class="small" x="{BARS_X + width + 8:.1f}" y="{y + 13}">{_time(figures[key])}</text>'
 
 
 def _time(microseconds: float) -> str:

@@ -20,11 +20,11 @@ async def measure(server: EmbeddedPostgres, size: Size) -> list[Figure]:
     database = await new_database(server, "warm", rows=USERS)
     users = await stored_users(database)
     async with managing(database.dsn(), cache_ttl=3600) as tokens:
-        kept = {user: (await tokens.get_valid_token(user), time.time() + 3600) for user in users}
+        by_user = {user: (await tokens.get_valid_token(user), time.time() + 3600) for user in users}
         same = list(islice(cycle(users), size.warm_calls))
         # As each request of a service brings them: equal to those in the cache, but not the same objects.
         equal = [UUID(int=user.int) for user in same]
-        contenders = _contenders(tokens, kept, same, equal)
+        contenders = _contenders(tokens, by_user, same, equal)
         rounds = await interleaved(contenders, size.rounds)
     return [
         Figure("warm_vs_limit", rounds.ratio("warm", "warm_limit")),
@@ -37,10 +37,10 @@ async def measure(server: EmbeddedPostgres, size: Size) -> list[Figure]:
 
 
 def _contenders(
-    tokens: TokenManager, kept: Mapping[UUID, tuple[str, float]], same: Sequence[UUID], equal: Sequence[UUID]
+    tokens: TokenManager, by_user: Mapping[UUID, tuple[str, float]], same: Sequence[UUID], equal: Sequence[UUID]
 ) -> dict[str, Callable[[], Awaitable[float]]]:
     async def limit(user: UUID) -> str | None:
-        token, ends = kept[user]
+        token, ends = by_user[user]
         return token if time.time() < ends else None
 
     return {

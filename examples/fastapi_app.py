@@ -23,12 +23,12 @@ import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Header, Request
 from fastapi.responses import JSONResponse
 
+from demo_services import has_settings, print_line, simulated
 from spotconn import AskUser, SpotconnError, SpotifyAuth, TokenManager, TryLater
-from stage import has_settings, say, simulated
-from web_api import asked
+from web_api import get_json
 
 PORT = 8766
-PAUSE = 5
+RETRY_AFTER = 5
 """Seconds that a client is asked to wait where nothing better is known."""
 
 Opener = Callable[[], AbstractAsyncContextManager[TokenManager]]
@@ -61,7 +61,7 @@ def acting(*scopes: str) -> Callable[[Request, UUID], Awaitable[SpotifyAuth]]:
 
 @router.get("/me")
 async def me(request: Request, auth: Annotated[SpotifyAuth, Depends(acting())]) -> dict[str, Any]:
-    profile = await asked(request.state.http, auth, "/v1/me")
+    profile = await get_json(request.state.http, auth, "/v1/me")
     return {"spotify_user_id": profile["id"], "display_name": profile["display_name"]}
 
 
@@ -69,7 +69,7 @@ async def me(request: Request, auth: Annotated[SpotifyAuth, Depends(acting())]) 
 async def top_tracks(
     request: Request, auth: Annotated[SpotifyAuth, Depends(acting("user-top-read"))]
 ) -> dict[str, Any]:
-    page = await asked(request.state.http, auth, "/v1/me/top/tracks", limit=5)
+    page = await get_json(request.state.http, auth, "/v1/me/top/tracks", limit=5)
     return {"tracks": [track["name"] for track in page["items"]]}
 
 
@@ -80,9 +80,9 @@ async def explained(_request: Request, error: SpotconnError) -> JSONResponse:
             return problem(409, "connect-spotify", "Spotify has to be connected", str(error))
         case TryLater():
             log.warning("%s: %s", type(error).__name__, error)
-            pause = max(1, math.ceil(PAUSE if error.retry_after is None else error.retry_after))
-            answer = problem(503, "try-later", "Not possible just now", f"Please try again in {pause} seconds.")
-            answer.headers["Retry-After"] = str(pause)
+            retry_after = max(1, math.ceil(RETRY_AFTER if error.retry_after is None else error.retry_after))
+            answer = problem(503, "try-later", "Not possible just now", f"Please try again in {retry_after} seconds.")
+            answer.headers["Retry-After"] = str(retry_after)
             return answer
         case _:
             log.critical("%s: %s", type(error).__name__, error)
@@ -121,7 +121,7 @@ async def demonstrated(url: str) -> AsyncGenerator[TokenManager]:
     """The tokens of two simulated users, one of whom has not connected Spotify."""
     async with simulated() as simulation:
         for user_id in (await simulation.connect("ann"), await simulation.sign_up("ben")):
-            say(f"curl -i -H 'X-User: {user_id}' {url}/top-tracks")
+            print_line(f"curl -i -H 'X-User: {user_id}' {url}/top-tracks")
         yield simulation.tokens
 
 

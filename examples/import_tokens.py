@@ -22,8 +22,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from demo_services import SCOPES, has_settings, print_line, run, simulated
 from spotconn import Connection, Freshness, SpotifyAccounts, TokenGrant, TokenManager, freshness
-from stage import SCOPES, has_settings, run, say, simulated
 
 CLOCKS = 60
 """Seconds by which the clocks of two hosts may differ."""
@@ -134,8 +134,8 @@ async def import_cache(
 
 async def _refreshed(accounts: SpotifyAccounts, found: TokenGrant) -> TokenGrant:
     grant = await accounts.refresh(found.refresh_token or "")
-    kept = {"refresh_token": grant.refresh_token or found.refresh_token, "scope": grant.scope or found.scope}
-    return grant.model_copy(update=kept)
+    fallback = {"refresh_token": grant.refresh_token or found.refresh_token, "scope": grant.scope or found.scope}
+    return grant.model_copy(update=fallback)
 
 
 def _read(source: str, read: Callable[[], TokenGrant]) -> TokenGrant:
@@ -158,21 +158,23 @@ async def demonstrate() -> None:
         session = {"provider_token": grant.access_token, "provider_refresh_token": grant.refresh_token}
         user_id = await simulation.sign_up("ann")
         stored = await import_grant(tokens, user_id, read_session(session, now), spotify_user_id="ann")
-        say(f"1. Signed in through Supabase: {stored.display_name}, to authorize again by {stored.reauthorize_by:%F}.")
+        print_line(
+            f"1. Signed in through Supabase: {stored.display_name}, to authorize again by {stored.reauthorize_by:%F}."
+        )
 
         grant = spotify.authorize("ann", SCOPES)
         cache = {"access_token": grant.access_token, "token_type": "Bearer", "expires_in": 3600, "scope": None}
         cache |= {"refresh_token": grant.refresh_token, "expires_at": int(now) - 86400}
         user_id, hundred_days_ago = await simulation.sign_up("ann2"), datetime.now(UTC) - timedelta(days=100)
         stored = await import_cache(tokens, user_id, json.dumps(cache), hundred_days_ago)
-        say(
+        print_line(
             f"2. From a cache file of spotipy: {stored.display_name}, to authorize again by {stored.reauthorize_by:%F};"
         )
-        say(f"   the token in the file had ended, the stored one is good until {stored.expires_at:%H:%M} UTC.")
+        print_line(f"   the token in the file had ended, the stored one is good until {stored.expires_at:%H:%M} UTC.")
         try:
             read_cache(json.dumps(cache | {"refresh_token": None}), now)
         except ValueError as error:
-            say(f"3. Refused: {error}")
+            print_line(f"3. Refused: {error}")
 
 
 async def main(arguments: list[str]) -> int:
@@ -186,7 +188,7 @@ async def main(arguments: list[str]) -> int:
     text = await asyncio.to_thread(Path(path).read_text, encoding="utf-8")
     async with TokenManager.from_env() as tokens:
         stored = await import_cache(tokens, UUID(user_id), text, authorized_at, *account)
-    say(f"stored: {stored.spotify_user_id}, to authorize again by {stored.reauthorize_by:%F}")
+    print_line(f"stored: {stored.spotify_user_id}, to authorize again by {stored.reauthorize_by:%F}")
     return 0
 
 

@@ -17,11 +17,11 @@ from uuid import UUID
 
 import httpx
 
+from demo_services import has_settings, print_line, run, service, simulated
 from spotconn import AskUser, CallEngineer, TokenManager, TryLater
-from stage import has_settings, run, say, service, simulated
-from web_api import asked
+from web_api import get_json
 
-AT_ONCE = 8
+CONCURRENCY = 8
 PER_USER = 20
 """Seconds for the work of one user."""
 
@@ -64,7 +64,7 @@ async def for_each(user_ids: Iterable[UUID], job: Job, stop: asyncio.Event, *, p
                 fatal.append(error)
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(AT_ONCE):
+        for _ in range(CONCURRENCY):
             group.create_task(work())
     if fatal:
         raise fatal[0]
@@ -89,8 +89,8 @@ def tracks_of(tokens: TokenManager, http: httpx.AsyncClient) -> Job:
 
     async def note(user_id: UUID) -> None:
         await tokens.get_valid_token(user_id, scopes=["user-top-read"])
-        page = await asked(http, tokens.auth(user_id), "/v1/me/top/tracks", limit=1)
-        say(f"{user_id}: {page['items'][0]['name']}")
+        page = await get_json(http, tokens.auth(user_id), "/v1/me/top/tracks", limit=1)
+        print_line(f"{user_id}: {page['items'][0]['name']}")
 
     return note
 
@@ -115,9 +115,11 @@ async def main(user_ids: list[str]) -> int:
             httpx.AsyncClient(base_url=tokens.accounts.api_url, timeout=10) as http,
         ):
             report = await for_each(users, tracks_of(tokens, http), stop)
-    left = len(users) - report.count
-    say(f"{len(report.done)} done, {len(report.ask)} to ask, {len(report.later)} to try later, {left} not begun")
-    return 1 if report.later or left else 0
+    not_begun = len(users) - report.count
+    print_line(
+        f"{len(report.done)} done, {len(report.ask)} to ask, {len(report.later)} to try later, {not_begun} not begun"
+    )
+    return 1 if report.later or not_begun else 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from spotconn import ConnectionStore, NotConnected, Profile, SpotconnError, Spot
 from spotconn.testing import EmbeddedPostgres, FakeSpotify, add_user, apply_schema
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     print(text, flush=True)
 
 
@@ -34,34 +34,34 @@ async def connect(store: ConnectionStore, spotify: FakeSpotify, user_id: UUID, n
 async def show_tokens(store: ConnectionStore, spotify: FakeSpotify, tokens: TokenManager, ann: UUID, ben: UUID) -> None:
     await connect(store, spotify, ann, "ann", ttl=3600)
     await connect(store, spotify, ben, "ben", ttl=-60)
-    say("\n1. Two users are connected. Ann's token is good for an hour, Ben's ran out a minute ago.")
+    print_line("\n1. Two users are connected. Ann's token is good for an hour, Ben's ran out a minute ago.")
 
     token = await tokens.get_valid_token(ann)
-    say(f"2. Ann's token {shown(token)} is served as stored; Spotify was asked {spotify.token_calls} times.")
+    print_line(f"2. Ann's token {shown(token)} is served as stored; Spotify was asked {spotify.token_calls} times.")
 
     before = await store.get(ben)
     token = await tokens.get_valid_token(ben)
     after = await store.get(ben)
-    say(f"3. Ben's token {shown(before.access_token)} was refreshed to {shown(token)} and saved:")
-    say(f"   the row now ends {after.expires_at:%H:%M:%S} UTC; does Spotify accept it? {spotify.accepts(token)}")
+    print_line(f"3. Ben's token {shown(before.access_token)} was refreshed to {shown(token)} and saved:")
+    print_line(f"   the row now ends {after.expires_at:%H:%M:%S} UTC; does Spotify accept it? {spotify.accepts(token)}")
 
 
 async def show_isolation(store: ConnectionStore, tokens: TokenManager, ann: UUID, ben: UUID) -> None:
     async with store.as_user(ann) as sql:
         rows = await sql.fetch("select spotify_user_id from public.spotify_connections")
         changed = await sql.execute("update public.spotify_connections set email = 'x' where user_id = $1", ben)
-    say(f"4. As Ann, SELECT without any WHERE sees {[row['spotify_user_id'] for row in rows]} only;")
-    say(f"   an UPDATE of Ben's row by raw SQL answers {changed!r}.")
+    print_line(f"4. As Ann, SELECT without any WHERE sees {[row['spotify_user_id'] for row in rows]} only;")
+    print_line(f"   an UPDATE of Ben's row by raw SQL answers {changed!r}.")
 
     await tokens.disconnect(ben)
     try:
         await tokens.get_valid_token(ben)
     except NotConnected as error:
-        say(f"5. Ben disconnected. Asking for his token now: NotConnected: {error}")
+        print_line(f"5. Ben disconnected. Asking for his token now: NotConnected: {error}")
 
 
 async def simulated() -> None:
-    say("No DATABASE_URL and SPOTIFY_CLIENT_ID: a private Postgres is started, and Spotify is simulated.")
+    print_line("No DATABASE_URL and SPOTIFY_CLIENT_ID: a private Postgres is started, and Spotify is simulated.")
     spotify = FakeSpotify()
     with EmbeddedPostgres() as postgres:
         dsn = postgres.dsn()
@@ -75,21 +75,21 @@ async def simulated() -> None:
         ):
             await show_tokens(store, spotify, tokens, ann, ben)
             await show_isolation(store, tokens, ann, ben)
-    say("\nThe private Postgres and its data are gone.")
+    print_line("\nThe private Postgres and its data are gone.")
 
 
 async def real(user_ids: list[str]) -> int:
-    say("DATABASE_URL and SPOTIFY_CLIENT_ID are set: asking the real database and the real Spotify.")
+    print_line("DATABASE_URL and SPOTIFY_CLIENT_ID are set: asking the real database and the real Spotify.")
     if not user_ids:
-        say("Give the ids of connected users as arguments.")
+        print_line("Give the ids of connected users as arguments.")
     failed = 0
     async with TokenManager.from_env() as tokens:
         for user_id in user_ids:
             try:
-                say(f"{user_id}: valid token {shown(await tokens.get_valid_token(user_id))}")
+                print_line(f"{user_id}: valid token {shown(await tokens.get_valid_token(user_id))}")
             except SpotconnError as error:
                 failed = 1
-                say(f"{user_id}: {type(error).__name__}: {error}")
+                print_line(f"{user_id}: {type(error).__name__}: {error}")
     return failed
 
 
@@ -101,7 +101,7 @@ def main() -> int:
     try:
         return asyncio.run(real(sys.argv[1:]))
     except (SpotconnError, ValueError) as error:
-        say(f"{type(error).__name__}: {error}")
+        print_line(f"{type(error).__name__}: {error}")
         return 1
 
 

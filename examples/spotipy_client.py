@@ -18,8 +18,8 @@ from uuid import UUID
 import requests
 import spotipy
 
+from demo_services import print_line, run, service
 from spotconn import TokenManager, TryLater
-from stage import run, say, service
 
 UNAUTHORIZED = 401
 MISSING_SCOPE = b"Permissions missing"
@@ -102,7 +102,7 @@ def listened_to(spotify: spotipy.Spotify) -> str:
 async def main(user_ids: list[str]) -> int:
     async with service(user_ids) as (tokens, users):
         for user_id in users:
-            say(await asyncio.to_thread(listened_to, client_of(tokens, user_id)))
+            print_line(await asyncio.to_thread(listened_to, client_of(tokens, user_id)))
     return 0
 
 

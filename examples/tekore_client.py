@@ -15,8 +15,8 @@ from uuid import UUID
 import httpx
 import tekore
 
+from demo_services import print_line, run, service
 from spotconn import TokenManager
-from stage import run, say, service
 
 SPOTIFY = "https://api.spotify.com"
 
@@ -48,7 +48,7 @@ async def main(user_ids: list[str]) -> int:
             async with client_of(tokens, user_id) as spotify:
                 profile = await spotify.current_user()
                 tracks = await spotify.current_user_top_tracks(limit=3)
-            say(f"{profile.display_name} listens to {', '.join(track.name for track in tracks.items)}")
+            print_line(f"{profile.display_name} listens to {', '.join(track.name for track in tracks.items)}")
     return 0
 
 

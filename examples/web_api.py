@@ -7,7 +7,7 @@ import httpx
 from spotconn import SpotifyAuth, SpotifyUnavailable
 
 
-async def asked(http: httpx.AsyncClient, auth: SpotifyAuth, path: str, **query: int | str) -> Any:
+async def get_json(http: httpx.AsyncClient, auth: SpotifyAuth, path: str, **query: int | str) -> Any:
     """The JSON of an answer.
 
     Raises:
@@ -20,10 +20,10 @@ async def asked(http: httpx.AsyncClient, auth: SpotifyAuth, path: str, **query: 
     else:
         if answer.is_success:
             return answer.json()
-        pause = answer.headers.get("Retry-After", "")
+        seconds = answer.headers.get("Retry-After", "")
         failure = SpotifyUnavailable(
             f"Spotify answered with status {answer.status_code}",
-            retry_after=float(pause) if pause.isdecimal() else None,
+            retry_after=float(seconds) if seconds.isdecimal() else None,
         )
     # Not raised from the error itself, which holds the request and with it the token.
     raise failure

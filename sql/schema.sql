@@ -316,8 +316,8 @@ declare
 begin
     perform spotconn.act_as(p_user_id);
     lapsed := false;
-    -- The first pass takes no lock, and most callers return from it. The others lock the row and read it again.
-    for pass in 1..2 loop
+    -- The first attempt takes no lock, and most callers return from it. The others lock the row and read it again.
+    for attempt in 1..2 loop
         select stored.* into connection from spotconn.connection as stored where stored.user_id = p_user_id;
         if not found then
             outcome := 'gone';
@@ -343,7 +343,7 @@ begin
             return next;
             return;
         end if;
-        if pass = 1 then
+        if attempt = 1 then
             perform from public.spotify_connections as stored where stored.user_id = p_user_id for no key update;
         end if;
     end loop;

@@ -1,7 +1,7 @@
-"""The plugin for pytest: a simulated Spotify, a private Postgres and a connected user for the tests of a service.
+"""The plugin for pytest: fixtures for a simulated Spotify, a private Postgres and a connected user.
 
-Every run of pytest in the environment loads this module. So it stands outside the package, whose import takes time
-and would come before coverage is measured, and imports the library only when a fixture is used.
+Every run of pytest in the environment loads this module. So it is outside of the package, whose import takes time and
+would come before coverage is measured, and it imports the library only when a fixture is used.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING or find_spec("pytest_asyncio"):
     from pytest_asyncio import fixture as async_fixture
-else:  # the fixtures can be asked for, and say what is missing
+else:  # the fixtures exist, and fail with the name of what is missing
     async_fixture = pytest.fixture
 
 
 @pytest.fixture(scope="session")
 def _spotconn_extra() -> None:
-    """What all others need."""
-    needed = ("pytest_asyncio", "python_multipart", "starlette", "uvicorn")
-    if missing := [name for name in needed if find_spec(name) is None]:
+    """Fail where the extra is not installed; all other fixtures need it."""
+    required = ("pytest_asyncio", "python_multipart", "starlette", "uvicorn")
+    if missing := [name for name in required if find_spec(name) is None]:
         text = (
             f'the fixtures of spotconn need an extra: pip install "spotconn[testing]" (without: {", ".join(missing)})'
         )
@@ -37,7 +37,7 @@ def _spotconn_extra() -> None:
 
 @pytest.fixture
 def spotconn_clock(_spotconn_extra: None) -> "FakeClock":
-    """The time by which the manager and the simulated Spotify live: now, until the test steps it."""
+    """Return the clock of the manager and the simulated Spotify: it stands at the present until the test steps it."""
     from spotconn.testing import FakeClock
 
     return FakeClock(time.time())
@@ -45,7 +45,10 @@ def spotconn_clock(_spotconn_extra: None) -> "FakeClock":
 
 @pytest.fixture
 def spotify_fake(spotconn_clock: "FakeClock") -> "FakeSpotify":
-    """A simulated Spotify; its refresh tokens are strictly single-use: what works there works with reusable ones."""
+    """Return a simulated Spotify.
+
+    Its refresh tokens are strictly single-use: code that works with these works with reusable ones too.
+    """
     from spotconn.testing import FakeSpotify
 
     return FakeSpotify(rotation=True, clock=spotconn_clock)
@@ -53,23 +56,23 @@ def spotify_fake(spotconn_clock: "FakeClock") -> "FakeSpotify":
 
 @async_fixture
 async def spotify_url(spotify_fake: "FakeSpotify", monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[str]:
-    """The base URL at which the simulated Spotify answers on loopback, both as accounts service and as Web API."""
+    """Serve the simulated Spotify on loopback; return its base URL, both as accounts service and as Web API."""
     # A proxy of the environment cannot reach this host.
-    kept = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
-    monkeypatch.setenv("no_proxy", f"{kept},127.0.0.1" if kept else "127.0.0.1")
+    exceptions = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    monkeypatch.setenv("no_proxy", f"{exceptions},127.0.0.1" if exceptions else "127.0.0.1")
     async with spotify_fake.serve() as url:
         yield url
 
 
 @pytest.fixture
 def spotify_scopes() -> frozenset[str]:
-    """What the connected user has granted; to be overridden by a fixture of the same name."""
+    """Return the scopes of the connected user; override it with a fixture of the same name."""
     return frozenset({"user-read-email", "user-top-read"})
 
 
 @pytest.fixture(scope="session")
 def spotconn_postgres(_spotconn_extra: None) -> "Generator[EmbeddedPostgres]":
-    """A private Postgres with the schema applied, one for the whole run."""
+    """Run a private Postgres with the schema applied, one for the whole run."""
     from spotconn.testing import EmbeddedPostgres, apply_schema
 
     with EmbeddedPostgres() as server:
@@ -79,7 +82,7 @@ def spotconn_postgres(_spotconn_extra: None) -> "Generator[EmbeddedPostgres]":
 
 @async_fixture
 async def spotconn_dsn(spotconn_postgres: "EmbeddedPostgres") -> str:
-    """The URL of that Postgres, as its superuser; the users and connections of earlier tests are gone."""
+    """Return the URL of that Postgres for its superuser, without the users and connections of earlier tests."""
     from spotconn.testing._database import remove_users
 
     dsn = spotconn_postgres.dsn()
@@ -89,7 +92,7 @@ async def spotconn_dsn(spotconn_postgres: "EmbeddedPostgres") -> str:
 
 @async_fixture
 async def spotconn_store(spotconn_dsn: str) -> "AsyncGenerator[ConnectionStore]":
-    """A `ConnectionStore` of that Postgres."""
+    """Open a `ConnectionStore` on that Postgres."""
     from spotconn import ConnectionStore
 
     async with ConnectionStore.open(spotconn_dsn) as store:
@@ -98,7 +101,7 @@ async def spotconn_store(spotconn_dsn: str) -> "AsyncGenerator[ConnectionStore]"
 
 @async_fixture
 async def spotconn_accounts(spotify_url: str, spotconn_clock: "FakeClock") -> "AsyncGenerator[SpotifyAccounts]":
-    """`SpotifyAccounts` of the app that the simulated Spotify knows."""
+    """Open `SpotifyAccounts` for the app of the simulated Spotify."""
     from spotconn import SpotifyAccounts
 
     async with SpotifyAccounts(
@@ -111,7 +114,7 @@ async def spotconn_accounts(spotify_url: str, spotconn_clock: "FakeClock") -> "A
 async def spotconn_tokens(
     spotconn_store: "ConnectionStore", spotconn_accounts: "SpotifyAccounts", spotconn_clock: "FakeClock"
 ) -> "AsyncGenerator[TokenManager]":
-    """A `TokenManager` over that store and that Spotify."""
+    """Open a `TokenManager` over that store and those accounts."""
     from spotconn import TokenManager
 
     async with TokenManager(spotconn_store, spotconn_accounts, clock=spotconn_clock) as tokens:
@@ -122,7 +125,7 @@ async def spotconn_tokens(
 async def spotconn_user(
     spotconn_store: "ConnectionStore", spotify_fake: "FakeSpotify", spotify_scopes: frozenset[str], spotconn_dsn: str
 ) -> UUID:
-    """The id of a user who has just connected the account "alice"; the access token is good for an hour."""
+    """Return the id of a user who has just connected the account "alice"; the access token is good for an hour."""
     from spotconn import Profile
     from spotconn.testing import add_user
 

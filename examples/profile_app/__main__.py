@@ -29,7 +29,7 @@ TOKEN_TTL = 3600
 SCOPES = ("user-read-email", "user-top-read")
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     print(text, flush=True)
 
 
@@ -45,14 +45,14 @@ def given_users(arguments: list[str]) -> dict[str, UUID]:
 
 
 async def private_database(stack: AsyncExitStack) -> tuple[str, dict[str, UUID]]:
-    say("No DATABASE_URL: a private Postgres is started.")
+    print_line("No DATABASE_URL: a private Postgres is started.")
     dsn = stack.enter_context(EmbeddedPostgres()).dsn()
     await apply_schema(dsn)
     return dsn, {name: await add_user(dsn, email=f"{name}@example.com") for name in ("alice", "bob")}
 
 
 async def simulated(stack: AsyncExitStack, port: int, arguments: list[str]) -> Service:
-    say("No SPOTIFY_CLIENT_ID: Spotify is simulated.")
+    print_line("No SPOTIFY_CLIENT_ID: Spotify is simulated.")
     spotify = FakeSpotify(token_ttl=int(os.environ.get("TOKEN_TTL") or TOKEN_TTL))
     spotify.add_account("alice", display_name="Alice", email="alice@example.com")
     spotify.add_account("bob", display_name="Bob", email="bob@example.com")
@@ -100,7 +100,7 @@ async def run(arguments: list[str]) -> None:
         service = await (real(stack, arguments) if is_real else simulated(stack, port, arguments))
         # The URL of the callback holds a code: no log of requests.
         config = uvicorn.Config(build_app(service), log_level="warning", access_log=False, timeout_graceful_shutdown=5)
-        say(f"Open http://127.0.0.1:{port} in a browser; stop with Ctrl-C.")
+        print_line(f"Open http://127.0.0.1:{port} in a browser; stop with Ctrl-C.")
         await uvicorn.Server(config).serve(sockets=[listening])
 
 
@@ -109,7 +109,7 @@ def main() -> int:
         try:
             asyncio.run(run(sys.argv[1:]))
         except (SpotconnError, ValueError, OSError) as error:
-            say(f"{type(error).__name__}: {error}")
+            print_line(f"{type(error).__name__}: {error}")
             return 1
     return 0
 

@@ -67,17 +67,17 @@ class Service:
 
     async def start(self, user_id: UUID, session: Session, *, again: bool) -> str:
         """Where to send the browser; on a reconnect Spotify asks again, so that another account can be chosen."""
-        return await self._told(session, self.flow.start(user_id, show_dialog=again)) or "/profile"
+        return await self._noted(session, self.flow.start(user_id, show_dialog=again)) or "/profile"
 
     async def finish(self, user_id: UUID, session: Session, callback_url: str) -> None:
         """Save the connection that the browser comes back with."""
-        connection = await self._told(session, self.flow.finish(user_id, callback_url))
+        connection = await self._noted(session, self.flow.finish(user_id, callback_url))
         if connection is not None:
             session.notice = ("good", f"Connected to {connection.display_name or connection.spotify_user_id}.")
 
     async def disconnect(self, user_id: UUID, session: Session) -> None:
         """Delete the connection."""
-        if await self._told(session, self.tokens.disconnect(user_id)) is not None:
+        if await self._noted(session, self.tokens.disconnect(user_id)) is not None:
             session.notice = ("good", DISCONNECTED)
 
     async def view(self, user_id: UUID) -> tuple[ConnectionStatus, list[Track] | str]:
@@ -99,7 +99,7 @@ class Service:
         except SpotconnError as error:
             return words(error)
 
-    async def _told(self, session: Session, call: Awaitable[T]) -> T | None:
+    async def _noted(self, session: Session, call: Awaitable[T]) -> T | None:
         """Await a call; its failure becomes the notice of the next page."""
         try:
             return await call

@@ -109,7 +109,7 @@ class Site:
 
     async def style(self, _request: Request) -> Response:
         """The one style sheet."""
-        return _guarded(FileResponse(STYLE))
+        return _with_security_headers(FileResponse(STYLE))
 
     async def _start(self, request: Request, *, again: bool) -> Response:
         session = await self._sender(request)
@@ -131,7 +131,8 @@ class Site:
 
     def _page(self, session: Session, html: str, status: HTTPStatus = HTTPStatus.OK) -> Response:
         return self._named(
-            session, _guarded(HTMLResponse(html, status), form_action=f"'self' {self._service.spotify_url}")
+            session,
+            _with_security_headers(HTMLResponse(html, status), form_action=f"'self' {self._service.spotify_url}"),
         )
 
     def _named(self, session: Session, response: Response) -> Response:
@@ -141,15 +142,15 @@ class Site:
 
 
 def _to(url: str) -> Response:
-    return _guarded(RedirectResponse(url, HTTPStatus.SEE_OTHER))
+    return _with_security_headers(RedirectResponse(url, HTTPStatus.SEE_OTHER))
 
 
 def _refused() -> Response:
     page = problem_page(Session(), "This form is out of date. Go back to the page, and try again.")
-    return _guarded(HTMLResponse(page, HTTPStatus.FORBIDDEN))
+    return _with_security_headers(HTMLResponse(page, HTTPStatus.FORBIDDEN))
 
 
-def _guarded(response: Response, *, form_action: str = "'self'") -> Response:
+def _with_security_headers(response: Response, *, form_action: str = "'self'") -> Response:
     # A form may lead to Spotify: browsers hold the redirect that answers a form to form-action as well.
     response.headers["Content-Security-Policy"] = (
         "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; frame-ancestors 'none'; "

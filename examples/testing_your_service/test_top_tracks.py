@@ -44,7 +44,7 @@ async def test_six_months_later_the_user_is_asked(
     assert "connect Spotify" in await top_tracks(spotconn_tokens, spotconn_user)
 
 
-async def test_a_busy_spotify_is_told(
+async def test_a_busy_spotify_means_later(
     spotconn_tokens: TokenManager, spotconn_user: UUID, spotconn_clock: FakeClock, spotify_fake: FakeSpotify
 ) -> None:
     """Where Spotify asks to wait, so is the user."""

@@ -8,7 +8,7 @@ from spotconn import AskUser, TokenManager, TryLater
 
 
 async def top_tracks(tokens: TokenManager, user_id: UUID) -> str:
-    """The three tracks that a user listens to most, or what to tell them instead."""
+    """Return the three tracks that a user listens to most, or a sentence why there are none."""
     auth, url = tokens.auth(user_id), tokens.accounts.api_url
     try:
         async with httpx.AsyncClient(auth=auth, base_url=url) as spotify:

@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakMethod, WeakSet
 
 _IN_CHILD = (
@@ -25,20 +25,13 @@ _IN_OTHER_LOOP = (
 _CLOSED = "this {name} is closed"
 
 
-class Carrier(Protocol):
-    """A transport of asyncio, or a stream of httpcore."""
-
-    def get_extra_info(self, name: str) -> Any:
-        """Return the socket for the name "socket"."""
-        ...
-
-
 class Affinity:
     """The process that makes the object, and the event loop in which it is made or first checked.
 
     Args:
         name: of the object, for errors.
         loop: the event loop, if known.
+        transports: a method that returns the transports of the connections that must not be used in a child of fork.
         after_fork: a method to call in each child of fork while its object exists.
 
     Attributes:
@@ -50,12 +43,15 @@ class Affinity:
         name: str,
         *,
         loop: asyncio.AbstractEventLoop | None = None,
+        transports: Callable[[], list[Any]] | None = None,
         after_fork: Callable[[], None] | None = None,
     ) -> None:
         self._name = name
         self._forks = _forks.count
         self._loop = [loop or _running_loop()]
         self.closed = False
+        if transports is not None:
+            _forks.transports.append(WeakMethod(transports, _forks.transports.remove))
         if after_fork is not None:
             _forks.callbacks.append(WeakMethod(after_fork, _forks.callbacks.remove))
 
@@ -87,9 +83,9 @@ class Affinity:
         self.closed = True
 
 
-def keep_from_children(carrier: Carrier) -> None:
-    """Replace the socket of a connection by a dead one in each child of fork, while the connection exists."""
-    _forks.carriers.add(carrier)
+def keep_from_children(stream: object) -> None:
+    """Replace the socket of a stream of httpcore by a dead one in each child of fork, while the stream exists."""
+    _forks.streams.add(stream)
 
 
 class _Forks:
@@ -97,35 +93,42 @@ class _Forks:
 
     Attributes:
         count: forks between the first process and this one.
-        callbacks: methods to call.
-        carriers: connections whose sockets to replace.
+        streams: connections of the parent.
+        transports: methods that return more of them.
+        callbacks: methods to call once no socket is the parent's any more.
     """
 
     def __init__(self) -> None:
         self.count = 0
+        self.streams = WeakSet[object]()
+        self.transports: list[WeakMethod[Callable[[], list[Any]]]] = []
         self.callbacks: list[WeakMethod[Callable[[], None]]] = []
-        self.carriers = WeakSet[Carrier]()
 
     def in_child(self) -> None:
         self.count += 1
-        self._replace_sockets()
+        carriers: list[Any] = [*self.streams]
+        for transports in list(self.transports):
+            if (method := transports()) is not None:
+                carriers += method()
+        self.streams.clear()
+        _replace_sockets(carriers)
         for callback in list(self.callbacks):
-            if (method := callback()) is not None:
-                method()
+            if (called := callback()) is not None:
+                with suppress(Exception):
+                    called()
 
-    def _replace_sockets(self) -> None:
-        carriers = list(self.carriers)
-        if not carriers:
-            return
-        self.carriers.clear()
-        dead, peer = socket.socketpair()
-        peer.close()
-        for carrier in carriers:
-            with suppress(Exception):
-                number = carrier.get_extra_info("socket").fileno()
-                if number >= 0:
-                    os.dup2(dead.fileno(), number, inheritable=False)
-        dead.close()
+
+def _replace_sockets(carriers: list[Any]) -> None:
+    if not carriers:
+        return
+    dead, peer = socket.socketpair()
+    peer.close()
+    for carrier in carriers:
+        with suppress(Exception):
+            number = carrier.get_extra_info("socket").fileno()
+            if number >= 0:
+                os.dup2(dead.fileno(), number, inheritable=False)
+    dead.close()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

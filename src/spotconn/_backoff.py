@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 @dataclass
 class Backoff:
-    """How long to leave something alone: longer with each failure in a row.
+    """The pause before the next attempt, which grows with each failure in a row.
 
     Attributes:
         first: seconds of the first pause; each next one is twice as long, less a random half.
         longest: seconds of the longest pause.
-        until: when the pause ends, on the caller's clock.
+        until: when the pause ends, in seconds of the caller's clock.
         failures: failures in a row.
     """
 
@@ -21,13 +21,13 @@ class Backoff:
     failures: int = 0
 
     def remaining(self, now: float) -> float:
-        """Seconds until the pause ends; 0 where it is over."""
+        """Return the seconds until the pause ends, or 0 if it is over."""
         return max(0.0, self.until - now)
 
     def failed(self, now: float) -> None:
-        """Begin the next pause."""
-        # No more than 2 ** 16: a float has an end.
+        """Record a failure and begin the next pause."""
+        # At most 2 ** 16: a float overflows.
         full = min(self.longest, self.first * 2 ** min(self.failures, 16))
-        # Jittered: what failed together must not come back together.
-        self.until = now + full * random.uniform(0.5, 1)  # noqa: S311  no secret hangs on it
+        # Jitter: calls that failed together must not come back together.
+        self.until = now + full * random.uniform(0.5, 1)  # noqa: S311  no secret depends on it
         self.failures += 1

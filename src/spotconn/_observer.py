@@ -1,4 +1,4 @@
-"""The seam for telemetry: what a manager, its store and its accounts tell an observer."""
+"""The interface for telemetry: what a manager, its store and its accounts report to an observer."""
 
 from collections.abc import Awaitable, Callable, Sized
 from contextlib import AbstractContextManager, nullcontext
@@ -9,41 +9,41 @@ _P = ParamSpec("_P")
 
 
 class Observer:
-    """Hears what happens and does nothing about it; `spotconn.telemetry` has the one that does.
+    """Observer that does nothing; `spotconn.telemetry` has the one that exports.
 
-    No method may raise, and none is told a token or a secret. A user id tells what belongs together.
+    No method may raise, and none is given a token or a secret. The user id shows which reports belong together.
     """
 
     def remembers(self, cache: Sized) -> None:
-        """A manager remembers connections in this cache."""
+        """Register the cache of a manager."""
 
     def counted(self, call: Callable[_P, Awaitable[str]]) -> Callable[_P, Awaitable[str]]:
-        """A call for a token, made observable."""
+        """Return a call for a token that is counted."""
         return call
 
-    def waiting(self, user_id: UUID) -> AbstractContextManager[None]:  # noqa: ARG002  for the one that listens
-        """Within: a call waits for a user's connection, which is not in the cache."""
+    def waiting(self, user_id: UUID) -> AbstractContextManager[None]:  # noqa: ARG002  for subclasses
+        """Context manager: a call waits for a user's connection, which is not in the cache."""
         return nullcontext()
 
     def refreshing(self, user_id: UUID) -> AbstractContextManager[None]:  # noqa: ARG002  as above
-        """Within: this process refreshes a user's connection."""
+        """Context manager: this process refreshes a user's connection."""
         return nullcontext()
 
     def leased(self, user_id: UUID, seconds: float) -> None:
-        """So long a user's connection was waited for, because another process was refreshing it."""
+        """Record the seconds that a call waited because another process was refreshing the connection."""
 
     def acquiring(self) -> AbstractContextManager[None]:
-        """Within: a statement waits for a connection of the pool."""
+        """Context manager: a statement waits for a connection of the pool."""
         return nullcontext()
 
     def asking(self) -> AbstractContextManager[Callable[[int], None]]:
-        """Within: Spotify is asked; what this gives is called with the status of the answer, if one comes."""
-        return nullcontext(_heard)
+        """Context manager: a request to Spotify; call what it yields with the status of the response, if one comes."""
+        return nullcontext(_ignore_status)
 
 
-def _heard(_status: int) -> None:
-    """Nobody wants to know."""
+def _ignore_status(_status: int) -> None:
+    """Do nothing."""
 
 
 NOBODY = Observer()
-"""The observer of what nobody observes."""
+"""The observer of a manager that is not instrumented."""

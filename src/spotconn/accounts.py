@@ -1,52 +1,28 @@
-"""Everything said to accounts.spotify.com, and the one call to the Web API that tells who has connected."""
+"""`SpotifyAccounts`: requests to accounts.spotify.com, and GET /v1/me of the Web API."""
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
-from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Literal, Self
 
 import httpx
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    retry_if_exception_type,
-    stop_before_delay,
-    wait_random_exponential,
-)
 
-from spotconn._affinity import Affinity, keep_from_children
+from spotconn._affinity import Affinity
 from spotconn._observer import NOBODY
-from spotconn._spotify.clients import Clients
-from spotconn._spotify.oauth import (
-    GrantType,
-    RequestNotProcessed,
-    authorization_request_url,
-    base_url,
-    read_grant,
-    read_profile,
-)
+from spotconn._spotify.answers import read_grant, read_profile
+from spotconn._spotify.http import HttpClient, Response
+from spotconn._spotify.oauth import GrantType, RequestNotProcessed, authorization_request_url, base_url
+from spotconn._spotify.retry import retry
 from spotconn._spotify.throttle import Throttle
-from spotconn._tracebacks import renewed, scrubbed
+from spotconn._tracebacks import scrubbed
 from spotconn.errors import ConfigurationError, ReauthorizationRequired, SpotconnError, SpotifyUnavailable
 from spotconn.models import Profile, TokenGrant
 
-LARGEST_BODY = 64 * 1024
-"""Bytes of an answer that are read; a grant or a profile has about one thousand."""
 MOST_CALLS = 100
-"""Calls under way at once; the others wait, and are not made at all once Spotify has asked to wait."""
-
-T = TypeVar("T")
-
-# Uncompressed, so that no small answer can unpack into a large one.
-_HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
-
-# Full jitter: many processes that fail together must not come back together.
-_backoff = wait_random_exponential(multiplier=0.1, max=2)
-_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+"""Calls under way at once; the others wait, and are not sent if Spotify asks this app to wait meanwhile."""
 
 
 @scrubbed
@@ -56,21 +32,21 @@ class SpotifyAccounts:
     Every call has one deadline in seconds, retries included. It retries only `SpotifyUnavailable`, with growing,
     jittered pauses, never sooner than Spotify's Retry-After. No attempt begins in the second half of the time: one
     that is cut off too early could lose an answer with the only refresh token still good. A Retry-After holds for all
-    calls of this object to the same service, whoever they are for; after invalid_client only one call in a growing
-    pause is made to see whether it still holds.
+    calls of this object to the same service, for any user; after invalid_client only one call per growing pause
+    is made, to see whether it still holds.
 
     Args:
         client_id: of the app.
-        client_secret: of a confidential client, sent as HTTP Basic; None for a public client, which proves
-            itself with PKCE alone (RFC 7636).
+        client_secret: of a confidential client, sent as HTTP Basic; None for a public client, which authenticates
+            with PKCE alone (RFC 7636).
         http: a client to use instead of an own one; it stays open on `aclose()`.
         accounts_url: base URL of the accounts service.
         api_url: base URL of the Web API.
-        clock: seconds since the epoch; tells the end of the access tokens granted.
+        clock: returns seconds since the epoch; the expiry of granted access tokens is computed from it.
 
     Attributes:
-        affinity: the process and the event loop that it belongs to, with the connections that it keeps: those in which
-            it was made or, outside of an event loop, first used.
+        affinity: the process and the event loop to which this object and its connections belong: those in which it
+            was made or, outside of an event loop, first used.
 
     Raises:
         ConfigurationError: an argument is empty or malformed; the text names it and does not show its value.
@@ -94,19 +70,13 @@ class SpotifyAccounts:
         self._accounts_url = base_url(accounts_url, name="accounts_url")
         self._api_url = base_url(api_url, name="api_url")
         self._clock = clock
-        self._own: Clients | None = None
-        self._client: Callable[[], AbstractContextManager[httpx.AsyncClient]]
-        if http is None:
-            self._own = Clients(_making(self._accounts_url, self._api_url))
-            self._client = self._own.borrow
-        else:
-            self._client = lambda: nullcontext(http)
-        self._places = asyncio.Semaphore(MOST_CALLS)
+        self._http = HttpClient(http, self._accounts_url, self._api_url)
+        self._slots = asyncio.Semaphore(MOST_CALLS)
         self._token_throttle, self._profile_throttle = Throttle(), Throttle()
         self.observer = NOBODY
 
     def __repr__(self) -> str:
-        """The app and the kind of client, without the secret."""
+        """Return the app and the kind of client, without the secret."""
         kind = "confidential" if self._basic else "public"
         return f"<SpotifyAccounts client_id={self._client_id!r} {kind}>"
 
@@ -124,14 +94,14 @@ class SpotifyAccounts:
         code_challenge: str,
         show_dialog: bool = False,
     ) -> str:
-        """The URL to send the user's browser to (RFC 6749, section 4.1.1, with PKCE S256).
+        """Return the URL to send the user's browser to (RFC 6749, section 4.1.1, with PKCE S256).
 
         Args:
             redirect_uri: exactly as registered for the app.
-            scopes: what to ask the user for; may be empty.
+            scopes: to ask the user for; may be empty.
             state: comes back in the callback, against forgery.
             code_challenge: S256 of the code verifier.
-            show_dialog: ask the user again although they have approved before.
+            show_dialog: ask the user again even if they have approved before.
         """
         return authorization_request_url(
             self._accounts_url,
@@ -149,17 +119,17 @@ class SpotifyAccounts:
         *,
         redirect_uri: str,
         code_verifier: str,
-        timeout: float = 10,  # noqa: ASYNC109 - one deadline over all attempts is this call's to keep
+        timeout: float = 10,  # noqa: ASYNC109  the deadline is over all attempts
     ) -> TokenGrant:
         """Exchange an authorization code for tokens (RFC 6749, section 4.1.3; RFC 7636, section 4.5).
 
-        A code can be used once, so this is retried only where Spotify has not used it: on 429, on 5xx, and when
-        no connection came about. After a connection cut on the way the user has to start again.
+        A code can be used once, so this is retried only if Spotify has not used it: on 429, on 5xx, and if no
+        connection was made. After a connection that breaks during the request the user has to start again.
 
         Args:
             code: from the callback.
-            redirect_uri: the one the authorization was started with.
-            code_verifier: the one whose challenge the authorization was started with.
+            redirect_uri: as in the authorization URL.
+            code_verifier: the one whose challenge was in the authorization URL.
             timeout: seconds in all.
 
         Raises:
@@ -168,9 +138,10 @@ class SpotifyAccounts:
             SpotifyUnavailable: no usable answer in time.
         """
         form = {"code": code, "redirect_uri": redirect_uri, "code_verifier": code_verifier}
-        return await _retried(partial(self._token, "authorization_code", form), on=RequestNotProcessed, timeout=timeout)
+        attempt = partial(self._request_grant, "authorization_code", form)
+        return await retry(attempt, on=RequestNotProcessed, timeout=timeout)
 
-    async def refresh(self, refresh_token: str, *, timeout: float = 10) -> TokenGrant:  # noqa: ASYNC109 - as above
+    async def refresh(self, refresh_token: str, *, timeout: float = 10) -> TokenGrant:  # noqa: ASYNC109  as above
         """Get a new access token (RFC 6749, section 6).
 
         Args:
@@ -182,24 +153,24 @@ class SpotifyAccounts:
             ConfigurationError: Spotify refuses this app or its request.
             SpotifyUnavailable: no usable answer in time.
         """
-        if not refresh_token:  # another client of the table has stored none; Spotify would blame the request
+        if not refresh_token:  # stored by another client of the table; Spotify would answer invalid_request
             raise ReauthorizationRequired("invalid", datetime.fromtimestamp(self._clock(), UTC))
         form = {"refresh_token": refresh_token}
-        return await _retried(partial(self._token, "refresh_token", form), on=SpotifyUnavailable, timeout=timeout)
+        return await retry(partial(self._request_grant, "refresh_token", form), on=SpotifyUnavailable, timeout=timeout)
 
-    async def profile(self, access_token: str, *, timeout: float = 10) -> Profile:  # noqa: ASYNC109 - as above
-        """Whose account an access token is for (GET /v1/me).
+    async def profile(self, access_token: str, *, timeout: float = 10) -> Profile:  # noqa: ASYNC109  as above
+        """Return the profile of the account that an access token is for (GET /v1/me).
 
         Args:
             access_token: just granted.
             timeout: seconds in all.
 
         Raises:
-            ConnectFailed: Spotify refuses the token ("code_rejected"), or this account to this app
+            ConnectFailed: Spotify refuses the token ("code_rejected"), or does not let this app use the account
                 ("not_allowed").
             SpotifyUnavailable: no usable answer in time.
         """
-        return await _retried(partial(self._me, access_token), on=SpotifyUnavailable, timeout=timeout)
+        return await retry(partial(self._request_profile, access_token), on=SpotifyUnavailable, timeout=timeout)
 
     async def aclose(self) -> None:
         """Close the HTTP client, unless it was given to the constructor. In a child of fork do nothing.
@@ -211,39 +182,38 @@ class SpotifyAccounts:
             return
         self.affinity.check_home()
         self.affinity.close()
-        if self._own is not None:
-            await self._own.aclose()
+        await self._http.aclose()
 
     async def __aenter__(self) -> Self:
-        """Itself; nothing is opened before the first call."""
+        """Return this object; nothing is opened before the first call."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Close as `aclose()` does."""
         await self.aclose()
 
-    async def _token(self, grant_type: GrantType, form: dict[str, str], begin_by: float) -> TokenGrant:
+    async def _request_grant(self, grant_type: GrantType, form: dict[str, str], begin_by: float) -> TokenGrant:
         data = {"grant_type": grant_type, **form}
         if self._basic is None:
             data["client_id"] = self._client_id
         url = f"{self._accounts_url}/api/token"
-        async with self._passing(self._token_throttle, begin_by):
+        async with self._admitted(self._token_throttle, begin_by):
             sent = self._clock()
-            answer = await self._ask("POST", url, data=data, headers=_HEADERS, auth=self._basic)
-            return read_grant(answer.status, answer.headers, answer.body, now=sent, grant_type=grant_type)
+            status, headers, body = await self._send("POST", url, data=data, auth=self._basic)
+            return read_grant(status, headers, body, now=sent, grant_type=grant_type)
 
-    async def _me(self, access_token: str, begin_by: float) -> Profile:
-        headers = {**_HEADERS, "Authorization": f"Bearer {access_token}"}
-        async with self._passing(self._profile_throttle, begin_by):
-            answer = await self._ask("GET", f"{self._api_url}/v1/me", headers=headers)
-            return read_profile(answer.status, answer.headers, answer.body, now=self._clock())
+    async def _request_profile(self, access_token: str, begin_by: float) -> Profile:
+        authorization = {"Authorization": f"Bearer {access_token}"}
+        async with self._admitted(self._profile_throttle, begin_by):
+            status, headers, body = await self._send("GET", f"{self._api_url}/v1/me", headers=authorization)
+            return read_profile(status, headers, body, now=self._clock())
 
     @asynccontextmanager
-    async def _passing(self, throttle: Throttle, begin_by: float) -> AsyncGenerator[None]:
-        """One call under way: it waits for its place, passes the gate, and tells the gate what came of it."""
+    async def _admitted(self, throttle: Throttle, begin_by: float) -> AsyncGenerator[None]:
+        """Context manager: wait for a slot, check the throttle, and record the outcome of the block in it."""
         self.affinity.check()
         loop = asyncio.get_running_loop()
-        async with _place(self._places, begin_by):
+        async with _slot(self._slots, begin_by):
             throttle.check(loop.time())
             try:
                 yield
@@ -252,135 +222,35 @@ class SpotifyAccounts:
                 raise
             throttle.record(None, loop.time())
 
-    async def _ask(
+    async def _send(
         self,
         method: Literal["GET", "POST"],
         url: str,
         *,
-        headers: dict[str, str],
+        headers: dict[str, str] | None = None,
         data: dict[str, str] | None = None,
         auth: httpx.Auth | None = None,
-    ) -> "_Answer":
-        self.affinity.check()  # again, right before the first byte
-        try:
-            with self._client() as http, self.observer.asking() as answered:
-                asked = http.stream(
-                    method,
-                    url,
-                    headers=headers,
-                    data=data,
-                    auth=auth,
-                    follow_redirects=False,
-                    extensions={"trace": _connected},
-                )
-                async with asked as response:
-                    answered(response.status_code)
-                    return _Answer(response.status_code, response.headers, await _bounded_body(response))
-        except httpx.RequestError as error:
-            failure = _network_failure(error)
-        # Raised out here, because an httpx error that stayed on as __context__ would hold the request and with it
-        # the tokens.
-        raise failure
-
-
-async def _connected(event: str, info: Mapping[str, Any]) -> None:
-    """Keep each new connection from the children of this process; called by httpcore (its extension "trace")."""
-    if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
-        keep_from_children(info["return_value"])
+    ) -> Response:
+        self.affinity.check()  # again, immediately before the first byte
+        observed = self.observer.asking()
+        return await self._http.send(method, url, observed=observed, headers=headers, data=data, auth=auth)
 
 
 @asynccontextmanager
-async def _place(places: asyncio.Semaphore, begin_by: float) -> AsyncGenerator[None]:
+async def _slot(slots: asyncio.Semaphore, begin_by: float) -> AsyncGenerator[None]:
     try:
         async with asyncio.timeout_at(begin_by):
-            await places.acquire()
+            await slots.acquire()
     except TimeoutError:
         raise SpotifyUnavailable("too many calls to Spotify are under way here", answered=False) from None
     try:
         yield
     finally:
-        places.release()
-
-
-class _Answer(NamedTuple):
-    status: int
-    headers: httpx.Headers
-    body: bytes
-
-
-def _making(*urls: str) -> Callable[[], httpx.AsyncClient]:
-    """What makes a client for these base URLs."""
-    # One client speaks for many users: a cookie set for one must not be sent for the next.
-    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
-    # Plain http is for this host only: a proxy of the environment would read it.
-    direct = {url: None for url in urls if httpx.URL(url).scheme == "http"}
-    return partial(
-        httpx.AsyncClient,
-        timeout=httpx.Timeout(10, connect=5),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-        cookies=no_cookies,
-        mounts=direct,
-        verify=httpx.create_ssl_context(),  # it takes longer than all the rest, and serves them all
-    )
+        slots.release()
 
 
 def _credential(value: str, *, name: str) -> str:
-    # Blank space comes along when a value is copied; Spotify's answer would not say that it is the cause.
+    # A copied value may have blank space around it, which the answer of Spotify would not name as the cause.
     if not value or value != value.strip():
         raise ConfigurationError(f"{name} is empty or has blank space around it")
     return value
-
-
-async def _bounded_body(response: httpx.Response) -> bytes:
-    body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) > LARGEST_BODY:
-            raise SpotifyUnavailable(f"Spotify gave an unreadable answer: over {LARGEST_BODY} bytes")
-    return bytes(body)
-
-
-def _network_failure(error: httpx.RequestError) -> SpotifyUnavailable:
-    """What `error` means, by its kind alone: its text may quote what was sent or received."""
-    if isinstance(error, httpx.DecodingError):
-        return SpotifyUnavailable("Spotify gave an unreadable answer: its encoding is broken")
-    kind = RequestNotProcessed if isinstance(error, _UNSENT) else SpotifyUnavailable
-    return kind(f"no answer from {error.request.url.host}: {type(error).__name__}", answered=False)
-
-
-async def _retried(
-    attempt: Callable[[float], Awaitable[T]],
-    *,
-    on: type[SpotifyUnavailable],
-    timeout: float,  # noqa: ASYNC109 - as above
-) -> T:
-    """Repeat `attempt` on errors of the kind `on`, for `timeout` seconds in all; it is told until when it may begin."""
-    failures: list[SpotifyUnavailable | None] = []
-    retrying = AsyncRetrying(
-        retry=retry_if_exception_type(on),
-        wait=_pause,
-        stop=stop_before_delay(timeout / 2),
-        after=lambda state: failures.append(_failure(state)),
-        reraise=True,
-    )
-    begin_by = asyncio.get_running_loop().time() + timeout / 2
-    try:
-        async with asyncio.timeout(timeout):
-            return await retrying(attempt, begin_by)
-    except TimeoutError:
-        pass
-    # What Spotify answered before the time ran out tells more than that it ran out.
-    if failures and (last := failures[-1]):
-        raise renewed(last)
-    raise SpotifyUnavailable(f"no answer from Spotify within {timeout:g} seconds", answered=False)
-
-
-def _pause(state: RetryCallState) -> float:
-    """Seconds to wait before the next attempt: the jitter comes on top of what Spotify asked for."""
-    failure = _failure(state)
-    return ((failure and failure.retry_after) or 0.0) + _backoff(state)
-
-
-def _failure(state: RetryCallState) -> SpotifyUnavailable | None:
-    error = state.outcome.exception() if state.outcome else None
-    return error if isinstance(error, SpotifyUnavailable) else None

@@ -23,6 +23,8 @@ _log = logging.getLogger("spotconn")
 
 LARGEST_BACKLOG = 10_000
 """Events that wait for a slow hook; later ones are dropped, and that is logged."""
+DRAIN_TIMEOUT = 2.0
+"""Seconds that the hook has for the last events when a manager is closed."""
 HOOK_TIMEOUT = 10.0
 """Seconds that a coroutine of the hook may take."""
 

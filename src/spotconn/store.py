@@ -201,18 +201,18 @@ class ConnectionStore:
             self._notify_watchers(user_id)
         return row is not None and bool(row["deleted"])
 
-    def watch(self, tell: Callable[[UUID], None]) -> None:
-        """Call `tell` with the user id after each `save` and `delete` through this store, also a failed one.
+    def watch(self, watcher: Callable[[UUID], None]) -> None:
+        """Call `watcher` with the user id after each `save` and `delete` through this store, also a failed one.
 
         Also if `finish_refresh` finds that another write came first. A cached connection of the user is out of date
-        then. `tell` must neither block nor raise.
+        then. `watcher` must neither block nor raise.
         """
-        self._watchers.append(tell)
+        self._watchers.append(watcher)
 
-    def unwatch(self, tell: Callable[[UUID], None]) -> None:
+    def unwatch(self, watcher: Callable[[UUID], None]) -> None:
         """Undo `watch`; may be repeated."""
-        if tell in self._watchers:
-            self._watchers.remove(tell)
+        if watcher in self._watchers:
+            self._watchers.remove(watcher)
 
     async def begin_refresh(self, user_id: UUID | str, *, seen: datetime, lease: float = 15) -> RefreshTurn:
         """Read the connection and, if no version newer than `seen` is stored, acquire the lease of its refresh.

@@ -1,6 +1,6 @@
 """Spans and metrics of a `TokenManager`, through the OpenTelemetry API (extra `otel`).
 
-Names and units follow OpenTelemetry's semantic conventions (opentelemetry.io/docs/specs/semconv). Nothing here is told
+Names and units follow OpenTelemetry's semantic conventions (opentelemetry.io/docs/specs/semconv). Nothing here is given
 a token or a secret, and no user id is exported.
 """
 
@@ -51,7 +51,7 @@ def instrument(
 ) -> None:
     """Export spans and metrics of a manager, of its store and of its accounts, from now on.
 
-    Do it once, before the first call. A manager that is not instrumented costs nothing more than without this module.
+    Call it once, before the first call of the manager. A manager that is not instrumented has no extra cost.
 
     Args:
         tokens: whose calls, refreshes and waits.
@@ -64,14 +64,14 @@ def instrument(
     release = version("spotconn")
     tracer = trace.get_tracer("spotconn", release, tracer_provider)
     meter = metrics.get_meter("spotconn", release, meter_provider)
-    tokens._observe(_Telemetry(tracer, meter))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  our own seam
+    tokens._observe(_Telemetry(tracer, meter))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  our own interface
 
 
 class _Call:
     """One call for a token, from its beginning to its end.
 
     Attributes:
-        outcome: cache, fresh, refreshed or waited, as far as the call has come.
+        outcome: cache, fresh, refreshed or waited, as known so far.
         span: of a call that the cache does not answer.
         over: whether it has ended; tasks that it started may outlive it and still know it.
     """
@@ -175,7 +175,7 @@ class _Telemetry(Observer):
             raise
         finally:
             span.end()
-            self._tell(user_id, outcome, linked=span, parent=call)
+            self._record_outcome(user_id, outcome, linked=span, parent=call)
 
     def leased(self, user_id: UUID, seconds: float) -> None:
         self._lease_wait.record(seconds)
@@ -200,14 +200,14 @@ class _Telemetry(Observer):
                 self._responses.add(1, {STATUS_CODE: status})
 
     def _refresh_span(self, *, waited_for: bool) -> Span:
-        """A child of the call that waits for the refresh; one that nobody waits for outlives what it came from."""
+        """Return a child of the call that waits for the refresh, or the root of a trace that may outlive it."""
         if waited_for:
             return self._tracer.start_span("spotconn.refresh")
         cause = Link(trace.get_current_span().get_span_context())
         return self._tracer.start_span("spotconn.refresh", context=Context(), links=[cause])
 
-    def _tell(self, user_id: UUID, outcome: str | None, *, linked: Span, parent: _Call | None) -> None:
-        """Tell all calls that have waited for a refresh."""
+    def _record_outcome(self, user_id: UUID, outcome: str | None, *, linked: Span, parent: _Call | None) -> None:
+        """Record the outcome of a refresh in all calls that have waited for it."""
         for call in self._waiting.get(user_id, ()):
             call.outcome = outcome or call.outcome
             if call is not parent and call.span is not None:
@@ -230,13 +230,13 @@ def _histogram(meter: Meter, name: str, description: str) -> Histogram:
 
 
 def _entries(_options: CallbackOptions) -> Iterable[Observation]:
-    """Called by the exporter's thread, too: it reads a copy."""
+    """Observe the number of entries; called by the thread of the exporter, too, so it reads a copy."""
     caches = [cache() for cache in tuple(_caches)]
     return [Observation(sum(len(cache) for cache in caches if cache is not None))]
 
 
 def _current(span: Span) -> AbstractContextManager[Span]:
-    """What begins within is a part of the span."""
+    """Context manager: spans that start in the block are children of this span."""
     return trace.use_span(span, record_exception=False, set_status_on_exception=False)
 
 
@@ -253,12 +253,12 @@ def _timed(histogram: Histogram) -> Generator[None]:
 
 
 def _kind(error: BaseException) -> str:
-    """The name of the class that a caller would catch: one of a private module counts as what it derives from."""
+    """Return the name of the class that a caller would catch: for a class of a private module, its public base."""
     public = (kind for kind in type(error).__mro__ if not kind.__module__.startswith("spotconn._"))
     return next(public).__qualname__
 
 
 def _failed(span: Span, error: BaseException) -> None:
-    """Mark a span; a foreign error is named only, as its text may hold anything."""
+    """Mark a span as failed; of a foreign error only the class is recorded, because its text may hold anything."""
     span.set_attribute(ERROR_TYPE, _kind(error))
     span.set_status(Status(StatusCode.ERROR, str(error) if isinstance(error, SpotconnError) else None))

@@ -246,17 +246,17 @@ async def test_a_grant_without_what_is_needed_is_not_saved(
     assert (await flow.finish(user, callback)).scope == frozenset(SCOPES)
 
 
-async def test_a_connect_is_told(
+async def test_a_connect_is_reported(
     store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify, user: UUID
 ) -> None:
     """The hook gets one event per connection and none for a failure."""
-    told: list[Event] = []
+    emitted: list[Event] = []
     spotify.add_account("alice")
-    flow = ConnectFlow(store, accounts, redirect_uri=REDIRECT_URI, scopes=(), on_event=told.append)
+    flow = ConnectFlow(store, accounts, redirect_uri=REDIRECT_URI, scopes=(), on_event=emitted.append)
     assert await refused(flow, user, await agree(await flow.start(user), decision="cancel")) == "denied"
     await flow.finish(user, await agree(await flow.start(user)))
     await flow._events.drained(seconds=10)
-    assert told == [Connected(user_id=user, spotify_user_id="alice")]
+    assert emitted == [Connected(user_id=user, spotify_user_id="alice")]
 
 
 async def test_a_user_that_does_not_exist_is_named(flow: ConnectFlow, admin: asyncpg.Connection, user: UUID) -> None:

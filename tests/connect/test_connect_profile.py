@@ -20,7 +20,7 @@ from support.connections import rows
 from support.consent import REDIRECT_URI, SCOPES, agree, pending
 
 
-async def test_an_account_that_spotify_refuses_to_the_app_is_told_in_its_words(
+async def test_an_account_that_spotify_refuses_to_the_app_is_reported_in_its_words(
     flow: ConnectFlow, spotify: FakeSpotify, admin: asyncpg.Connection, user: UUID, before: list[asyncpg.Record]
 ) -> None:
     """A 403 in plain text is a reason of its own, with Spotify's words."""
@@ -63,11 +63,11 @@ class Shaky(httpx.AsyncHTTPTransport):
     def __init__(self) -> None:
         super().__init__()
         self.answers: list[httpx.Response] = []
-        self.asked = 0
+        self.requested = 0
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if request.url.path == "/v1/me":
-            self.asked += 1
+            self.requested += 1
             if self.answers:
                 return self.answers.pop(0)
         return await super().handle_async_request(request)
@@ -81,7 +81,7 @@ async def test_a_profile_that_comes_late_is_waited_for(
     callback = await agree(await shaky.flow.start(user))
     shaky.answers = [httpx.Response(status, headers={"retry-after": "0"}, text="later") for _ in range(2)]
     await shaky.flow.finish(user, callback)
-    assert shaky.asked == 3
+    assert shaky.requested == 3
     assert [row["display_name"] for row in await rows(admin)] == ["Alice"]
 
 

@@ -146,7 +146,7 @@ async def test_a_replayed_callback_changes_nothing(person: Person, admin: asyncp
     page = await person.sign_in("Alice")
     await connected(page, "Alice")
     before = await rows(admin)
-    (callback,) = [url for url in person.asked if "/callback?" in url]
+    (callback,) = [url for url in person.requested if "/callback?" in url]
     await page.goto(callback)
     await expect(page.get_by_role("alert")).to_contain_text("was used before")
     await expect(page.locator("#state")).to_have_text("Connected")
@@ -167,7 +167,7 @@ async def test_a_callback_lured_into_another_session_changes_nothing(
         await bob.get_by_label("Bob").check()
         await press(bob, "Agree")
         await expect(bob.get_by_role("heading", name="Sign in")).to_be_visible()
-        (callback,) = [url for url in attacker.asked if "/callback?" in url]
+        (callback,) = [url for url in attacker.requested if "/callback?" in url]
 
         await alice.goto(callback)
         await expect(alice.get_by_role("alert")).to_contain_text("does not belong")
@@ -220,15 +220,15 @@ async def test_a_revoked_connection_is_shown_and_mended(person: Person, admin: a
     assert await admin.fetchval("select count(*) from spotconn.refresh_state where failure is not null") == 0
 
 
-@pytest.mark.parametrize(("left", "shown"), [("31 days", 0), ("29 days", 1)])
+@pytest.mark.parametrize(("remaining", "shown"), [("31 days", 0), ("29 days", 1)])
 async def test_the_page_warns_thirty_days_before(
-    person: Person, admin: asyncpg.Connection, left: str, shown: int
+    person: Person, admin: asyncpg.Connection, remaining: str, shown: int
 ) -> None:
     """From thirty days before Spotify ends a connection a banner asks to reconnect; reconnecting ends it."""
     page = await person.sign_in("Alice")
     await connected(page, "Alice")
     await admin.execute(
-        f"update public.spotify_connections set connected_at = now() + interval '{left}' - interval '6 months'"
+        f"update public.spotify_connections set connected_at = now() + interval '{remaining}' - interval '6 months'"
     )
     await page.reload()
     await expect(page.locator("#due")).to_have_count(shown)
@@ -237,7 +237,7 @@ async def test_the_page_warns_thirty_days_before(
     await expect(page.locator("#due")).to_have_count(0)
 
 
-async def test_an_account_that_is_not_allowed_is_told_why(person: Person, admin: asyncpg.Connection) -> None:
+async def test_an_account_that_is_not_allowed_is_reported_why(person: Person, admin: asyncpg.Connection) -> None:
     """Spotify's own words are on the page, and nothing is saved."""
     page = await person.sign_in("Alice")
     await press(page, "Connect Spotify")

@@ -124,7 +124,7 @@ async def test_the_delay_is_added_each_way_and_keeps_the_order() -> None:
     async with await asyncio.start_server(echo, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         async with child("delay", port, 0.05) as proxy:
-            reader, writer = await asyncio.open_connection("127.0.0.1", await proxy.said())
+            reader, writer = await asyncio.open_connection("127.0.0.1", await proxy.read())
             begun = time.monotonic()
             for part in (b"first ", b"second ", b"third"):
                 writer.write(part)

@@ -1,7 +1,7 @@
 """Every block of Python in the README and in docs/ runs, against a real Postgres and the simulated Spotify.
 
-What a block finds under these names is the `world` below; whatever else it needs stands in its page, visible or in a
-hidden block (see doc_blocks.py).
+The names that each block finds are those of the fixture `namespace`. Anything else that a block needs stands in its
+page, visible or in a hidden block (see doc_blocks.py).
 
     user_id        a user who is connected to the account "alice", with a token good for an hour
     new_user_id    a user who has signed up and is not connected
@@ -81,7 +81,7 @@ def environment(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def world(
+async def namespace(
     database: Database,
     environment: None,
     operator: str,
@@ -127,13 +127,13 @@ def test_every_link_of_a_page_beside_the_site_leads_somewhere(page: Path) -> Non
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
-async def test_every_block_of_a_page_runs(page: Path, world: dict[str, Any], tmp_path: Path) -> None:
+async def test_every_block_of_a_page_runs(page: Path, namespace: dict[str, Any], tmp_path: Path) -> None:
     """The blocks of a page run in their order, and each file among them is run by a later one."""
     programs = Programs(tmp_path)
-    world["run"] = programs.run
+    namespace["run"] = programs.run
     for block in blocks(page):
         if block.title is None:
-            await block.run(world)
+            await block.run(namespace)
         else:
             programs.write(block.title, block.code)
     assert not programs.waiting, "written and never run"

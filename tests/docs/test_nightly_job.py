@@ -10,7 +10,7 @@ import asyncpg
 import httpx
 import pytest
 
-from nightly_job import AT_ONCE, for_each, stopped_by, tracks_of
+from nightly_job import CONCURRENCY, for_each, stopped_by, tracks_of
 from spotconn import ConfigurationError, ConnectionStore, SpotifyAccounts, TokenManager
 from spotconn.testing import Answer, FakeSpotify
 from support.connections import connect
@@ -71,14 +71,14 @@ async def test_no_more_than_a_few_at_once(many: list[UUID]) -> None:
         nonlocal running, most
         running += 1
         most = max(most, running)
-        if running == AT_ONCE:
+        if running == CONCURRENCY:
             full.set()
         await full.wait()
         await asyncio.sleep(0)
         running -= 1
 
     report = await for_each(many, job, asyncio.Event())
-    assert (most, sorted(report.done)) == (AT_ONCE, sorted(many))
+    assert (most, sorted(report.done)) == (CONCURRENCY, sorted(many))
 
 
 async def test_a_user_who_takes_too_long_is_left_for_later(many: list[UUID]) -> None:
@@ -106,7 +106,7 @@ async def test_what_an_engineer_must_mend_ends_the_job(
             waiting = iter(many)
             with pytest.raises(ConfigurationError):
                 await for_each(waiting, tracks_of(tokens, http), asyncio.Event())
-    assert len(list(waiting)) >= MANY - AT_ONCE
+    assert len(list(waiting)) >= MANY - CONCURRENCY
 
 
 async def test_sigterm_lets_those_under_way_finish(
@@ -117,15 +117,15 @@ async def test_sigterm_lets_those_under_way_finish(
     with stopped_by(signal.SIGTERM) as stop, spotify.hold() as held:
         job = asyncio.create_task(for_each(waiting, tracks_of(tokens, http), stop))
         await held.reached()
-        while spotify.refresh_calls < AT_ONCE:
+        while spotify.refresh_calls < CONCURRENCY:
             await asyncio.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
         await stop.wait()
         held.release()
         report = await job
     assert signal.getsignal(signal.SIGTERM) is handler
-    assert sorted(report.done) == sorted(many[:AT_ONCE])
-    assert list(waiting) == many[AT_ONCE:]
-    assert spotify.refresh_calls == AT_ONCE
+    assert sorted(report.done) == sorted(many[:CONCURRENCY])
+    assert list(waiting) == many[CONCURRENCY:]
+    assert spotify.refresh_calls == CONCURRENCY
     for user_id in many:
         assert spotify.accepts_refresh((await store.get(user_id)).refresh_token)

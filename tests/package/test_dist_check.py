@@ -72,30 +72,30 @@ def test_sound_distributions_have_no_faults(check: Check) -> None:
 
 
 @pytest.mark.parametrize("name", ["spotconn/py.typed", "spotconn/sql/schema.sql", "spotconn-1.2.3.dist-info/RECORD"])
-def test_what_a_wheel_lacks_is_told(check: Check, name: str) -> None:
+def test_what_a_wheel_lacks_is_reported(check: Check, name: str) -> None:
     """The types, the SQL and the metadata belong in it."""
     assert check(wheel=IN_WHEEL - {name}) == [f"{WHEEL}: {name} is missing"]
 
 
 @pytest.mark.parametrize("name", ["tests/test_one.py", "spotconn/__pycache__/a.pyc", "spotconn/gone.py"])
-def test_what_a_wheel_has_too_much_is_told(check: Check, name: str) -> None:
+def test_what_a_wheel_has_too_much_is_reported(check: Check, name: str) -> None:
     """No tests, no caches, no modules that the sources do not have."""
     assert check(wheel=IN_WHEEL | {name}) == [f"{WHEEL}: {name} does not belong there"]
 
 
 @pytest.mark.parametrize("name", ["LICENSE", "PKG-INFO", "sql/schema.sql", "src/spotconn/py.typed"])
-def test_what_an_sdist_lacks_is_told(check: Check, name: str) -> None:
+def test_what_an_sdist_lacks_is_reported(check: Check, name: str) -> None:
     """What the wheel is built from belongs in it, and the papers."""
     assert check(sdist=IN_SDIST - {name}) == [f"{SDIST}: {name} is missing"]
 
 
 @pytest.mark.parametrize("name", ["docs/images/profile.png", "tests/test_one.py", ".env"])
-def test_what_an_sdist_has_too_much_is_told(check: Check, name: str) -> None:
+def test_what_an_sdist_has_too_much_is_reported(check: Check, name: str) -> None:
     """No screenshots, no tests, nothing that lay about."""
     assert check(sdist=IN_SDIST | {name}) == [f"{SDIST}: {name} does not belong there"]
 
 
-def test_what_is_too_large_is_told(check: Check) -> None:
+def test_what_is_too_large_is_reported(check: Check) -> None:
     """200,000 bytes are the limit of each."""
     found = check(data=os.urandom(40_000))
     assert [re.sub(r"\d{6} bytes", "N bytes", fault) for fault in sorted(found)] == [
@@ -104,7 +104,7 @@ def test_what_is_too_large_is_told(check: Check) -> None:
     ]
 
 
-def test_a_distribution_of_another_version_is_told(tmp_path: Path, check: Check) -> None:
+def test_a_distribution_of_another_version_is_reported(tmp_path: Path, check: Check) -> None:
     """What pyproject.toml does not name is left over; what it names is missing."""
     check()
     (tmp_path / "dist" / SDIST).rename(tmp_path / "dist" / "spotconn-1.2.2.tar.gz")

@@ -46,7 +46,7 @@ def connection(**changes: Any) -> Connection:
 
 
 @pytest.mark.parametrize(
-    ("left", "expected"),
+    ("remaining", "expected"),
     [
         (3600, Freshness.FRESH),
         (300.001, Freshness.FRESH),
@@ -57,9 +57,9 @@ def connection(**changes: Any) -> Connection:
         (-1, Freshness.EXPIRED),
     ],
 )
-def test_freshness_changes_at_its_boundaries(left: float, expected: Freshness) -> None:
+def test_freshness_changes_at_its_boundaries(remaining: float, expected: Freshness) -> None:
     """A token is STALE from exactly `window` and EXPIRED from exactly `margin` seconds before its end."""
-    assert freshness(END, END.timestamp() - left, window=300, margin=30) is expected
+    assert freshness(END, END.timestamp() - remaining, window=300, margin=30) is expected
 
 
 def test_a_margin_wider_than_the_window_wins() -> None:

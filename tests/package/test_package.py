@@ -99,8 +99,8 @@ def test_without_the_extra_the_test_kit_names_it(missing: str) -> None:
 
 def _declared(extras: set[str]) -> set[str]:
     """The distributions that the package asks for, with these extras."""
-    asked = [Requirement(line) for line in INSTALLED.requires or ()]
-    wanted = [each for each in asked if not each.marker or any(each.marker.evaluate({"extra": e}) for e in extras)]
+    required = [Requirement(line) for line in INSTALLED.requires or ()]
+    wanted = [each for each in required if not each.marker or any(each.marker.evaluate({"extra": e}) for e in extras)]
     return {canonicalize_name(each.name) for each in wanted}
 
 
@@ -143,11 +143,11 @@ def test_whatever_is_imported_is_declared(folder: Path) -> None:
         ("httpx2", {"_spotify", "accounts", "auth", "testing"}),
     ],
 )
-def test_every_other_room_is_kept_from_the_network(package: str, knowing: set[str]) -> None:
+def test_every_other_room_is_barred_from_the_network(package: str, knowing: set[str]) -> None:
     """The contracts of import-linter forbid it by name, so a new room or public module has to be entered there."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    kept = {
+    restricted = {
         name for each in contracts if package in each.get("forbidden_modules", ()) for name in each["source_modules"]
     }
     rooms = {module.name for module in iter_modules([str(PACKAGE)])} - {"__main__"}
-    assert kept == {f"spotconn.{name}" for name in rooms - knowing}
+    assert restricted == {f"spotconn.{name}" for name in rooms - knowing}

@@ -292,7 +292,7 @@ async def the_many(house: House) -> None:
     detector.recorded += [text_of(error) for error in errors]
     assert len(found) - len(errors) == 1
     started = tokens.get_valid_tokens(users)
-    detector.record(started, await anext(started) and tokens._many, *asyncio.all_tasks())
+    detector.record(started, await anext(started) and tokens._batches, *asyncio.all_tasks())
     await started.aclose()
     await detector.fails(anext(tokens.get_valid_tokens([stored.access_token])))
     await detector.fails(run_sync(lambda: tokens.get_valid_tokens(stored.access_token)))
@@ -320,9 +320,9 @@ async def the_connect_flow(house: House) -> None:
     for callback in callbacks:
         query = parse_qsl(urlsplit(callback).query)
         detector.secrets |= {callback, *(value for name, value in query if name != "error")}
-    kept = await house.admin.fetch("select code_verifier from spotconn.pending_connect")
-    assert len(kept) == len(callbacks)
-    detector.secrets |= {row["code_verifier"] for row in kept}
+    rows = await house.admin.fetch("select code_verifier from spotconn.pending_connect")
+    assert len(rows) == len(callbacks)
+    detector.secrets |= {row["code_verifier"] for row in rows}
     connected, rejected, refused, cut, denied = callbacks
     detector.record(await flow.finish(user, connected), flow, house.store.pending, repr(read_callback(connected)))
     for callback in (connected, denied, refused, f"{rejected}x", "http://[" + connected):
@@ -456,7 +456,7 @@ def test_a_refused_value_is_not_repeated(make: Callable[[], object]) -> None:
     assert "marked" not in f"{raised.value}{raised.value!r}"
 
 
-def test_the_witness_sees_what_it_should() -> None:
+def test_the_leak_detector_sees_what_it_should() -> None:
     """A secret in a local of a foreign frame, in a chain, an attribute, a pickle or encoded is found."""
 
     class Leaky(Exception):

@@ -18,7 +18,8 @@ import httpx
 import pytest
 
 from spotconn._spotify import clients as _clients
-from spotconn.accounts import LARGEST_BODY, SpotifyAccounts
+from spotconn._spotify.http import LARGEST_BODY
+from spotconn.accounts import SpotifyAccounts
 from spotconn.errors import (
     ConfigurationError,
     ConnectFailed,
@@ -136,7 +137,7 @@ async def test_a_confidential_refresh() -> None:
 
 @every_call
 async def test_a_proxy_of_the_environment_sees_no_plain_http(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without TLS a proxy would read secrets and tokens, so what is on this host is asked directly."""
+    """Without TLS a proxy would read secrets and tokens, so requests to this host go directly."""
     async with upstream(answer(200, GRANT | PROFILE)) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.delenv("no_proxy", raising=False)
@@ -200,7 +201,7 @@ FINAL: list[tuple[str, bytes, type[SpotconnError]]] = [
 
 @pytest.mark.parametrize(("call", "script", "expected"), FINAL)
 async def test_a_final_answer(call: str, script: bytes, expected: type[SpotconnError]) -> None:
-    """An answer that no repetition would change is asked for once."""
+    """A request whose answer would be the same again is sent once."""
     async with spotify(script) as (accounts, served):
         with pytest.raises(expected):
             await CALLS[call](accounts, AMPLE)
@@ -314,7 +315,7 @@ async def test_the_deadline_spans_all_attempts() -> None:
 @every_call
 @pytest.mark.parametrize("form", ["seconds", "date"])
 async def test_a_retry_after_beyond_the_deadline(call: Call, form: str) -> None:
-    """Nobody waits for an attempt that would come too late; the caller learns how long to stay away."""
+    """The call does not wait for an attempt that would come too late; the error says when to try again."""
     wait = "13749" if form == "seconds" else formatdate(time.time() + 13749, usegmt=True)
     async with spotify(answer(429, Retry_After=wait)) as (accounts, served):
         started = time.monotonic()
@@ -328,9 +329,9 @@ async def test_a_retry_after_beyond_the_deadline(call: Call, form: str) -> None:
 @pytest.mark.parametrize("form", ["seconds", "date"])
 async def test_a_retry_after_within_the_deadline(form: str) -> None:
     """The next attempt comes no sooner than Spotify asked."""
+    started = time.monotonic()
     wait = "1" if form == "seconds" else formatdate(time.time() + 2, usegmt=True)
     async with spotify(answer(429, Retry_After=wait), answer(200, GRANT)) as (accounts, served):
-        started = time.monotonic()
         await accounts.refresh("secret-rt")
     assert 0.9 < time.monotonic() - started < 5
     assert len(served.requests) == 2
@@ -362,8 +363,8 @@ async def test_a_call_cancelled_at_any_moment_leaves_room_for_the_next() -> None
                 with suppress(asyncio.CancelledError):
                     await task
             await accounts.refresh("secret-rt", timeout=AMPLE)
-        assert accounts._own is not None
-        assert list(accounts._own._calls.values()) == [0]
+        assert accounts._http.own is not None
+        assert list(accounts._http.own._calls.values()) == [0]
 
 
 async def test_no_cookie_is_kept() -> None:
@@ -386,13 +387,13 @@ async def test_a_given_client_stays_open() -> None:
 async def test_own_clients_are_few_in_quiet_and_many_in_a_storm() -> None:
     """One call after the other has one client; what one pool of httpcore would take is spread over several."""
     async with spotify(answer(200, GRANT)) as (accounts, _):
-        assert accounts._own is not None
+        assert accounts._http.own is not None
         for _ in range(3):
             await accounts.refresh("secret-rt")
-        assert len(accounts._own._calls) == 1
+        assert len(accounts._http.own._calls) == 1
         await asyncio.gather(*[accounts.refresh("secret-rt") for _ in range(50)])
-        assert len(accounts._own._calls) == math.ceil(50 / _clients.CALLS)
-        assert set(accounts._own._calls.values()) == {0}
+        assert len(accounts._http.own._calls) == math.ceil(50 / _clients.CALLS)
+        assert set(accounts._http.own._calls.values()) == {0}
 
 
 async def test_own_clients_are_closed() -> None:
@@ -401,8 +402,8 @@ async def test_own_clients_are_closed() -> None:
         await accounts.refresh("secret-rt")
         await accounts.aclose()
         await accounts.aclose()
-        assert accounts._own is not None
-        (client,) = accounts._own._calls
+        assert accounts._http.own is not None
+        (client,) = accounts._http.own._calls
         assert client.is_closed
         with pytest.raises(RuntimeError, match="closed"):
             await accounts.refresh("secret-rt")
@@ -419,7 +420,7 @@ async def request_of(listener: socket.socket) -> socket.socket:
 
 
 async def test_a_close_that_is_cancelled_closes_all_the_same() -> None:
-    """aclose() goes through all clients, whatever becomes of one."""
+    """aclose() closes all clients, also if one of them fails."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         accounts = SpotifyAccounts("app", accounts_url=url_of(silent))
         calls = [asyncio.create_task(accounts.refresh("secret-rt")) for _ in range(3 * _clients.CALLS)]
@@ -429,8 +430,8 @@ async def test_a_close_that_is_cancelled_closes_all_the_same() -> None:
         closing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await closing
-        assert accounts._own is not None
-        assert [client.is_closed for client in accounts._own._calls] == [True] * 3
+        assert accounts._http.own is not None
+        assert [client.is_closed for client in accounts._http.own._calls] == [True] * 3
         for call in calls:
             call.cancel()
         await asyncio.wait(calls)
@@ -467,7 +468,7 @@ def test_malformed_arguments(arguments: dict[str, Any], name: str) -> None:
 
 @pytest.mark.parametrize("secret", ["app-secret", None])
 def test_repr(secret: str | None) -> None:
-    """The repr tells the app and the kind of client, and no secret."""
+    """The repr shows the app and the kind of client, and no secret."""
     accounts = SpotifyAccounts("app", secret)
     kind = "confidential" if secret else "public"
     assert repr(accounts) == str(accounts) == f"<SpotifyAccounts client_id='app' {kind}>"

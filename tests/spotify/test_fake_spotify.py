@@ -180,7 +180,7 @@ async def test_rotation_makes_refresh_tokens_single_use(clock: FakeClock) -> Non
 async def test_refresh_tokens_end_after_six_months(
     browser: httpx.AsyncClient, clock: FakeClock, fake: FakeSpotify
 ) -> None:
-    """Six months after the authorization the refresh token has expired, whatever was refreshed."""
+    """Six months after the authorization the refresh token has expired, also if it was used."""
     refresh_token = fake.authorize("ann").refresh_token or ""
     clock.step(5 * MONTH)
     assert fake.accepts_refresh(refresh_token)
@@ -261,10 +261,10 @@ async def test_a_held_answer_does_not_keep_the_server_from_closing(fake: FakeSpo
     with fake.hold(before=True) as held:
         async with fake.serve() as url:
             accounts = SpotifyAccounts("demo-client", "demo-secret", accounts_url=url)
-            asking = asyncio.create_task(accounts.refresh(refresh_token, timeout=0.5))
+            refreshing = asyncio.create_task(accounts.refresh(refresh_token, timeout=0.5))
             await held.reached()
         with pytest.raises(SpotifyUnavailable):
-            await asking
+            await refreshing
         await accounts.aclose()
     assert not fake.refreshes
 
@@ -310,7 +310,7 @@ async def _code(browser: httpx.AsyncClient, **query: str) -> str:
 async def test_a_public_client_needs_a_challenge(
     browser: httpx.AsyncClient, query: dict[str, str], verifier: str, error: str
 ) -> None:
-    """A code that was asked for without a challenge gives no tokens to a client without a secret."""
+    """A code that was requested without a challenge gives no tokens to a client without a secret."""
     query = query | ({"code_challenge_method": "S256"} if query else {})
     code = await _code(browser, **query)
     form = {"client_id": "demo-client", "grant_type": "authorization_code", "code": code, "redirect_uri": REDIRECT}
@@ -360,11 +360,11 @@ async def test_the_end_of_an_inner_hold_leaves_the_outer_one(
     with fake.hold() as outer:
         with fake.hold():
             pass
-        asking = asyncio.create_task(_accounts(browser, clock).refresh(refresh_token))
+        refreshing = asyncio.create_task(_accounts(browser, clock).refresh(refresh_token))
         async with asyncio.timeout(5):
             await outer.reached()
-        assert not asking.done()
-    assert fake.accepts((await asking).access_token)
+        assert not refreshing.done()
+    assert fake.accepts((await refreshing).access_token)
 
 
 def test_no_repr_shows_a_token(fake: FakeSpotify) -> None:

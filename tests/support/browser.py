@@ -66,19 +66,19 @@ class Person:
     def __init__(self, url: str, context: BrowserContext) -> None:
         self.url = url
         self.context = context
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         self.errors: list[str] = []
         context.on("request", self._note)
         context.on("weberror", lambda error: self.errors.append(str(error.error)))
         context.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
 
     def _note(self, request: Request) -> None:
-        self.asked.append(request.url)
+        self.requested.append(request.url)
 
     @property
     def hosts(self) -> set[str | None]:
         """Every host that the browser asked for something."""
-        return {urlsplit(url).hostname for url in self.asked}
+        return {urlsplit(url).hostname for url in self.requested}
 
     async def sign_in(self, name: str) -> Page:
         """Open the app and choose a user: their profile page."""

@@ -32,20 +32,20 @@ class CountingProxy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        answered = True
+        response_seen = True
 
         async def ask() -> None:
-            nonlocal answered
+            nonlocal response_seen
             while data := await reader.read(65536):
-                self.round_trips += answered
-                answered = False
+                self.round_trips += response_seen
+                response_seen = False
                 upstream_writer.write(data)
             upstream_writer.close()
 
         async def answer() -> None:
-            nonlocal answered
+            nonlocal response_seen
             while data := await upstream_reader.read(65536):
-                answered = True
+                response_seen = True
                 writer.write(data)
             writer.close()
 

@@ -30,7 +30,7 @@ class Worker:
     def __init__(self, process: asyncio.subprocess.Process, settings: dict[str, Any]) -> None:
         self._process = process
         self._is_ready = False
-        self._tell(json.dumps(settings))
+        self._write(json.dumps(settings))
 
     async def ready(self) -> None:
         if not self._is_ready:
@@ -38,14 +38,14 @@ class Worker:
             self._is_ready = True
 
     def order(self, user: UUID) -> None:
-        self._tell(str(user))
+        self._write(str(user))
 
     async def answer(self) -> dict[str, Any]:
         await self.ready()
         answer: dict[str, Any] = json.loads(await self._line())
         return answer
 
-    async def patient_answer(self, user: UUID) -> tuple[dict[str, Any], int]:
+    async def retried_answer(self, user: UUID) -> tuple[dict[str, Any], int]:
         """What a caller gets who tries again when the lease is over, as RefreshInProgress says; and at which try."""
         tries = 0
         while True:
@@ -65,7 +65,7 @@ class Worker:
         self._process.stdin.close()
         await self._process.wait()
 
-    def _tell(self, line: str) -> None:
+    def _write(self, line: str) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{line}\n".encode())
 

@@ -56,6 +56,30 @@ class Hold:
         self.release()
 
 
+class Replacement:
+    """Replaces bytes of the executions of a statement, or of the answers to them, while its `with` block lasts."""
+
+    def __init__(self, statement: bytes, old: bytes, new: bytes, *, answer: bool) -> None:
+        self._statement = statement
+        self._old = old
+        self._new = new
+        self.answer = answer
+        self._active = False
+
+    def applied(self, executed: bytes, data: bytes, *, answer: bool) -> bytes:
+        """Return what goes on."""
+        if not self._active or answer is not self.answer or self._statement not in executed:
+            return data
+        return data.replace(self._old, self._new)
+
+    def __enter__(self) -> Self:
+        self._active = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._active = False
+
+
 class FaultProxy:
     """Forwards bytes both ways, until told otherwise.
 
@@ -68,6 +92,7 @@ class FaultProxy:
         self._target = port
         self._links: set[asyncio.Task[None]] = set()
         self._holds: list[Hold] = []
+        self._replacements: list[Replacement] = []
         self._requests, self._answers = asyncio.Event(), asyncio.Event()
         self._port = 0
         self.delay = 0.0
@@ -102,6 +127,19 @@ class FaultProxy:
         self._holds.append(hold)
         return hold
 
+    def replace(self, statement: bytes, old: bytes, new: bytes, *, answer: bool = False) -> Replacement:
+        """Replace bytes of each execution of a statement by as many others, as a server that mixes up its clients.
+
+        Args:
+            statement: bytes of its text.
+            old: bytes.
+            new: bytes.
+            answer: in what the server answers to it, rather than in the request.
+        """
+        replacement = Replacement(statement, old, new, answer=answer)
+        self._replacements.append(replacement)
+        return replacement
+
     def cut(self) -> None:
         """Cut all connections; what is held of them is dropped."""
         for link in self._links:
@@ -131,6 +169,11 @@ class FaultProxy:
                 return hold
         return None
 
+    def _replaced(self, executed: bytes, data: bytes, *, answer: bool) -> bytes:
+        for replacement in self._replacements:
+            data = replacement.applied(executed, data, answer=answer)
+        return data
+
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -149,9 +192,10 @@ class FaultProxy:
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
         statements: dict[bytes, bytes] = {}
         answer_hold: Hold | None = None
+        executed = b""
 
         async def ask() -> None:
-            nonlocal answer_hold
+            nonlocal answer_hold, executed
             while data := await reader.read(65536):
                 statements.update(_PARSE.findall(data))
                 for name in _BIND.findall(data):
@@ -159,6 +203,7 @@ class FaultProxy:
                     answer_hold = self._due(executed, answer=True)
                     if hold := self._due(executed, answer=False):
                         await hold.wait()
+                data = self._replaced(executed, data, answer=False)
                 await self._forward(data, server_writer, self._requests)
 
         async def answer() -> None:
@@ -167,6 +212,7 @@ class FaultProxy:
                 if hold := answer_hold:
                     answer_hold = None
                     await hold.wait()
+                data = self._replaced(executed, data, answer=True)
                 await self._forward(data, writer, self._answers)
 
         ways = [asyncio.create_task(ask()), asyncio.create_task(answer())]

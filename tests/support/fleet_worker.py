@@ -30,10 +30,10 @@ async def ask(tokens: TokenManager, user_id: str, patience: float) -> str:
         try:
             return hashlib.sha256((await tokens.get_valid_token(user_id)).encode()).hexdigest()
         except TryLater as error:
-            pause = error.retry_after or 0.2
-            if loop.time() + pause > deadline:
+            delay = error.retry_after or 0.2
+            if loop.time() + delay > deadline:
                 return type(error).__name__
-            await asyncio.sleep(pause)
+            await asyncio.sleep(delay)
         except SpotconnError as error:
             return type(error).__name__
 

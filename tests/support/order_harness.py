@@ -37,7 +37,7 @@ LIFE = 3600.0
 """Seconds that a granted token lives."""
 MIN_TTL = 3000.0
 """What a job demands."""
-PAUSE = 60.0
+RETRY_AFTER = 60.0
 """Seconds after a failure that Spotify answers until the database lets the next refresh through."""
 
 T = TypeVar("T")
@@ -95,14 +95,14 @@ class Operation:
             self.future.set_result(self.perform())
 
 
-class World:
+class OrderHarness:
     """What the manager meets: one row, Spotify, and the clock.
 
     Args:
         now: seconds of virtual time.
-        left: seconds that the stored token is good for; None where nothing is stored.
+        remaining: seconds that the stored token is good for; None where nothing is stored.
         fault: gives the errors.
-        at_once: whether an operation is done when it begins, and only its answer waits; else it is done when its
+        run_sync: whether an operation is done when it begins, and only its answer waits; else it is done when its
             answer comes in.
 
     Attributes:
@@ -112,12 +112,14 @@ class World:
         on_begin: is called with each operation that begins.
     """
 
-    def __init__(self, now: Callable[[], float], left: float | None, fault: Fault, *, run_sync: bool = False) -> None:
+    def __init__(
+        self, now: Callable[[], float], remaining: float | None, fault: Fault, *, run_sync: bool = False
+    ) -> None:
         self._now = now
         self._fault = fault
-        self._at_once = run_sync
+        self._run_sync = run_sync
         self._operations: list[Operation] = []
-        self.row = None if left is None else Row(OLD, "refresh-0", self.after(left))
+        self.row = None if remaining is None else Row(OLD, "refresh-0", self.after(remaining))
         self.granted = 0
         self.begun: Counter[str] = Counter()
         self.refreshed: Counter[str] = Counter()
@@ -162,9 +164,9 @@ class World:
             except SpotconnError as failed:
                 return failed.with_traceback(None)
 
-        done = outcome() if self._at_once else None
+        done = outcome() if self._run_sync else None
         future: asyncio.Future[Any] = asyncio.Future(loop=asyncio.get_running_loop())
-        self.on_begin(Operation(name, about, future, (lambda: done) if self._at_once else outcome))
+        self.on_begin(Operation(name, about, future, (lambda: done) if self._run_sync else outcome))
         answer = await future
         if isinstance(answer, SpotconnError):
             raise answer
@@ -176,22 +178,22 @@ def _raise(error: Exception) -> object:
 
 
 class Store(ConnectionStore):
-    """A store over the row of a world, with the answers of sql/schema.sql."""
+    """A store over the row of a harness, with the answers of sql/schema.sql."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, harness: OrderHarness) -> None:
         super().__init__(asyncpg.create_pool("postgresql://nobody@127.0.0.1:1/none"))
-        self._world = world
+        self._harness = harness
 
     async def get(self, user_id: UUID | str) -> Connection:  # noqa: ARG002  there is one user
-        return await self._world.wait_for("get", self._get)
+        return await self._harness.wait_for("get", self._get)
 
     async def get_many(self, user_ids: Iterable[UUID | str]) -> Any:
         ids = {parse_user_id(user_id) for user_id in user_ids}
-        return await self._world.wait_for("get_many", lambda: self._get_many(ids))
+        return await self._harness.wait_for("get_many", lambda: self._get_many(ids))
 
     async def delete(self, user_id: UUID | str) -> bool:  # noqa: ARG002  as above
         try:
-            return await self._world.wait_for("delete", self._delete)
+            return await self._harness.wait_for("delete", self._delete)
         finally:
             self._notify_watchers(USER)
 
@@ -202,39 +204,39 @@ class Store(ConnectionStore):
         seen: datetime,
         lease: float = 15,
     ) -> RefreshTurn:
-        return await self._world.wait_for("begin_refresh", lambda: self._begin(seen, lease))
+        return await self._harness.wait_for("begin_refresh", lambda: self._begin(seen, lease))
 
     async def finish_refresh(self, turn: RefreshTurn, grant: TokenGrant) -> Connection | None:
-        saved = await self._world.wait_for("finish_refresh", lambda: self._finish(turn, grant))
+        saved = await self._harness.wait_for("finish_refresh", lambda: self._finish(turn, grant))
         if saved is None:
             self._notify_watchers(USER)
         return saved
 
     async def fail_refresh(self, turn: RefreshTurn, failure: RefreshFailure) -> bool:
-        return await self._world.wait_for("fail_refresh", lambda: self._fail(turn, failure))
+        return await self._harness.wait_for("fail_refresh", lambda: self._fail(turn, failure))
 
     def _get(self) -> Connection:
-        if self._world.row is None:
+        if self._harness.row is None:
             raise NotConnected("no Spotify connection is stored for this user")
-        return self._world.row.connection()
+        return self._harness.row.connection()
 
     def _get_many(self, user_ids: Collection[UUID]) -> dict[UUID, Connection]:
-        row = self._world.row
+        row = self._harness.row
         return {} if row is None else {USER: row.connection()} if USER in user_ids else {}
 
     def _delete(self) -> bool:
-        found = self._world.row is not None
-        self._world.row = None
+        found = self._harness.row is not None
+        self._harness.row = None
         return found
 
     def _begin(self, seen: datetime, lease: float) -> RefreshTurn:
-        row, now = self._world.row, self._world.after(0)
+        row, now = self._harness.row, self._harness.after(0)
         if row is None:
             return RefreshTurn(outcome=Outcome.GONE, user_id=USER)
         outcome = _outcome(row, seen, now)
         lapsed = row.lease_id is not None
         if outcome is Outcome.GRANTED:
-            row.lease_id, row.lease_until = uuid4(), self._world.after(lease)
+            row.lease_id, row.lease_until = uuid4(), self._harness.after(lease)
         return RefreshTurn(
             outcome=outcome,
             user_id=USER,
@@ -245,21 +247,21 @@ class Store(ConnectionStore):
         )
 
     def _finish(self, turn: RefreshTurn, grant: TokenGrant) -> Connection | None:
-        row = self._world.row
+        row = self._harness.row
         if row is None or turn.connection is None or row.expires_at != turn.connection.expires_at:
             return None
         refresh_token = grant.refresh_token or row.refresh_token
-        self._world.row = Row(grant.access_token, refresh_token, grant.expires_at)
-        return self._world.row.connection()
+        self._harness.row = Row(grant.access_token, refresh_token, grant.expires_at)
+        return self._harness.row.connection()
 
     def _fail(self, turn: RefreshTurn, failure: RefreshFailure) -> bool:
-        row = self._world.row
+        row = self._harness.row
         if row is None or row.lease_id != turn.lease_id:
             return False
         row.lease_id = row.lease_until = None
         if failure.reason is not None:
-            retry_at = self._world.after(PAUSE) if failure.reason == "unavailable" else None
-            row.failure = RecordedFailure(reason=failure.reason, since=self._world.after(0), retry_at=retry_at)
+            retry_at = self._harness.after(RETRY_AFTER) if failure.reason == "unavailable" else None
+            row.failure = RecordedFailure(reason=failure.reason, since=self._harness.after(0), retry_at=retry_at)
         return True
 
 
@@ -286,25 +288,25 @@ _NO_NETWORK = httpx.AsyncClient(transport=httpx.MockTransport(lambda _request: h
 class Accounts(SpotifyAccounts):
     """Spotify: each refresh gives tokens that were never granted before."""
 
-    def __init__(self, world: World) -> None:
-        super().__init__("demo-client", "demo-secret", http=_NO_NETWORK, clock=world.clock)
-        self._world = world
+    def __init__(self, harness: OrderHarness) -> None:
+        super().__init__("demo-client", "demo-secret", http=_NO_NETWORK, clock=harness.clock)
+        self._harness = harness
 
     async def refresh(self, refresh_token: str, *, timeout: float = 10) -> TokenGrant:  # noqa: ARG002, ASYNC109  as there
-        if any((one.name, one.about) == ("refresh", refresh_token) for one in self._world.pending()):
-            self._world.broken.append(f"{refresh_token} is refreshed twice at once")
-        return await self._world.wait_for("refresh", lambda: self._refresh(refresh_token), about=refresh_token)
+        if any((one.name, one.about) == ("refresh", refresh_token) for one in self._harness.pending()):
+            self._harness.broken.append(f"{refresh_token} is refreshed twice at once")
+        return await self._harness.wait_for("refresh", lambda: self._refresh(refresh_token), about=refresh_token)
 
     def _refresh(self, refresh_token: str) -> TokenGrant:
-        self._world.refreshed[refresh_token] += 1
-        if self._world.refreshed[refresh_token] > 1:
-            self._world.broken.append(f"{refresh_token} is refreshed again")
-        return self._world.grant()
+        self._harness.refreshed[refresh_token] += 1
+        if self._harness.refreshed[refresh_token] > 1:
+            self._harness.broken.append(f"{refresh_token} is refreshed again")
+        return self._harness.grant()
 
 
-def open_manager(world: World, **options: Any) -> TokenManager:
-    """A manager over a world."""
-    return TokenManager(Store(world), Accounts(world), clock=world.clock, **options)
+def open_manager(harness: OrderHarness, **options: Any) -> TokenManager:
+    """A manager over a harness."""
+    return TokenManager(Store(harness), Accounts(harness), clock=harness.clock, **options)
 
 
 # The faults.
@@ -334,12 +336,12 @@ def first_save_fails(name: str, begun: Mapping[str, int]) -> Exception | None:
 
 def spotify_is_away(name: str, _begun: Mapping[str, int]) -> Exception | None:
     """Spotify answers 503."""
-    return SpotifyUnavailable("Spotify answered 503", retry_after=PAUSE) if name == "refresh" else None
+    return SpotifyUnavailable("Spotify answered 503", retry_after=RETRY_AFTER) if name == "refresh" else None
 
 
 def network_is_away(name: str, _begun: Mapping[str, int]) -> Exception | None:
     """Spotify is out of reach for this process."""
-    return SpotifyUnavailable("no connection", retry_after=PAUSE, answered=False) if name == "refresh" else None
+    return SpotifyUnavailable("no connection", retry_after=RETRY_AFTER, answered=False) if name == "refresh" else None
 
 
 def spotify_refuses(name: str, _begun: Mapping[str, int]) -> Exception | None:

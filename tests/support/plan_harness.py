@@ -32,7 +32,7 @@ LIFE = 600.0
 
 # Every connection has a state of some kind and every user an authorization under way; one in fifty of these is old.
 # The last two hundred users have none of it.
-_FILL = f"""
+_INSERT_ROWS = f"""
 insert into spotconn.refresh_state (user_id, version, failure, failures, failed_at, retry_at, lease_id, lease_until)
 select user_id, expires_at,
     case kind when 0 then 'revoked' when 1 then 'unavailable' end, kind,
@@ -95,7 +95,7 @@ async def filled(database: Database, name: str) -> Planned:
     await apply_schema(planned.dsn())
     admin = await asyncpg.connect(planned.dsn())
     await add_connections(admin, ROWS)
-    for statement in _FILL.split(";"):
+    for statement in _INSERT_ROWS.split(";"):
         await admin.execute(statement)
     await admin.close()
     return planned

@@ -128,8 +128,8 @@ class StateHarness:
         async with self._looking:
             await self.admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'")
 
-    async def heard(self, user: UUID, which: int, call: Awaitable[str]) -> None:
-        """Whatever a call gives must be right: a good token of the right account, or an error that is true."""
+    async def check_answer(self, user: UUID, which: int, call: Awaitable[str]) -> None:
+        """Check that a call gives a good token of the right account, or an error that is true."""
         try:
             token = await call
         except NotConnected:
@@ -143,17 +143,17 @@ class StateHarness:
         except AskUser as error:  # pragma: no cover
             raise AssertionError(f"unexpected {type(error).__name__}") from error
         else:
-            if token in self.rejected:  # whoever has not been told of it cannot know
+            if token in self.rejected:  # a manager that has not had the 401 cannot know
                 return
             consent, ends = self.spotify._tokens.access[token]
             assert ends > self.clock(), "an expired token was served"
             assert consent.account.spotify_user_id in self._possible(user, which), "a crossed token was served"
 
     def _possible(self, user: UUID, which: int) -> set[str | None]:
-        """The accounts that a manager may still remember."""
+        """Return the accounts that a manager may still have in its cache."""
         expected, since = self.expected[user], self.clock() - CACHE_TTLS[which] - 1
-        remembered = {account for left, account in expected.past if CACHE_TTLS[which] and left >= since}
-        return remembered | {expected.account}
+        cached = {account for ended, account in expected.past if CACHE_TTLS[which] and ended >= since}
+        return cached | {expected.account}
 
     async def settle(self) -> None:
         """Wait for what goes on by itself: background refreshes and the saving of kept grants."""
@@ -161,8 +161,8 @@ class StateHarness:
             await asyncio.wait(tasks, timeout=30)
 
     def _tasks(self, manager: TokenManager) -> list[asyncio.Task[object]]:
-        saver = manager._refresher.unsaved._saver
-        flights = manager._reads.tasks | manager._refreshes.tasks
+        saver = manager._source.protocol.unsaved._saver
+        flights = manager._source.reads.tasks | manager._source.refreshes.tasks
         return [*flights, *([saver] if saver and not saver.done() else [])]
 
     async def _row(self, user: UUID) -> asyncpg.Record | None:

@@ -17,10 +17,10 @@ class WatchedStore(ConnectionStore):
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         super().__init__(pool)
-        self.asked, self.busy = asyncio.Event(), asyncio.Event()
+        self.requested, self.busy = asyncio.Event(), asyncio.Event()
 
     async def begin_refresh(self, user_id: UUID | str, *, seen: datetime, lease: float = 15) -> RefreshTurn:
-        self.asked.set()
+        self.requested.set()
         turn = await super().begin_refresh(user_id, seen=seen, lease=lease)
         if turn.outcome is Outcome.BUSY:
             self.busy.set()

@@ -340,7 +340,7 @@ async def test_a_refresh_whose_caller_has_gone(
     await connect(store, spotify, user, ttl=-1)
     async with TokenManager(watched, accounts) as tokens:
         caller = asyncio.create_task(exported.instrument(tokens).get_valid_token(user))
-        await watched.asked.wait()
+        await watched.requested.wait()
         caller.cancel()
         with pytest.raises(asyncio.CancelledError):
             await caller

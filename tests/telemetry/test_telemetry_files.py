@@ -85,12 +85,12 @@ async def series(
 
 async def test_every_series_that_is_asked_for_is_exported(series: dict[str, set[str]]) -> None:
     """In the dashboard and in the rules: its name, and the labels it is chosen by; and each metric is shown."""
-    asked = [selector for expression in EXPRESSIONS for selector in selectors(expression)]
-    assert {selector.name for selector in asked} <= series.keys()
-    for selector in asked:
+    selected = [selector for expression in EXPRESSIONS for selector in selectors(expression)]
+    assert {selector.name for selector in selected} <= series.keys()
+    for selector in selected:
         labels = {matcher.name for matcher in selector.matchers.matchers}
         assert labels <= series[str(selector.name)] | OF_PROMETHEUS, str(selector)
-    shown = {re.sub("_(bucket|count|sum)$", "", str(selector.name)) for selector in asked}
+    shown = {re.sub("_(bucket|count|sum)$", "", str(selector.name)) for selector in selected}
     ours = {re.sub("_(bucket|count|sum)$", "", name) for name in series if name.startswith("spotconn_")}
     assert shown == {name for name in ours if not name.endswith("_created")}
 

@@ -62,7 +62,7 @@ def test_the_example_passes(example: pytest.Pytester, mode: str, loops: str, ope
 
 
 def test_the_example_passes_behind_a_proxy(example: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The simulated Spotify is on this host: whatever proxy the environment names is not asked for it."""
+    """The simulated Spotify is on this host, so a proxy of the environment is not used for it."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.delenv("no_proxy", raising=False)
     run(example).assert_outcomes(passed=6)
@@ -75,10 +75,10 @@ def test_the_example_passes_behind_a_proxy(example: pytest.Pytester, monkeypatch
 def test_the_example_finds_a_fault(example: pytest.Pytester, without: str, failed: int, open_folder: Path) -> None:
     """A service that forgets its token, or one of the errors, fails just the tests that look for it."""
     service = example.path / "top_tracks.py"
-    told = without.replace("return", "raise  #") if "return" in without else ""
+    replaced = without.replace("return", "raise  #") if "return" in without else ""
     text = service.read_text()
     assert without in text
-    service.write_text(text.replace(without, told))
+    service.write_text(text.replace(without, replaced))
     run(example).assert_outcomes(passed=6 - failed, failed=failed)
     assert not list(open_folder.iterdir())
 
@@ -126,14 +126,14 @@ def test_loading_it_imports_nothing_else(pytester: pytest.Pytester) -> None:
 def test_without_the_extra_every_fixture_names_it(pytester: pytest.Pytester) -> None:
     """Where only the library is installed other tests run as ever, and a fixture says what to install."""
     pytester.makepyfile(sitecustomize=WITHOUT_EXTRA)
-    asking = [name for name in FIXTURES if name != "spotify_scopes"]
-    tests = [f"def test_{name}({name}): pass" for name in asking]
+    failing = [name for name in FIXTURES if name != "spotify_scopes"]
+    tests = [f"def test_{name}({name}): pass" for name in failing]
     pytester.makepyfile("\n".join(["import spotconn", "def test_other(spotify_scopes): pass", *tests]))
     result = pytester.runpytest_subprocess("-p", "no:asyncio", timeout=50)
-    result.assert_outcomes(passed=1, errors=len(asking))
-    assert len(asking) > 5
+    result.assert_outcomes(passed=1, errors=len(failing))
+    assert len(failing) > 5
     hints = [line for line in result.outlines if line.startswith("the fixtures of spotconn need an extra")]
-    assert len(hints) == len(asking)
+    assert len(hints) == len(failing)
     assert all('pip install "spotconn[testing]"' in hint for hint in hints)
 
 

@@ -53,7 +53,7 @@ def watched_by_listener(tell: Callable[[], None]) -> Callable[[], float]:
 
     def clock() -> float:
         task = asyncio.current_task()
-        if task is not None and task.get_name() == "spotconn-listener":
+        if task is not None and task.get_name() == "spotconn-subscriber":
             tell()
         return time.time()
 
@@ -177,7 +177,7 @@ async def test_a_grant_that_could_not_be_saved_is_not_trusted_until_it_is_stale(
     assert await tokens.get_valid_token(user) == token
     assert tokens._cache.entries[user].fresh_until <= time.time() + 30
     proxy.heal()
-    await until(lambda: tokens._refresher.unsaved.get(user) is None)
+    await until(lambda: tokens._source.protocol.unsaved.get(user) is None)
     with pytest.raises(NotConnected):
         await tokens.get_valid_token(user)
 
@@ -203,15 +203,15 @@ async def test_a_lost_connection_empties_the_cache_and_is_made_again(
     await tokens.get_valid_token(user)
     await store.delete(user)
     assert await served_for(tokens, user) <= 0.3
-    await until(lambda: tokens._listener._pause > 1)
+    await until(lambda: tokens._source.subscriber._pause > 1)
     proxy.heal()
     await connect(store, spotify, user)
     await trusted(tokens, user)
-    said = [record.getMessage() for record in caplog.records if "changes of connections" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "notifications of changes" in record.getMessage()]
     assert [line.split(":")[0] for line in said] == [
-        "changes of connections are heard of",
-        "changes of connections are not heard of, what is remembered of one lives 0.3 s",
-        "changes of connections are heard of",
+        "notifications of changes arrive",
+        "notifications of changes do not arrive, connections are cached for 0.3 s",
+        "notifications of changes arrive",
     ]
 
 
@@ -289,7 +289,7 @@ async def test_without_the_triggers_nothing_is_trusted(
         assert "triggers that tell of changes are gone" in caplog.text
         later = await opened(cache_ttl=0.3)
         await later.get_valid_token(user)
-        await until(lambda: later._listener._pause > 0.5)
+        await until(lambda: later._source.subscriber._pause > 0.5)
         assert not later._cache.trusted
     finally:
         await apply_schema(database.admin_dsn)
@@ -353,7 +353,7 @@ async def test_the_listening_connection_leads_to_the_same_database(
         assert tokens.store.changes is not None
         tokens.store.changes._timeout = 0.2
         await tokens.get_valid_token(user)
-        await until(lambda: tokens._listener._pause > 0.5)
+        await until(lambda: tokens._source.subscriber._pause > 0.5)
         assert not tokens._cache.trusted
         await tokens.aclose()
     finally:
@@ -437,7 +437,7 @@ async def test_a_pool_of_ones_own_listens_where_it_is_told_to(
     async with asyncpg.create_pool(database.dsn, min_size=1) as pool:
         async with TokenManager(ConnectionStore(pool), accounts) as tokens:
             await tokens.get_valid_token(user)
-            assert tokens._listener._task is None
+            assert tokens._source.subscriber._task is None
         async with TokenManager(ConnectionStore(pool, listen_dsn=database.dsn), accounts) as tokens:
             await trusted(tokens, user)
 
@@ -450,7 +450,7 @@ async def test_a_manager_that_remembers_nothing_does_not_listen(
     await connect(store, spotify, user)
     tokens = await opened(**options)
     await tokens.get_valid_token(user)
-    assert tokens._listener._task is None
+    assert tokens._source.subscriber._task is None
 
 
 async def test_closing_ends_it_at_every_step(
@@ -518,7 +518,7 @@ async def test_a_login_that_is_refused_is_told_and_tried_again(
     store.changes = ChangeFeed(store.pool._pool, database.dsn.replace(":app@", ":hush-hush@"), {})
     async with TokenManager(store, accounts) as tokens:
         await tokens.get_valid_token(user)
-        await until(lambda: tokens._listener._pause > 0.5)
+        await until(lambda: tokens._source.subscriber._pause > 0.5)
         assert await tokens.get_valid_token(user)
     assert "the database refused the login" in caplog.text
     assert "hush" not in caplog.text

@@ -66,7 +66,7 @@ async def test_after_a_crash_another_process_serves_an_expired_user(
             await victim.kill()
             scene.proxy.cut()
         killed = loop.time()
-        answer, tries = await survivor.patient_answer(scene.user)
+        answer, tries = await survivor.retried_answer(scene.user)
         took = loop.time() - killed
     calls = scene.spotify.token_calls
     heard = "a new token" if "token" in answer else f"{answer['error']} ({answer.get('reason')})"

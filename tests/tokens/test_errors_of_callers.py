@@ -138,6 +138,7 @@ async def test_two_callers_share_no_error(setup: Setup, failure: Failure) -> Non
 
 def check_library(caller: Caller, failure: Failure, setup: Setup) -> None:
     """Check that no frame of the library shows below the public call, and no token anywhere."""
+    assert list(caller.links()) == [caller.error], "the errors of asyncpg and httpx hold what was sent"
     for link in caller.links():
         shown = [frame for frame in library_frames(link) if not frame.f_globals["__name__"].startswith("httpx.")]
         assert failure.name in LISTS or {frame.f_code.co_name for frame in shown} <= PUBLIC_FRAMES
@@ -179,8 +180,8 @@ async def test_no_error_is_raised_twice(setup: Setup, failure: Failure) -> None:
 def test_a_local_pause_gives_its_error_as_another_object_each_time() -> None:
     """Neither the error that began the pause nor the remembered one is raised again."""
     pauses, user, began = LocalBackoffs(), uuid4(), SpotifyUnavailable("no answer", answered=False)
-    pauses.begin(user, began, 0.0)
     began.add_note("of the first caller")
+    pauses.begin(user, began, 0.0)
     found = [pauses.error(user, 0.1) for _ in range(2)]
     assert len({id(error) for error in (began, *found)}) == 3
     for error in found:
@@ -195,7 +196,7 @@ async def test_callers_of_one_read_share_no_error(setup: Setup) -> None:
         call = partial(setup.tokens.get_valid_token, setup.user)
         tasks = [asyncio.create_task(caller.run(call)) for caller in callers]
         await held.reached()
-        assert len(setup.tokens._reads.tasks) == 1
+        assert len(setup.tokens._source.reads.tasks) == 1
         setup.proxy.cut()
     await all_apart(callers, tasks)
     assert {type(caller.error) for caller in callers} == {DatabaseUnavailable}
@@ -223,7 +224,7 @@ async def test_callers_of_one_refresh_share_no_error(setup: Setup) -> None:
 
 def _waiting(setup: Setup) -> int:
     """How many wait for the one refresh that is under way."""
-    (flight,) = setup.tokens._refreshes._flights.values()
+    (flight,) = setup.tokens._source.refreshes._flights.values()
     return len(flight.outcome._callbacks or ())
 
 

@@ -114,7 +114,7 @@ async def test_a_hook_that_hangs_disturbs_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """While the hook hangs, tokens are served and refreshed; closing waits for it no longer than its time."""
-    monkeypatch.setattr("spotconn.manager.EVENTS_TIMEOUT", 0.1)
+    monkeypatch.setattr("spotconn.events.DRAIN_TIMEOUT", 0.1)
     release = threading.Event()
     for user in users:
         await connect(store, spotify, user, account=str(user), ttl=-1)

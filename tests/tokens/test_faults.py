@@ -16,8 +16,8 @@ from spotconn import (
     SpotconnError,
     SpotifyUnavailable,
     TokenManager,
-    manager,
 )
+from spotconn._tokens import source
 from spotconn.testing import Answer
 from support.database import Database, serving
 from support.fault_harness import FaultHarness, ask_until_served, fault_harness
@@ -258,7 +258,7 @@ async def test_a_grant_lost_at_shutdown_is_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """If the database stays away, `aclose()` ends in time, names the user as critical, and leaves no task."""
-    monkeypatch.setattr(manager, "FLUSH_TIMEOUT", flush)
+    monkeypatch.setattr(source, "SAVE_TIMEOUT", flush)
     async with fault_harness(database) as scene:
         with scene.proxy.hold(b"finish_refresh") as held:
             caller = asyncio.create_task(scene.tokens.get_valid_token(scene.user))
@@ -320,7 +320,7 @@ async def test_a_lost_database_delays_nobody_who_has_a_usable_token(
                 scene.hurry_database()
             await held.reached()
             await fault(scene)
-        await asyncio.gather(*scene.tokens._refreshes.tasks, return_exceptions=True)
+        await asyncio.gather(*scene.tokens._source.refreshes.tasks, return_exceptions=True)
         async with asyncio.timeout(0.2):
             assert await scene.tokens.get_valid_token(scene.user) == token
         scene.proxy.heal()

@@ -123,7 +123,7 @@ async def test_cancelled_caller_stops_nothing(
                 await asyncio.sleep(0)
             finished = caller.done()
             # What has begun goes on: the flight of the refresh, which does it all.
-            begun = bool(tokens._refreshes.tasks) or spotify.token_calls > calls
+            begun = bool(tokens._source.refreshes.tasks) or spotify.token_calls > calls
             caller.cancel()
             await asyncio.wait([caller])
         after = await store.get(user)
@@ -144,7 +144,7 @@ async def test_stale_token_is_served_and_refreshed_in_the_background(
         await held.reached()
         assert await tokens.get_valid_token(user) == before.access_token
         held.release()
-        await asyncio.wait(tokens._refreshes.tasks)
+        await asyncio.wait(tokens._source.refreshes.tasks)
     after = await store.get(user)
     assert await tokens.get_valid_token(user) == after.access_token != before.access_token
     assert spotify.token_calls == 1
@@ -162,10 +162,10 @@ async def test_failure_in_the_background_is_logged_and_not_raised(
     spotify.revoke("alice")
     with caplog.at_level(logging.WARNING, "spotconn"):
         assert await tokens.get_valid_token(user) == before.access_token
-        await asyncio.wait(tokens._refreshes.tasks)
+        await asyncio.wait(tokens._source.refreshes.tasks)
     assert "ReauthorizationRequired" in caplog.text
     assert await tokens.get_valid_token(user) == before.access_token
-    assert not tokens._refreshes.tasks, "a refused connection is not asked again"
+    assert not tokens._source.refreshes.tasks, "a refused connection is not asked again"
 
 
 async def test_revoked_connection_is_recorded_and_not_asked_again(
@@ -417,8 +417,8 @@ async def test_a_fleet_does_not_wake_at_once(store: ConnectionStore, accounts: S
     """The moment of a background refresh is spread over processes and users, within the last quarter of the window."""
     managers = [TokenManager(store, accounts, refresh_window=300) for _ in range(100)]
     user, others = uuid4(), [uuid4() for _ in range(100)]
-    by_process = {tokens._window_of(user) for tokens in managers}
-    by_user = {managers[0]._window_of(other) for other in others}
+    by_process = {tokens._source.window_of(user) for tokens in managers}
+    by_user = {managers[0]._source.window_of(other) for other in others}
     for windows in (by_process, by_user):
         assert len(windows) > 80
         assert all(225 <= window <= 300 for window in windows)

@@ -94,7 +94,7 @@ async def asked(tokens: TokenManager, ids: Iterable[UUID | str]) -> list[tuple[U
 def left_over() -> set[str]:
     """The names of the library's tasks that are running, but for the one that listens as long as its manager lives."""
     names = {task.get_name() for task in asyncio.all_tasks()}
-    return {name for name in names if name.startswith("spotconn")} - {"spotconn-listener"}
+    return {name for name in names if name.startswith("spotconn")} - {"spotconn-subscriber"}
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -269,7 +269,7 @@ async def test_refreshed_users_need_no_more_memory(
         async for _ in tokens.get_valid_tokens(users, concurrency=5):
             most = max(most, sum(task.get_name().startswith("spotconn") for task in asyncio.all_tasks()))
         assert most <= 1 + 2 * 5 + 1
-        assert not tokens._refreshes.tasks | tokens._reads.tasks
+        assert not tokens._source.refreshes.tasks | tokens._source.reads.tasks
         await until(lambda: not left_over())
 
 

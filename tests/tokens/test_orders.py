@@ -34,7 +34,7 @@ from support.order_harness import (
     Caller,
     Fault,
     Operation,
-    World,
+    OrderHarness,
     batch,
     database_is_away,
     faults_of,
@@ -78,9 +78,9 @@ class Scenario:
         fault: what fails.
         errors: what a caller may hear.
         happenings: what else comes in, each once and in this sequence: names of methods of `Order`.
-        at_once: whether operations are done when they begin, and only their answers wait.
+        run_sync: whether operations are done when they begin, and only their answers wait.
         timers: whether the first timer may fire while an answer is still waited for.
-        horizon: the number of steps in which all choices are taken.
+        exhaustive_steps: the number of steps in which all choices are taken.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Scenario:
     happenings: tuple[str, ...] = ()
     run_sync: bool = False
     timers: bool = False
-    trusted_until: int = LONGEST_ORDER
+    exhaustive_steps: int = LONGEST_ORDER
 
     def __str__(self) -> str:
         """The name of the scenario."""
@@ -103,7 +103,7 @@ class Order:
 
     def __init__(self, scenario: Scenario, trail: Trail, watchdog: Watchdog, factory: TaskFactory | None) -> None:
         self.loop = SteppingLoop.new(factory)
-        self.world = World(self.loop.time, scenario.left, scenario.fault, run_sync=scenario.run_sync)
+        self.harness = OrderHarness(self.loop.time, scenario.left, scenario.fault, run_sync=scenario.run_sync)
         self._scenario = scenario
         self._trail = trail
         self._watchdog = watchdog
@@ -118,7 +118,7 @@ class Order:
         seed()
         self._watchdog.arm()
         with self.loop.running():
-            self._manager = open_manager(self.world)
+            self._manager = open_manager(self.harness)
             faults = self._run() or self._aftermath() or self._probe() or self._end()
             if faults:
                 self._abandon()
@@ -147,7 +147,7 @@ class Order:
         return []
 
     def _choice(self, options: list[Option]) -> int:
-        if len(options) == 1 or self._ending or self.loop.steps >= self._scenario.trusted_until:
+        if len(options) == 1 or self._ending or self.loop.steps >= self._scenario.exhaustive_steps:
             return 0
         return self._trail.choose([label for label, _ in options])
 
@@ -155,7 +155,7 @@ class Order:
         """What can happen next; a cancellation must not be what ends a standstill."""
         ready = self.loop.is_ready()
         options: list[Option] = [(STEP, self.loop.step)] if ready else []
-        options += [(f"{operation.name} ends", operation.end) for operation in self.world.pending()]
+        options += [(f"{operation.name} ends", operation.end) for operation in self.harness.pending()]
         options += [(f"{caller} arrives", partial(self._arrive, caller)) for caller in dict.fromkeys(self._absent)]
         options += [(name, partial(self._happen, name)) for name in self._happenings[:1]]
         if not ready and (self._scenario.timers or not options) and self.loop.has_timer():
@@ -189,7 +189,7 @@ class Order:
         self._begin(self._manager.disconnect(USER))
 
     def row_changes(self) -> None:
-        self.world.reconnect()
+        self.harness.reconnect()
 
     def change_is_heard(self) -> None:
         self._manager._cache.invalidate(USER)
@@ -210,7 +210,7 @@ class Order:
             errors = (*errors, SpotconnError, RuntimeError)
         good = self._scenario.left is not None and self._scenario.left > MARGIN
         faults = [fault for asking in self._askings for fault in faults_of(asking, errors, good)]
-        faults += shared_errors(self._askings) + self.world.broken + leftovers(self._manager) + self._loose_ends()
+        faults += shared_errors(self._askings) + self.harness.broken + leftovers(self._manager) + self._loose_ends()
         return faults
 
     def _loose_ends(self) -> list[str]:
@@ -230,7 +230,7 @@ class Order:
         self._arrive(Caller(page))
         if faults := self._run():
             return faults
-        task, row = self._askings[-1].task, self.world.row
+        task, row = self._askings[-1].task, self.harness.row
         assert task is not None
         if row is None and not isinstance(task.exception(), NotConnected):
             return ["a disconnected user still has a token"]
@@ -306,16 +306,16 @@ TWO = [
     Scenario("page-job-expired", (PAGE, JOB_OR_NOT), EXPIRED),
     Scenario("page-job-missing", (PAGE_OR_NOT, JOB_OR_NOT), MISSING, errors=GONE),
     Scenario("page-rejected-long", (PAGE, REJECTED), LONG),
-    Scenario("page-rejected-cancelled", (PAGE, REJECTED_OR_NOT), LONG, trusted_until=10),
+    Scenario("page-rejected-cancelled", (PAGE, REJECTED_OR_NOT), LONG, exhaustive_steps=10),
     Scenario("job-rejected-short", (JOB, REJECTED), SHORT),
     Scenario("two-rejected", (REJECTED, REJECTED), LONG),
     Scenario("rejected-missing", (PAGE, REJECTED_OR_NOT), MISSING, errors=GONE),
-    Scenario("job-batch-expired", (JOB, BATCH), EXPIRED, trusted_until=14),
+    Scenario("job-batch-expired", (JOB, BATCH), EXPIRED, exhaustive_steps=14),
 ]
 
 # Two callers, and something fails.
 FAILING = [
-    Scenario("first-statement-fails", (PAGE_OR_NOT, JOB), SHORT, first_statement_fails, DATABASE, trusted_until=16),
+    Scenario("first-statement-fails", (PAGE_OR_NOT, JOB), SHORT, first_statement_fails, DATABASE, exhaustive_steps=16),
     Scenario("database-is-away", (PAGE_OR_NOT, JOB_OR_NOT), EXPIRED, database_is_away, DATABASE),
     Scenario("database-is-away-rejected", (PAGE, REJECTED), LONG, database_is_away, DATABASE),
     Scenario("spotify-is-away-short", (PAGE, JOB_OR_NOT), SHORT, spotify_is_away, SPOTIFY),
@@ -325,16 +325,18 @@ FAILING = [
     Scenario("spotify-is-away-stale", (PAGE, PAGE), STALE, spotify_is_away),
     Scenario("spotify-refuses", (PAGE, JOB), EXPIRED, spotify_refuses, REFUSED),
     Scenario("first-save-fails", (PAGE, JOB), EXPIRED, first_save_fails),
-    Scenario("batch-fails", (JOB, BATCH), EXPIRED, spotify_is_away, SPOTIFY, trusted_until=14),
+    Scenario("batch-fails", (JOB, BATCH), EXPIRED, spotify_is_away, SPOTIFY, exhaustive_steps=14),
 ]
 
 # Callers that ask again at once after an error.
 INSISTING = [
-    Scenario("pages-insist-missing", (PAGE_INSISTS, PAGE_INSISTS), MISSING, errors=GONE, trusted_until=22),
-    Scenario("page-job-insist-missing", (PAGE_INSISTS, JOB_INSISTS), MISSING, errors=GONE, trusted_until=22),
-    Scenario("insist-database", (PAGE_INSISTS, JOB_INSISTS), EXPIRED, database_is_away, DATABASE, trusted_until=22),
-    Scenario("insist-first-statement", (PAGE_INSISTS, JOB), EXPIRED, first_statement_fails, DATABASE, trusted_until=22),
-    Scenario("insist-spotify", (PAGE_INSISTS, JOB_INSISTS), EXPIRED, spotify_is_away, SPOTIFY, trusted_until=22),
+    Scenario("pages-insist-missing", (PAGE_INSISTS, PAGE_INSISTS), MISSING, errors=GONE, exhaustive_steps=22),
+    Scenario("page-job-insist-missing", (PAGE_INSISTS, JOB_INSISTS), MISSING, errors=GONE, exhaustive_steps=22),
+    Scenario("insist-database", (PAGE_INSISTS, JOB_INSISTS), EXPIRED, database_is_away, DATABASE, exhaustive_steps=22),
+    Scenario(
+        "insist-first-statement", (PAGE_INSISTS, JOB), EXPIRED, first_statement_fails, DATABASE, exhaustive_steps=22
+    ),
+    Scenario("insist-spotify", (PAGE_INSISTS, JOB_INSISTS), EXPIRED, spotify_is_away, SPOTIFY, exhaustive_steps=22),
 ]
 
 # The manager is closed, the tasks are cancelled, or another writes, at every step.
@@ -345,25 +347,25 @@ CLOSED, CUT, CHANGED, LEFT = (
     ("is_disconnected",),
 )
 MEANWHILE = [
-    Scenario("closed-short", (PAGE, JOB), SHORT, happenings=CLOSED, timers=True, trusted_until=14),
+    Scenario("closed-short", (PAGE, JOB), SHORT, happenings=CLOSED, timers=True, exhaustive_steps=14),
     Scenario("closed-expired", (PAGE,), EXPIRED, happenings=CLOSED, timers=True),
     Scenario("closed-rejected", (REJECTED,), LONG, happenings=CLOSED, timers=True),
-    Scenario("closed-batch", (BATCH,), EXPIRED, happenings=CLOSED, timers=True, trusted_until=18),
+    Scenario("closed-batch", (BATCH,), EXPIRED, happenings=CLOSED, timers=True, exhaustive_steps=18),
     Scenario("closed-failing", (JOB,), SHORT, spotify_is_away, SPOTIFY, happenings=CLOSED, timers=True),
-    Scenario("cut-short", (PAGE, JOB), SHORT, happenings=CUT, trusted_until=15),
-    Scenario("cut-expired", (PAGE, PAGE), EXPIRED, happenings=CUT, trusted_until=15),
+    Scenario("cut-short", (PAGE, JOB), SHORT, happenings=CUT, exhaustive_steps=15),
+    Scenario("cut-expired", (PAGE, PAGE), EXPIRED, happenings=CUT, exhaustive_steps=15),
     Scenario("changed-fresh", (PAGE, PAGE), SHORT, happenings=CHANGED),
     Scenario("changed-fresh-at-once", (PAGE, PAGE), SHORT, happenings=CHANGED, run_sync=True),
     Scenario("changed-expired", (PAGE,), EXPIRED, happenings=CHANGED, run_sync=True),
     Scenario("disconnected-fresh", (PAGE, PAGE), LONG, errors=GONE, happenings=LEFT, run_sync=True),
     Scenario("disconnected-job", (JOB,), SHORT, errors=GONE, happenings=LEFT, run_sync=True),
-    Scenario("disconnected-short", (PAGE, JOB), SHORT, errors=GONE, happenings=LEFT, trusted_until=11),
+    Scenario("disconnected-short", (PAGE, JOB), SHORT, errors=GONE, happenings=LEFT, exhaustive_steps=11),
 ]
 
 THREE = [
     Scenario("three-pages-missing", (PAGE, PAGE, PAGE), MISSING, errors=GONE),
     Scenario("three-pages-expired", (PAGE, PAGE, PAGE), EXPIRED),
-    Scenario("page-job-rejected", (PAGE, JOB, REJECTED), SHORT, trusted_until=9),
+    Scenario("page-job-rejected", (PAGE, JOB, REJECTED), SHORT, exhaustive_steps=9),
     Scenario("pages-job-short", (PAGE, PAGE, JOB), SHORT),
     Scenario("three-fail", (PAGE, PAGE, JOB), EXPIRED, database_is_away, DATABASE),
 ]
@@ -403,8 +405,8 @@ class Traffic:
     TURNS = 60
 
     def __init__(self, scenario: Scenario, seed: int) -> None:
-        self.world = World(float, scenario.left, scenario.fault)
-        self.world.on_begin = self._later
+        self.harness = OrderHarness(float, scenario.left, scenario.fault)
+        self.harness.on_begin = self._later
         self._scenario = scenario
         self._random = random.Random(seed)
         self._loop = asyncio.get_running_loop()
@@ -413,7 +415,7 @@ class Traffic:
 
     async def run(self) -> list[str]:
         """Let them come; what is wrong with their ends."""
-        manager = open_manager(self.world)
+        manager = open_manager(self.harness)
         while self._turn < self.TURNS:
             self._arrive(manager)
             await asyncio.sleep(0)
@@ -422,7 +424,7 @@ class Traffic:
         await manager.aclose()
         good = self._scenario.left is not None and self._scenario.left > MARGIN
         faults = [fault for asking in self._askings for fault in faults_of(asking, self._scenario.errors, good)]
-        return faults + shared_errors(self._askings) + self.world.broken + leftovers(manager)
+        return faults + shared_errors(self._askings) + self.harness.broken + leftovers(manager)
 
     def _arrive(self, manager: TokenManager) -> None:
         asking = Asking(self._random.choice(self._scenario.callers))

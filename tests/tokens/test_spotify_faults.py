@@ -141,13 +141,13 @@ async def test_a_fault_of_spotify_delays_nobody_who_has_a_usable_token(database:
         with scene.spotify.hold() as held:
             token = await scene.tokens.get_valid_token(scene.user)
             await held.reached()
-            (refresh,) = scene.tokens._refreshes.tasks
+            (refresh,) = scene.tokens._source.refreshes.tasks
             assert not refresh.done(), "nobody waits for it"
         await asyncio.gather(refresh, return_exceptions=True)
         assert scene.spotify.token_calls == 2
         async with asyncio.timeout(SETTLES):  # the pause takes a minute
             assert [await scene.tokens.get_valid_token(scene.user) for _ in range(5)] == [token] * 5
-        await asyncio.gather(*scene.tokens._refreshes.tasks, return_exceptions=True)
+        await asyncio.gather(*scene.tokens._source.refreshes.tasks, return_exceptions=True)
         assert scene.spotify.token_calls == 2
         assert dict(await scene.row()) == dict(scene.before)
         await scene.check()

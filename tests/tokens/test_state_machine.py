@@ -56,7 +56,8 @@ class Machine(RuleBasedStateMachine):
 
         async def ask() -> None:
             calls = [
-                self.harness.heard(who, which, manager.get_valid_token(who, min_ttl=min_ttl)) for _ in range(number)
+                self.harness.check_answer(who, which, manager.get_valid_token(who, min_ttl=min_ttl))
+                for _ in range(number)
             ]
             await asyncio.gather(*calls)
 
@@ -67,7 +68,7 @@ class Machine(RuleBasedStateMachine):
         who, harness = self._user(user), self.harness
 
         async def ask() -> None:
-            calls = [harness.heard(who, which, harness.managers[which].get_valid_token(who)) for which in (0, 1)]
+            calls = [harness.check_answer(who, which, harness.managers[which].get_valid_token(who)) for which in (0, 1)]
             await asyncio.gather(*calls, *([harness.terminate()] if terminated else []))
 
         self._run(ask())
@@ -96,7 +97,7 @@ class Machine(RuleBasedStateMachine):
                 return
             harness.spotify.reject_access_token(token)
             harness.rejected.add(token)
-            await harness.heard(who, which, harness.managers[which].replace_rejected(who, token))
+            await harness.check_answer(who, which, harness.managers[which].replace_rejected(who, token))
 
         self._run(replace())
 

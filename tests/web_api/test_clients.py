@@ -141,10 +141,10 @@ async def test_a_thread_waits_for_a_bounded_time(
 
 async def test_a_missing_scope_costs_no_refresh(store: ConnectionStore, spotify: FakeSpotify, user: UUID) -> None:
     """The player's 401 "Permissions missing" speaks of a scope: it goes to the caller at once."""
-    asked = list[str]()
+    paths = list[str]()
 
     async def refuse(request: Request) -> JSONResponse:
-        asked.append(request.url.path)
+        paths.append(request.url.path)
         return JSONResponse({"error": {"status": 401, "message": "Permissions missing"}}, 401)
 
     await connect(store, spotify, user)
@@ -157,7 +157,7 @@ async def test_a_missing_scope_costs_no_refresh(store: ConnectionStore, spotify:
         for expected, ask in ((tekore.Unauthorised, by_tekore), (spotipy.SpotifyException, by_spotipy)):
             with pytest.raises(expected):
                 await ask(tokens, user)
-    assert asked == ["/v1/me/", "/v1/me/"]
+    assert paths == ["/v1/me/", "/v1/me/"]
     assert spotify.token_calls == 0
 
 

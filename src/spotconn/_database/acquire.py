@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import asyncpg
 
-from spotconn._affinity import keep_from_children
 from spotconn._database.errors import map_errors
 from spotconn._observer import NOBODY, Observer
 from spotconn.errors import DatabaseUnavailable, SpotconnError
@@ -33,7 +32,6 @@ async def acquire(
     """
     with observer.acquiring():
         connection = await map_errors(pool.acquire(timeout=seconds))
-    shield_from_children(connection)
     release = _release
     try:
         yield connection
@@ -47,14 +45,6 @@ async def acquire(
         raise
     finally:
         await release(pool, connection, seconds)
-
-
-def shield_from_children(connection: Session) -> None:
-    """Replace the socket of a connection in each child of fork, also where the caller made the pool."""
-    # asyncpg has no public API for the transport.
-    transport = getattr(getattr(connection, "_con", None), "_transport", None)
-    if transport is not None:
-        keep_from_children(transport)
 
 
 async def _release(pool: asyncpg.Pool, connection: Session, seconds: float) -> None:

@@ -37,7 +37,8 @@ class BoundPool:
         self._pool = pool
         self.timeout = timeout
         # asyncpg has no public API for the event loop of a pool.
-        self.affinity = Affinity(name, loop=getattr(pool, "_loop", None))
+        loop = getattr(pool, "_loop", None)
+        self.affinity = Affinity(name, loop=loop, transports=self._transports, after_fork=self.terminate)
         self.observer = NOBODY
 
     def acquire(self) -> AbstractAsyncContextManager[Session]:
@@ -78,6 +79,10 @@ class BoundPool:
             check_users(connection, {row["user_id"] for row in rows} <= set(user_ids))
         return rows
 
+    def terminate(self) -> None:
+        """Close all connections at once, and open no new ones. In a child of fork this does not reach the parent's."""
+        self._pool.terminate()
+
     async def close(self) -> None:
         """Close the pool. In a child of fork do nothing: the connections are the parent's.
 
@@ -88,6 +93,12 @@ class BoundPool:
         if not self.affinity.forked:
             self.affinity.check_home()
             await close_pool(self._pool, seconds=self.timeout)
+
+    def _transports(self) -> list[Any]:
+        """Return the transports of all connections, also where the caller made the pool."""
+        # asyncpg has no public API for them.
+        sessions = [getattr(holder, "_con", None) for holder in getattr(self._pool, "_holders", ())]
+        return [getattr(session, "_transport", None) for session in sessions]
 
 
 def check_users(connection: Session, right: bool) -> None:  # noqa: FBT001  the condition is the point

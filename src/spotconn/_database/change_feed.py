@@ -11,7 +11,7 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn._database.acquire import TIMEOUT, Session, shield_from_children
+from spotconn._database.acquire import TIMEOUT, Session
 from spotconn._database.bound_pool import BoundPool
 from spotconn._database.errors import APPLY_SCHEMA, map_errors
 from spotconn._database.pool import open_single
@@ -63,14 +63,14 @@ class ChangeFeed:
             DatabaseUnavailable: no connection in time.
         """
         pool = await open_single(self._dsn, self._options, seconds=self._timeout)
+        bound = BoundPool(pool, name="ConnectionStore", timeout=self._timeout)
         try:
             session = await map_errors(pool.acquire(timeout=self._timeout))
-            shield_from_children(session)
             subscription = Subscription(self._pool, session, timeout=self._timeout)
             await subscription.start(handler)
             yield subscription
         finally:
-            pool.terminate()
+            bound.terminate()
 
 
 class Subscription:

@@ -1,1 +1,1 @@
-"""How the library speaks to Spotify: what to ask and what the answers mean, when to ask, over which connections."""
+"""Requests to Spotify: what is sent, what the answers mean, when to send, and over which connections."""

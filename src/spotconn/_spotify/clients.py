@@ -1,12 +1,14 @@
 """Clients of httpx for many calls at once.
 
-What httpcore does for one call grows with the connections and the calls of its pool: it looks through all of them. So
-many calls share several clients with few connections each. The first ones are preferred, so that a quiet process has
-one client and a warm connection.
+The time that httpcore takes for one call grows with the connections and calls of its pool, because it looks through
+all of them. So many calls share several clients with few connections each. The first ones are preferred, so that a
+quiet process has one client and a warm connection.
 """
 
 from collections.abc import Callable, Generator
 from contextlib import AsyncExitStack, contextmanager
+from functools import partial
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
 
@@ -15,11 +17,13 @@ CALLS = 4
 
 
 class Clients:
-    """Clients that are made as they are needed, and kept; the first one at once, which shows whether any can be made.
+    """Clients that are made as they are needed and stay open.
+
+    The first one is made at once, which shows whether any can be made.
 
     Args:
-        make: makes one. It must not limit its connections: httpcore keeps one for good if its call is cancelled at
-            the wrong moment, and no call may have to wait for such a one.
+        make: makes one. It must not limit its connections: httpcore never frees a connection whose call is cancelled
+            at the wrong moment, and no call may have to wait for such a one.
     """
 
     def __init__(self, make: Callable[[], httpx.AsyncClient]) -> None:
@@ -28,7 +32,7 @@ class Clients:
 
     @contextmanager
     def borrow(self) -> Generator[httpx.AsyncClient]:
-        """Within: a client for one call."""
+        """Context manager: borrow a client for one call."""
         client = next((one for one, calls in self._calls.items() if calls < CALLS), None)
         if client is None:
             client = self._make()
@@ -39,7 +43,23 @@ class Clients:
             self._calls[client] -= 1
 
     async def aclose(self) -> None:
-        """Close them all, also when it is cancelled or one cannot be closed."""
+        """Close all clients, also when it is cancelled or one of them cannot be closed."""
         async with AsyncExitStack() as closing:
             for client in self._calls:
                 closing.push_async_callback(client.aclose)
+
+
+def client_factory(*base_urls: str) -> Callable[[], httpx.AsyncClient]:
+    """Return a function that makes a client for these base URLs."""
+    # One client serves many users: a cookie set for one must not be sent for the next.
+    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+    # Plain http is for this host only: a proxy of the environment would read it.
+    direct = {url: None for url in base_urls if httpx.URL(url).scheme == "http"}
+    return partial(
+        httpx.AsyncClient,
+        timeout=httpx.Timeout(10, connect=5),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        cookies=no_cookies,
+        mounts=direct,
+        verify=httpx.create_ssl_context(),  # shared, as it takes longer to make than all the rest
+    )

@@ -1,4 +1,4 @@
-"""Redirect URIs by Spotify's rules, and the callbacks that arrive at them; no I/O and no clock."""
+"""Redirect URIs by the rules of Spotify, and the callbacks to them; no I/O and no clock."""
 
 import ipaddress
 from contextlib import suppress
@@ -8,29 +8,29 @@ from urllib.parse import SplitResult, parse_qs, urlsplit
 from spotconn.errors import ConfigurationError, ConnectFailed, SpotconnError, SpotifyUnavailable
 
 PARAMETERS = ("state", "code", "error")
-"""What a callback may hold (RFC 6749, sections 4.1.2 and 4.1.2.1); each at most once (section 3.1)."""
+"""The parameters of a callback (RFC 6749, sections 4.1.2 and 4.1.2.1); each at most once (section 3.1)."""
 
 
 class Callback(NamedTuple):
-    """What a callback says; "" for what it does not."""
+    """The parameters of a callback; "" for one that is not there."""
 
     state: str
     code: str
     error: str
 
     def __repr__(self) -> str:
-        """Nothing of it: state and code are secrets."""
+        """Return no value: state and code are secrets."""
         return "<Callback>"
 
 
 def checked_redirect_uri(value: str, *, name: str = "redirect_uri") -> str:
-    """The redirect URI, if Spotify would accept it.
+    """Return the redirect URI if Spotify would accept it.
 
     Spotify's rules: https, or http with a loopback literal; the name localhost is refused since 2025. RFC 6749,
     section 3.1.2: no fragment.
 
     Raises:
-        ConfigurationError: it would not; the text says why, with `name` for it.
+        ConfigurationError: Spotify would not; the text gives the reason and has `name` for the URI.
     """
     if fault := _fault(value):
         raise ConfigurationError(f"{name} {fault}")
@@ -51,7 +51,7 @@ def read_callback(url: str) -> Callback:
 
 
 def refusal(error: str) -> SpotconnError:
-    """What the `error` of a callback means; its own words are not repeated, as anybody can have written them."""
+    """Return what the `error` of a callback means. Unknown text is not repeated: a forged callback can hold any."""
     match error:
         case "access_denied":
             return ConnectFailed("denied", "the user did not agree at Spotify")
@@ -64,7 +64,7 @@ def refusal(error: str) -> SpotconnError:
 
 
 def is_loopback(parts: SplitResult) -> bool:
-    """Whether this is http to a loopback literal.
+    """Return whether this is http to a loopback literal.
 
     Raises:
         ValueError: its host is a name.

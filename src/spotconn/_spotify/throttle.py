@@ -1,4 +1,4 @@
-"""What one answer of Spotify tells this process about all its next calls to the same service."""
+"""A throttle and circuit breaker for all calls of one app to one service of Spotify."""
 
 import math
 
@@ -8,50 +8,50 @@ from spotconn._tracebacks import renewed
 from spotconn.errors import SpotconnError, SpotifyUnavailable
 
 LONGEST_RETRY_AFTER = 86_400.0
-"""Seconds: no Retry-After counts for more than a day, or one broken answer would end all calls for ever."""
+"""Seconds; a greater Retry-After counts as this, or one broken answer would end all calls for ever."""
 
 
 class Throttle:
-    """Lets calls pass, unless Spotify has asked this app to wait or refuses its credentials.
+    """Admits calls, unless Spotify has asked this app to wait or refuses its credentials.
 
-    Retry-After holds for the app, so one answer that has it silences every call of the process until then. An app
-    that is refused is refused for every user: one call in a growing pause, 1 s to 5 min, finds out whether it still is.
-    All times are seconds of one steady clock.
+    Retry-After holds for the app, so one answer with it stops every call of the process until then. An app that is
+    refused is refused for every user: one call per growing pause, 1 s to 5 min, probes whether it still is.
+    All times are seconds of one monotonic clock.
     """
 
     def __init__(self) -> None:
-        self._quiet_until = -math.inf
+        self._closed_until = -math.inf
         self._refusal: AppRefused | None = None
-        self._pause = Backoff(first=1, longest=300)
+        self._backoff = Backoff(first=1, longest=300)
 
     def check(self, now: float) -> None:
-        """Pass, to ask Spotify.
+        """Check whether a call may be made now.
 
         Raises:
             SpotifyUnavailable: Spotify has asked to wait.
             ConfigurationError: Spotify refuses this app, and it is not yet time to try again.
         """
-        if now < self._quiet_until:
-            left = self._quiet_until - now
-            raise SpotifyUnavailable("Spotify asked this app to wait", retry_after=left, answered=False)
+        if now < self._closed_until:
+            remaining = self._closed_until - now
+            raise SpotifyUnavailable("Spotify asked this app to wait", retry_after=remaining, answered=False)
         if self._refusal is None:
             return
-        if self._pause.remaining(now):
+        if self._backoff.remaining(now):
             raise renewed(self._refusal)
-        # This call is the probe; the others are refused until it is back.
-        self._pause.failed(now)
+        # This call is the probe; others are refused until its answer is recorded or the pause is over.
+        self._backoff.failed(now)
 
     def record(self, outcome: SpotconnError | None, now: float) -> None:
-        """Take note of what Spotify answered: None for a grant."""
+        """Record the outcome of a call: its error, or None for a grant or a profile."""
         if isinstance(outcome, AppRefused):
             if self._refusal is None:
-                self._pause.failed(now)
+                self._backoff.failed(now)
             self._refusal = renewed(outcome)
             return
         if isinstance(outcome, SpotifyUnavailable):
             if outcome.answered and outcome.retry_after is not None:
-                self._quiet_until = now + min(outcome.retry_after, LONGEST_RETRY_AFTER)
+                self._closed_until = now + min(outcome.retry_after, LONGEST_RETRY_AFTER)
             return
-        # A grant, or a refusal of something else than the app: the app is known again.
+        # A success, or a refusal that is not of the app: Spotify accepts the app again.
         self._refusal = None
-        self._pause = Backoff(first=1, longest=300)
+        self._backoff = Backoff(first=1, longest=300)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from spotconn._affinity import Affinity
 from spotconn._tokens.refresh import reauthorization
 from spotconn._tracebacks import Failure, renewed, scrub
 from spotconn.errors import (
@@ -91,25 +92,25 @@ class Batches:
 
     Args:
         store: where the connections are.
-        serving: how one user is served.
-        check_open: raises RuntimeError once the manager is closed.
+        policy: how one user is served.
+        affinity: of the manager.
     """
 
-    def __init__(self, store: ConnectionStore, serving: Policy, check_open: Callable[[], None]) -> None:
+    def __init__(self, store: ConnectionStore, policy: Policy, affinity: Affinity) -> None:
         self._store = store
-        self._serving = serving
-        self._check_open = check_open
+        self._policy = policy
+        self._affinity = affinity
         self._running: set[asyncio.Task[Any]] = set()
 
     def answers(self, user_ids: UserIds, *, concurrency: int, progress: Progress | None) -> Answers:
         """What `TokenManager.get_valid_tokens` gives."""
-        self._check_open()
+        self._affinity.check()
         if concurrency < 1:
             raise ValueError("concurrency: expected 1 or more")
         # A string is an iterable, too, of strings.
         if isinstance(user_ids, str) or not isinstance(user_ids, Iterable | AsyncIterable):  # pyright: ignore[reportUnnecessaryIsInstance]  callers err
             raise ValueError("user_ids: expected an iterable of user ids")  # noqa: TRY004  bad input is a ValueError
-        one = _Run(self._store, self._serving, _UserIds(user_ids), concurrency)
+        one = _Run(self._store, self._policy, _UserIds(user_ids), concurrency)
         return self._answers_of(one, _Progress(progress))
 
     def cancel(self) -> set[asyncio.Task[Any]]:
@@ -119,7 +120,7 @@ class Batches:
         return set(self._running)
 
     async def _answers_of(self, one: "_Run", tally: "_Progress") -> Answers:
-        self._check_open()
+        self._affinity.check()
         task = one.start()
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -128,7 +129,7 @@ class Batches:
                 yield one.answer
                 tally.count(one.answer)
             if task.cancelled():
-                self._check_open()  # it is the manager that has cancelled it
+                self._affinity.check()  # it is the manager that has cancelled it
             if failure := task.result():
                 raise failure.renewed() if isinstance(failure, Failure) else failure
             tally.tell()
@@ -200,9 +201,9 @@ class _Run:
     answer: Answer
     _task: asyncio.Task[Failure | Exception | None]
 
-    def __init__(self, store: ConnectionStore, serving: Policy, user_ids: _UserIds, concurrency: int) -> None:
+    def __init__(self, store: ConnectionStore, policy: Policy, user_ids: _UserIds, concurrency: int) -> None:
         self._store = store
-        self._serving = serving
+        self._policy = policy
         self._user_ids = user_ids
         self._concurrency = concurrency
         self._due: asyncio.Queue[Connection] = asyncio.Queue(concurrency)
@@ -256,7 +257,7 @@ class _Run:
         due: list[Connection] = []
         for user_id in user_ids:
             found = stored.get(user_id) or NotConnected("no Spotify connection is stored for this user")
-            answer = self._serving.from_row(found) if isinstance(found, Connection) else found
+            answer = self._policy.from_row(found) if isinstance(found, Connection) else found
             if answer is not None:
                 await self._answers.put((user_id, answer))
             elif isinstance(found, Connection):
@@ -273,5 +274,5 @@ class _Run:
     async def _refresh(self) -> None:
         while True:
             stored = await self._due.get()
-            await self._answers.put((stored.user_id, await self._serving.refreshed(stored)))
+            await self._answers.put((stored.user_id, await self._policy.refreshed(stored)))
             self._due.task_done()

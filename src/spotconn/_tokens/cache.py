@@ -1,8 +1,8 @@
-"""The connections that one process remembers: in bounded number, and no longer than they may be trusted.
+"""The connections that one process caches: in bounded number, and no longer than they may be trusted.
 
-While the cache is *covered*, every change of a stored connection is heard of, and what is remembered is good until it
-is stale. Otherwise it is good for `ttl` seconds. Cover is lent for a time and has to be renewed, so a process that
-stood still does not trust what it has missed.
+While the cache is trusted, notifications of all changes arrive, and an entry is good until it is stale. Otherwise it
+is good for `ttl` seconds. Trust ends at a time and has to be renewed, so a process that stood still does not rely on
+what it has missed.
 """
 
 import math
@@ -18,16 +18,16 @@ from spotconn.models import Connection
 
 @dataclass(slots=True)
 class CacheEntry:
-    """What is remembered of a connection; the refresh token is not.
+    """A cached connection, without its refresh token. Its times are seconds since the epoch.
 
     Attributes:
         access_token: of the connection.
         expires_at: its end, and the version of the connection.
         scope: of the connection.
         reauthorization: of the connection.
-        since: when it was remembered; time before that, by a clock that was set back, is not served.
-        fresh_until: when it has to be looked at again before it is served.
-        until: when it is forgotten. All times are seconds since the epoch.
+        since: when it was cached. It does not count before that, by a clock that was set back.
+        fresh_until: the end of the time in which the hot path serves it.
+        until: the end of the time in which it counts at all.
     """
 
     access_token: str = field(repr=False)
@@ -41,37 +41,36 @@ class CacheEntry:
 
 @dataclass(slots=True, eq=False)
 class PendingRead:
-    """A read under way, and what was heard of its user meanwhile.
+    """A read under way, and the notifications about its user meanwhile.
 
     Attributes:
-        user_id: as the caller has it: a look-up with the same object is the cheapest.
-        covered: whether all changes have been heard of since it began.
-        void: whether what it brings is out of date, whatever that is.
-        heard: the version that was heard of last.
+        user_id: the caller's own object, because a look-up with the same object is cheapest.
+        trusted: whether notifications have arrived since it began.
+        void: whether its result is out of date in any case.
+        notified: the version in the last notification.
     """
 
     user_id: UUID
     trusted: bool
     void: bool = False
-    heard: datetime | None = None
+    notified: datetime | None = None
 
     def is_current(self, version: datetime) -> bool:
-        """Whether that version is, as far as is known, the one that is stored."""
-        return not self.void and self.heard in {None, version}
+        """Return whether a version is, as far as is known, the one that is stored."""
+        return not self.void and self.notified in {None, version}
 
 
 class ConnectionCache:
-    """Remembers connections by user; with more than `size`, the one remembered longest goes.
+    """Caches connections by user. Beyond `size`, the oldest entry goes.
 
     Args:
-        ttl: seconds that a connection is good for without cover; 0 remembers nothing.
+        ttl: seconds that an entry is good for while the cache is not trusted; 0 turns the cache off.
         size: number of connections.
 
     Attributes:
-        entries: by user, a UUID; for the look-up of the hot path, whatever it is asked with. They count only before
-            the horizon.
-        horizon: seconds since the epoch until which the cover was lent; infinite without one.
-        epoch: how often something was heard or forgotten. A read that began in an earlier one may be out of date.
+        entries: by user id, a UUID; for the look-up of the hot path. They count only before `trusted_until`.
+        trusted_until: seconds since the epoch; infinite while the cache is not trusted.
+        epoch: grows with each notification and invalidation. A read that began in an earlier one may be out of date.
     """
 
     def __init__(self, *, ttl: float, size: int) -> None:
@@ -83,16 +82,16 @@ class ConnectionCache:
         self.epoch = 0
 
     def __len__(self) -> int:
-        """How many are remembered, also too long ago."""
+        """Return the number of entries, also of those that are out of date."""
         return len(self.entries)
 
     @property
     def trusted(self) -> bool:
-        """Whether changes are heard of."""
+        """Whether notifications of changes arrive."""
         return self.trusted_until < math.inf
 
     def get(self, user_id: UUID, now: float) -> CacheEntry | None:
-        """What is remembered of a user, if it is still to be trusted."""
+        """Return the entry of a user, if it may still be used."""
         entry = self.entries.get(user_id)
         if entry is None or now >= self.trusted_until or not entry.since <= now < entry.until:
             return None
@@ -100,7 +99,7 @@ class ConnectionCache:
 
     @contextmanager
     def reading(self, user_id: UUID) -> Generator[PendingRead]:
-        """Within: the connection of a user is read, to be `put` by what this gives."""
+        """Track a read of `user_id` while it is under way. Pass its result to `put` with the value of the block."""
         pending = PendingRead(user_id, self.trusted)
         self._pending_reads.setdefault(user_id, []).append(pending)
         try:
@@ -111,13 +110,13 @@ class ConnectionCache:
                 del self._pending_reads[user_id]
 
     def put(self, connection: Connection, pending: PendingRead, *, now: float, stale_at: float) -> None:
-        """Remember a connection that was read, unless it is out of date already.
+        """Cache a connection that was read, unless it is out of date already.
 
         Args:
-            connection: as it was read.
+            connection: the result of the read.
             pending: of the read.
             now: seconds since the epoch.
-            stale_at: when the token is to be refreshed, likewise.
+            stale_at: when the token is due for a refresh, in seconds since the epoch.
         """
         if not self._size or not pending.is_current(connection.expires_at):
             return
@@ -138,29 +137,29 @@ class ConnectionCache:
         )
 
     def on_change(self, user_id: UUID, version: datetime) -> None:
-        """That version of a user's connection is stored: forget any other, also one that a read under way may bring."""
+        """Drop every other version of a user's connection than the one now stored, also from reads under way."""
         self.epoch += 1
         for pending in self._pending_reads.get(user_id, ()):
-            pending.heard = version
+            pending.notified = version
         entry = self.entries.get(user_id)
         if entry is not None and entry.expires_at != version:
             del self.entries[user_id]
 
-    def outdate(self, pending: PendingRead) -> None:
-        """Forget a user, and what any read but `pending` brings: that one has a row which was just written."""
+    def supersede(self, pending: PendingRead) -> None:
+        """Invalidate a user, except for the read whose row was just written by this process."""
         void = pending.void
         self.invalidate(pending.user_id)
         pending.void = void
 
     def invalidate(self, user_id: UUID) -> None:
-        """Forget a user, and what any read now under way brings."""
+        """Drop the entry of a user and void the reads under way."""
         self.epoch += 1
         for pending in self._pending_reads.get(user_id, ()):
             pending.void = True
         self.entries.pop(user_id, None)
 
     def clear(self) -> None:
-        """Forget everybody, and what any read now under way brings."""
+        """Drop all entries and void all reads under way."""
         self.epoch += 1
         for pending_reads in self._pending_reads.values():
             for pending in pending_reads:
@@ -168,16 +167,16 @@ class ConnectionCache:
         self.entries.clear()
 
     def trust(self, until: float) -> None:
-        """Lend cover until a moment, in seconds since the epoch."""
+        """Trust cached entries until `until` (seconds since the epoch)."""
         self.trusted_until = until
 
     def distrust(self) -> None:
-        """Changes are no longer heard of; some may have been missed."""
+        """Stop trusting the cache, and drop all entries: notifications may have been missed."""
         if self.trusted:
             self.trusted_until = math.inf
             self.clear()
 
     def close(self) -> None:
-        """Forget everybody for good."""
+        """Drop all entries and cache nothing any more."""
         self._size = 0
         self.clear()

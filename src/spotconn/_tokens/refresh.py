@@ -201,7 +201,7 @@ class Refresher:
 
     async def _save(self, turn: RefreshTurn, grant: TokenGrant, duration: float) -> Connection | None:
         stored = _of(turn)
-        self.unsaved.keep(turn, stored, grant)
+        self.unsaved.add(turn, stored, grant)
         try:
             saved = await self.unsaved.save(turn.user_id)
         except SpotconnError:

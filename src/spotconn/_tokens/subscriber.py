@@ -1,4 +1,4 @@
-"""Keeps a cache covered: a task that listens for changes, proves again and again that it hears them, and reconnects."""
+"""A task that subscribes to changes for a cache, checks by heartbeats that notifications arrive, and reconnects."""
 
 import asyncio
 import logging
@@ -17,20 +17,20 @@ FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 60.0
 """Seconds of the longest such pause."""
 HEARTBEATS = 3
-"""In the time for which one lends cover, so that two may be late."""
+"""Heartbeats in the time for which one makes the cache trusted, so that two may be late."""
 SHORTEST_WAIT = 0.1
-"""Seconds between two proofs at least, also where that leaves gaps in the cover."""
+"""Seconds between two heartbeats at least, even if the cache is not trusted in between."""
 STOP_TIMEOUT = 1.0
 """Seconds that the task has to end."""
 
 
-class Listener:
-    """Listens once it is started, until it is closed.
+class Subscriber:
+    """Keeps a cache trusted while notifications arrive, once it is started and until it is closed.
 
     Args:
-        changes: where changes are heard of; None where they cannot be.
-        cache: is told of them, and covered meanwhile.
-        ttl: seconds for which a proof lends cover.
+        changes: the notifications, or None if the server cannot deliver them.
+        cache: handles them.
+        ttl: seconds for which a heartbeat makes the cache trusted.
         clock: gives seconds since the epoch.
     """
 
@@ -47,21 +47,21 @@ class Listener:
         self._closed = False
 
     def start(self) -> None:
-        """Begin, in the running event loop; may be repeated."""
+        """Start the task in the running event loop. May be repeated."""
         if self._task is None and self._changes is not None and not self._closed:
-            # In a context of its own: it outlives the call that came first, and is no part of its trace.
-            self._task = asyncio.create_task(self._run(self._changes), name="spotconn-listener", context=Context())
+            # In a context of its own: it outlives the first call, and is no part of its trace.
+            self._task = asyncio.create_task(self._run(self._changes), name="spotconn-subscriber", context=Context())
 
     def abandon(self) -> None:
-        """Begin nothing any more."""
+        """Start nothing any more."""
         self._closed = True
 
     async def close(self) -> None:
-        """End."""
+        """Stop the task."""
         self._closed = True
         if self._task is None:
             return
-        # asyncpg leaves a future with an error behind if it is cancelled while it connects: leave it time.
+        # Cancelled while it connects, asyncpg leaves a future with an error behind: give it time.
         late = not self._connecting or (await asyncio.wait([self._task], timeout=STOP_TIMEOUT))[1]
         if late:
             self._task.cancel()
@@ -76,7 +76,7 @@ class Listener:
                     await self._trust(subscription)
             except SpotconnError as error:
                 self._log_loss(error)
-            except Exception as error:  # noqa: BLE001  of a caller's own option, as a callable for the password
+            except Exception as error:  # noqa: BLE001  from an option of the caller's, such as a callable for the password
                 self._log_loss(type(error).__name__)
             finally:
                 self._connecting = False
@@ -87,18 +87,18 @@ class Listener:
                 self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
     async def _trust(self, subscription: Subscription) -> None:
-        """Lend cover from one proof to the next, until one fails."""
+        """Trust the cache from one heartbeat to the next, until one fails."""
         while not self._closed:
-            asked = self._clock()
+            sent = self._clock()
             await subscription.heartbeat()
             if not self._cache.trusted:
-                _log.info("changes of connections are heard of")
+                _log.info("notifications of changes arrive")
                 self._pause = FIRST_PAUSE
-            self._cache.trust(asked + self._ttl)
+            self._cache.trust(sent + self._ttl)
             await subscription.wait(seconds=max(self._ttl / HEARTBEATS, SHORTEST_WAIT))
 
     def _log_loss(self, reason: object) -> None:
-        """Loudly what is new, quietly what has been said before."""
+        """Log the first failure as a warning and repeats at debug level."""
         level = logging.WARNING if self._pause == FIRST_PAUSE else logging.DEBUG
-        text = "changes of connections are not heard of, what is remembered of one lives %g s: %s"
+        text = "notifications of changes do not arrive, connections are cached for %g s: %s"
         _log.log(level, text, self._ttl, reason)

@@ -1,4 +1,4 @@
-"""Grants that Spotify has given and the database does not have yet."""
+"""Grants received from Spotify and not saved yet."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ from spotconn.store import ConnectionStore
 _log = logging.getLogger("spotconn")
 
 PAUSE = 0.5
-"""Seconds between two rounds of saving, less a random half: shorter than what the protocol gives a late holder."""
+"""Seconds between two rounds of saving, less a random half: shorter than LAPSED_PAUSE of the protocol."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class _UnsavedGrant:
 
 
 class UnsavedGrants:
-    """Keeps each grant from Spotify's answer until it is saved, so that no fault but this process's death loses it.
+    """Holds each grant until it is saved, so that only the death of this process can lose one.
 
     Args:
-        store: where they belong.
+        store: saves them.
     """
 
     def __init__(self, store: ConnectionStore) -> None:
@@ -36,40 +36,40 @@ class UnsavedGrants:
         self._unsaved: dict[UUID, _UnsavedGrant] = {}
         self._saver: asyncio.Task[None] | None = None
 
-    def keep(self, turn: RefreshTurn, stored: Connection, grant: TokenGrant) -> None:
-        """Keep the grant for a turn at the refresh of `stored`."""
+    def add(self, turn: RefreshTurn, stored: Connection, grant: TokenGrant) -> None:
+        """Add the grant for a turn at the refresh of `stored`."""
         self._unsaved[turn.user_id] = _UnsavedGrant(turn, grant, _refreshed(stored, grant))
 
     def get(self, user_id: UUID) -> Connection | None:
-        """The connection as it will be once its grant is saved; None where nothing is kept."""
-        kept = self._unsaved.get(user_id)
-        return None if kept is None else kept.connection
+        """Return the connection as it will be once its grant is saved, or None if the user has no unsaved grant."""
+        unsaved = self._unsaved.get(user_id)
+        return None if unsaved is None else unsaved.connection
 
     def drop(self, user_id: UUID) -> None:
-        """Forget what is kept of a user who has disconnected."""
+        """Drop the grant of a user who has disconnected."""
         self._unsaved.pop(user_id, None)
 
     def clear(self) -> None:
-        """Forget everything, in a process that is not to save it."""
+        """Drop all grants, in a process that must not save them."""
         self._unsaved.clear()
 
     async def save(self, user_id: UUID) -> Connection | None:
-        """Save what is kept of a user.
+        """Save the grant of a user.
 
         Returns:
-            The saved connection; None where nothing was kept, or another's write came first.
+            The saved connection; None if there was no grant, or another write came first.
 
         Raises:
-            SpotconnError: not now; it stays kept, and a task tries again until it is saved.
+            SpotconnError: it could not be saved now; a task goes on trying.
         """
         try:
             return await self._save(user_id)
         except BaseException:  # also a cancellation
-            self._keep_trying()
+            self._start_saver()
             raise
 
     async def flush(self, *, seconds: float) -> None:
-        """Save what is still kept; what cannot be saved within that time is lost, and that is logged as critical."""
+        """Save all grants. Log as critical those that cannot be saved within `seconds`, and drop them."""
         try:
             if self._saver is not None:
                 self._saver.cancel()
@@ -87,17 +87,17 @@ class UnsavedGrants:
             self._unsaved.clear()
 
     async def _save(self, user_id: UUID) -> Connection | None:
-        kept = self._unsaved.get(user_id)
-        if kept is None:
+        unsaved = self._unsaved.get(user_id)
+        if unsaved is None:
             return None
-        saved = await self._store.finish_refresh(kept.turn, kept.grant)
-        if self._unsaved.get(user_id) is kept:
+        saved = await self._store.finish_refresh(unsaved.turn, unsaved.grant)
+        if self._unsaved.get(user_id) is unsaved:
             del self._unsaved[user_id]
         return saved
 
-    def _keep_trying(self) -> None:
+    def _start_saver(self) -> None:
         if self._saver is None or self._saver.done():
-            _log.error("a refreshed connection cannot be saved now; it is kept and served, and saving goes on")
+            _log.error("a refreshed connection cannot be saved now; it is served all the same, and saving goes on")
             self._saver = asyncio.create_task(self._save_all(), name="spotconn-saver")
 
     async def _save_all(self) -> None:
@@ -117,7 +117,7 @@ class UnsavedGrants:
 
 
 def _refreshed(stored: Connection, grant: TokenGrant) -> Connection:
-    """What finish_refresh will make of the row."""
+    """Return what finish_refresh will make of the row."""
     return stored.model_copy(
         update={
             "access_token": grant.access_token,

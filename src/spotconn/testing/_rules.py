@@ -1,4 +1,4 @@
-"""Rules of the simulated Spotify that need no state: shapes of errors, client credentials, redirect URIs, PKCE."""
+"""Rules of the simulated Spotify without state: forms of errors, client credentials, redirect URIs, PKCE."""
 
 import base64
 import binascii
@@ -14,26 +14,26 @@ Reply = tuple[int, dict[str, Any]]
 """HTTP status and JSON body."""
 
 CODE_VERIFIER = re.compile(r"[A-Za-z0-9_.~-]{43,128}")
-"""What a code verifier may be (RFC 7636, section 4.1)."""
+"""The form of a code verifier (RFC 7636, section 4.1)."""
 
 
 def proves(code_verifier: str, challenge: str) -> bool:
-    """Whether a code verifier is well formed and belongs to an S256 challenge (RFC 7636, section 4.6)."""
+    """Return whether a code verifier is well formed and belongs to an S256 challenge (RFC 7636, section 4.6)."""
     return CODE_VERIFIER.fullmatch(code_verifier) is not None and code_challenge(code_verifier) == challenge
 
 
 def fault(error: str, description: str) -> Reply:
-    """An error of the token endpoint (RFC 6749, section 5.2)."""
+    """Return an error of the token endpoint (RFC 6749, section 5.2)."""
     return 400, {"error": error, "error_description": description}
 
 
 def web_fault(message: str) -> Reply:
-    """A 401 of the Web API."""
+    """Return a 401 of the Web API."""
     return 401, {"error": {"status": 401, "message": message}}
 
 
 def basic(authorization: str) -> tuple[str, str]:
-    """Id and secret of a client that proves itself by HTTP Basic; empty where it does not."""
+    """Return id and secret of a client from HTTP Basic; both empty if there are none."""
     scheme, _, credentials = authorization.partition(" ")
     try:
         decoded = base64.b64decode(credentials, validate=True).decode() if scheme.lower() == "basic" else ""
@@ -44,7 +44,10 @@ def basic(authorization: str) -> tuple[str, str]:
 
 
 def matches(redirect_uri: str, registered: str) -> bool:
-    """Exactly an https or loopback URI, or a loopback one registered without a port and used with one."""
+    """Return whether a redirect URI is a registered one.
+
+    It must be equal and https or loopback, or a loopback one that is registered without a port and used with one.
+    """
     with suppress(ValueError):
         used, known = urlsplit(redirect_uri), urlsplit(registered)
         loopback = known.scheme == "http" and _is_loopback(known)
@@ -56,5 +59,5 @@ def matches(redirect_uri: str, registered: str) -> bool:
 
 
 def _is_loopback(uri: SplitResult) -> bool:
-    # A name such as localhost is no address, which is a ValueError: Spotify refuses it since 2025.
+    # A name such as localhost is no address and so a ValueError: Spotify refuses it since 2025.
     return ipaddress.ip_address(uri.hostname or "").is_loopback

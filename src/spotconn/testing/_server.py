@@ -9,14 +9,14 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 CLOSE_TIMEOUT = 5
-"""Seconds that requests under way have at the end, once they are cancelled."""
+"""Seconds that requests under way have at the end, after they are cancelled."""
 
 
 @asynccontextmanager
 async def serve(app: ASGIApp, port: int = 0) -> AsyncGenerator[str]:
-    """Serve while the block lasts; requests still under way at its end are cancelled.
+    """Context manager: serve an app; requests still under way at the end are cancelled.
 
-    It takes over no signals and logs nothing.
+    It handles no signals and logs nothing.
 
     Args:
         app: to serve.
@@ -27,7 +27,7 @@ async def serve(app: ASGIApp, port: int = 0) -> AsyncGenerator[str]:
     """
     running: set[asyncio.Task[object]] = set()
 
-    async def tracked(scope: Scope, receive: Receive, send: Send) -> None:
+    async def track(scope: Scope, receive: Receive, send: Send) -> None:
         task = asyncio.current_task()
         if task is not None:
             running.add(task)
@@ -36,7 +36,7 @@ async def serve(app: ASGIApp, port: int = 0) -> AsyncGenerator[str]:
 
     with socket.create_server(("127.0.0.1", port)) as listening:
         config = uvicorn.Config(
-            tracked, lifespan="off", log_config=None, log_level="critical", timeout_graceful_shutdown=CLOSE_TIMEOUT
+            track, lifespan="off", log_config=None, log_level="critical", timeout_graceful_shutdown=CLOSE_TIMEOUT
         )
         config.load()
         server = uvicorn.Server(config)
@@ -48,7 +48,7 @@ async def serve(app: ASGIApp, port: int = 0) -> AsyncGenerator[str]:
         finally:
             for listener in server.servers:
                 listener.close()
-            # What was just accepted needs some steps of the loop to become a connection that shutdown() knows of.
+            # A socket just accepted needs some steps of the loop to become a connection that shutdown() knows of.
             for _ in range(5):
                 await asyncio.sleep(0)
             for task in running:

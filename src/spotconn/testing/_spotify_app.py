@@ -1,7 +1,6 @@
 """The HTTP side of the simulated Spotify: consent page, token endpoint and Web API."""
 
 import asyncio
-from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from starlette.applications import Starlette
@@ -12,61 +11,63 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from spotconn.testing._answers import Answer
+from spotconn.testing._simulation import Simulation
 from spotconn.testing._spotify_pages import apps_page, consent_page, error_page
 from spotconn.testing._spotify_web import web_routes
 
-if TYPE_CHECKING:
-    from spotconn.testing._spotify import FakeSpotify
+
+def build_app(spotify: Simulation) -> Starlette:
+    """Build the app with the routes of accounts.spotify.com, api.spotify.com and www.spotify.com/account/apps."""
+    endpoints = _Endpoints(spotify)
+    return Starlette(
+        routes=[
+            Route("/authorize", endpoints.consent, methods=["GET"]),
+            Route("/authorize", endpoints.decide, methods=["POST"]),
+            Route("/api/token", endpoints.token, methods=["POST"]),
+            Route("/account/apps", endpoints.apps, methods=["GET"]),
+            Route("/account/apps", endpoints.remove_access, methods=["POST"]),
+            *web_routes(spotify),
+        ]
+    )
 
 
-def build_app(fake: "FakeSpotify") -> Starlette:
-    """The routes of accounts.spotify.com, api.spotify.com and www.spotify.com/account/apps."""
+class _Endpoints:
+    def __init__(self, spotify: Simulation) -> None:
+        self._spotify = spotify
 
-    async def consent(request: Request) -> Response:
+    async def consent(self, request: Request) -> Response:
         query = dict(request.query_params)
-        if fault := fake.authorization_fault(query):
+        if fault := self._spotify.authorization_fault(query):
             return HTMLResponse(error_page(fault), 400)
-        return HTMLResponse(consent_page(query, fake.accounts.values()))
+        return HTMLResponse(consent_page(query, self._spotify.accounts.values()))
 
-    async def decision(request: Request) -> Response:
+    async def decide(self, request: Request) -> Response:
         form = _strings(await request.form())
-        if fault := fake.authorization_fault(form):
+        if fault := self._spotify.authorization_fault(form):
             return HTMLResponse(error_page(fault), 400)
-        agreed = form.get("decision") == "agree" and form.get("account") in fake.accounts
-        answer = {"code": fake.new_code(form, form["account"])} if agreed else {"error": "access_denied"}
+        agreed = form.get("decision") == "agree" and form.get("account") in self._spotify.accounts
+        answer = {"code": self._spotify.new_code(form, form["account"])} if agreed else {"error": "access_denied"}
         if "state" in form:
             answer["state"] = form["state"]
         joint = "&" if "?" in form["redirect_uri"] else "?"
         return RedirectResponse(f"{form['redirect_uri']}{joint}{urlencode(answer)}", 302)
 
-    async def token(request: Request) -> Response:
+    async def token(self, request: Request) -> Response:
         form = _strings(await request.form())
-        answer = await fake.token_answer(form, request.headers.get("authorization"))
+        answer = await self._spotify.token_answer(form, request.headers.get("authorization"))
         if isinstance(answer, Answer):
             return Scripted(answer)
-        await asyncio.sleep(fake.latency())
+        await asyncio.sleep(self._spotify.latency())
         status, body = answer
         return JSONResponse(body, status)
 
-    async def apps(_request: Request) -> Response:
-        return HTMLResponse(
-            apps_page(account for account in fake.accounts.values() if fake.consents(account.spotify_user_id))
-        )
+    async def apps(self, _request: Request) -> Response:
+        accounts = self._spotify.accounts.values()
+        return HTMLResponse(apps_page(each for each in accounts if self._spotify.consents(each.spotify_user_id)))
 
-    async def remove_access(request: Request) -> Response:
-        fake.revoke(_strings(await request.form()).get("account", ""))
+    async def remove_access(self, request: Request) -> Response:
+        self._spotify.revoke(_strings(await request.form()).get("account", ""))
         return RedirectResponse("/account/apps", 303)
-
-    return Starlette(
-        routes=[
-            Route("/authorize", consent, methods=["GET"]),
-            Route("/authorize", decision, methods=["POST"]),
-            Route("/api/token", token, methods=["POST"]),
-            Route("/account/apps", apps, methods=["GET"]),
-            Route("/account/apps", remove_access, methods=["POST"]),
-            *web_routes(fake),
-        ]
-    )
 
 
 class Scripted(Response):
@@ -77,7 +78,7 @@ class Scripted(Response):
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it, or a part of it, or nothing."""
+        """Send the answer, a part of it, or nothing."""
         await asyncio.sleep(self._answer.delay)
         if self._answer.hang:
             while (await receive())["type"] != "http.disconnect":

@@ -1,20 +1,18 @@
-"""The pages of the simulated Spotify that a person sees: consent, the list of connected apps, and errors."""
+"""The HTML pages of the simulated Spotify: consent, the list of accounts with access, and errors."""
 
 from collections.abc import Iterable, Mapping
 from html import escape
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from spotconn.testing._spotify import FakeAccount
+from spotconn.testing._issued_tokens import FakeAccount
 
-WORDS = {
+SCOPE_TEXTS = {
     "user-read-email": "See your email address",
     "user-top-read": "See what you listen to most",
     "user-read-currently-playing": "See what you are playing now",
     "user-read-private": "See your country and kind of subscription",
     "playlist-read-private": "See your private playlists",
 }
-"""What some scopes mean."""
+"""What some scopes allow, as the consent page shows it."""
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -65,17 +63,17 @@ button.agree {{ color: #06130a; background: var(--green); border-color: var(--gr
 
 
 def error_page(fault: str) -> str:
-    """An error of the authorization request, which Spotify shows and never redirects."""
+    """Return the page for an invalid authorization request, which Spotify shows instead of a redirect."""
     return _page("Error", f"<h1>Error</h1><p>{escape(fault)}</p>")
 
 
-def consent_page(query: Mapping[str, str], accounts: Iterable["FakeAccount"]) -> str:
-    """Agree or cancel, as one of the accounts; the request goes along with the answer."""
+def consent_page(query: Mapping[str, str], accounts: Iterable[FakeAccount]) -> str:
+    """Return the page to agree or cancel as one of the accounts. Its form repeats the request."""
     hidden = "".join(
         f'<input type="hidden" name="{escape(name)}" value="{escape(value)}">' for name, value in query.items()
     )
     choices = "".join(_choice(account, first=place == 0) for place, account in enumerate(accounts))
-    scopes = "".join(f"<li>{escape(WORDS.get(name, name))}</li>" for name in query.get("scope", "").split())
+    scopes = "".join(f"<li>{escape(SCOPE_TEXTS.get(name, name))}</li>" for name in query.get("scope", "").split())
     return _page(
         "Agree",
         "<h1>Connect the app to your account?</h1><p>It will be able to:</p>"
@@ -87,8 +85,8 @@ def consent_page(query: Mapping[str, str], accounts: Iterable["FakeAccount"]) ->
     )
 
 
-def apps_page(accounts: Iterable["FakeAccount"]) -> str:
-    """The accounts that have agreed, each with a button that takes the consent back."""
+def apps_page(accounts: Iterable[FakeAccount]) -> str:
+    """Return the page of the accounts that have agreed, each with a button to remove access."""
     granted = "".join(_granted(account) for account in accounts)
     return _page("Apps", f"<h1>Accounts with access</h1>{granted or '<p>No account has agreed to the app.</p>'}")
 
@@ -97,17 +95,17 @@ def _page(title: str, main: str) -> str:
     return _PAGE.format(title=title, main=main)
 
 
-def _named(account: "FakeAccount") -> str:
+def _named(account: FakeAccount) -> str:
     spotify_user_id = escape(account.spotify_user_id)
     return f"<span>{escape(account.display_name or '') or spotify_user_id}<small>{spotify_user_id}</small></span>"
 
 
-def _choice(account: "FakeAccount", *, first: bool) -> str:
+def _choice(account: FakeAccount, *, first: bool) -> str:
     value, checked = escape(account.spotify_user_id), " checked" if first else ""
     return f'<label><input type="radio" name="account" value="{value}" required{checked}>{_named(account)}</label>'
 
 
-def _granted(account: "FakeAccount") -> str:
+def _granted(account: FakeAccount) -> str:
     return (
         f'<form class="app" method="post" action="/account/apps">{_named(account)}'
         f'<button name="account" value="{escape(account.spotify_user_id)}">Remove access</button></form>'

@@ -1,4 +1,4 @@
-"""The program that keeps an embedded Postgres, run inside the test: its orders, and what it says when it fails."""
+"""The program that supervises an embedded Postgres, run inside the test: its commands, and its errors."""
 
 import asyncio
 import io
@@ -14,9 +14,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from spotconn.testing import _postgres_keeper as program
+from spotconn.testing import _postgres_supervisor as program
 from spotconn.testing import postgres_binaries
-from spotconn.testing._postgres_keeper import Keeper, main
+from spotconn.testing._postgres_supervisor import Supervisor, main
 
 SETTINGS = {"binaries": str(postgres_binaries()), "options": {"fsync": "off"}, "password": "hush"}
 
@@ -31,8 +31,10 @@ def _run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *l
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_it_obeys_until_its_input_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """It tells port and folder at the start and after each restart, and removes the folder at the end."""
+def test_it_runs_commands_until_its_input_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It writes port and folder at the start and after each restart, and removes the folder at the end."""
     monkeypatch.setattr(signal, "signal", unchanged)
     answers = _run(monkeypatch, capsys, json.dumps(SETTINGS), "restart", "restart-immediate")
     assert len(answers) == 3
@@ -59,19 +61,19 @@ def test_without_settings_it_does_nothing(monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_a_taken_port_is_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port lost to another program between the probe and the start is given up for another."""
-    keeper = Keeper(SETTINGS)
+    supervisor = Supervisor(SETTINGS)
     try:
-        keeper.prepare()
-        keeper.initialize()
+        supervisor.prepare()
+        supervisor.initialize()
         with socket.create_server(("127.0.0.1", 0)) as taken:
             ports = iter([taken.getsockname()[1], program._free_port()])
             monkeypatch.setattr(program, "_free_port", lambda: next(ports))
-            keeper.start()
-            assert keeper.port != taken.getsockname()[1]
-        assert asyncio.run(_password_works(keeper.port)) == 1
+            supervisor.start()
+            assert supervisor.port != taken.getsockname()[1]
+        assert asyncio.run(_password_works(supervisor.port)) == 1
     finally:
-        keeper.stop()
-        keeper.remove()
+        supervisor.stop()
+        supervisor.remove()
 
 
 async def _password_works(port: int) -> int:
@@ -90,15 +92,15 @@ def test_unreachable_binaries_are_copied(tmp_path: Path) -> None:
     (binaries / "postgres").touch()
     (tmp_path / "package.libs").mkdir()
     tmp_path.chmod(0o700)
-    keeper = Keeper(SETTINGS | {"binaries": str(binaries)})
+    supervisor = Supervisor(SETTINGS | {"binaries": str(binaries)})
     try:
-        keeper.prepare()
-        assert keeper._binaries.is_relative_to(keeper.folder)
-        assert (keeper._binaries / "postgres").exists()
-        assert (keeper.folder / "package.libs").is_dir()
+        supervisor.prepare()
+        assert supervisor._binaries.is_relative_to(supervisor.folder)
+        assert (supervisor._binaries / "postgres").exists()
+        assert (supervisor.folder / "package.libs").is_dir()
         assert tmp_path.stat().st_mode & 0o777 == 0o700
     finally:
-        keeper.remove()
+        supervisor.remove()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only as root does the server run as another account")

@@ -20,7 +20,7 @@ from spotconn.testing import EmbeddedPostgres, FakeSpotify, add_user, apply_sche
 SCOPES = ("user-read-email", "user-top-read")
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     print(text, flush=True)
 
 
@@ -29,7 +29,7 @@ def run(main: Callable[[list[str]], Coroutine[Any, Any, int]]) -> int:
     try:
         return asyncio.run(main(sys.argv[1:]))
     except (SpotconnError, ValueError, OSError) as error:
-        say(f"{type(error).__name__}: {error}")
+        print_line(f"{type(error).__name__}: {error}")
         return 1
 
 
@@ -67,7 +67,7 @@ async def simulated(**options: Any) -> AsyncGenerator[Simulation]:
     Args:
         options: of `FakeSpotify`.
     """
-    say("No DATABASE_URL and SPOTIFY_CLIENT_ID: a private Postgres is started, and Spotify is simulated.")
+    print_line("No DATABASE_URL and SPOTIFY_CLIENT_ID: a private Postgres is started, and Spotify is simulated.")
     os.environ["no_proxy"] = "127.0.0.1"  # a proxy of the environment cannot reach this host
     spotify = FakeSpotify(**options)
     with EmbeddedPostgres() as postgres:

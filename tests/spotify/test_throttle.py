@@ -1,4 +1,4 @@
-"""What one answer of Spotify means for the other calls of a process, and the pauses that a host keeps for itself."""
+"""What one answer of Spotify means for the other calls of a process, and local backoffs."""
 
 import asyncio
 from uuid import UUID, uuid4
@@ -22,7 +22,7 @@ from spotconn.testing import Answer, FakeSpotify
 from support.connections import connect
 
 
-def test_retry_after_silences_every_call_until_then() -> None:
+def test_retry_after_stops_every_call_until_then() -> None:
     """After an answer with Retry-After nothing passes until it has run out, and the error says how long that is."""
     throttle = Throttle()
     throttle.record(SpotifyUnavailable("429", retry_after=60), now=1000)
@@ -32,7 +32,7 @@ def test_retry_after_silences_every_call_until_then() -> None:
     throttle.check(now=1060)
 
 
-def test_a_broken_retry_after_does_not_silence_for_ever() -> None:
+def test_a_broken_retry_after_does_not_stop_calls_for_ever() -> None:
     """However long Spotify asks to wait, after a day a call passes."""
     throttle = Throttle()
     throttle.record(SpotifyUnavailable("429", retry_after=1e12), now=0)
@@ -41,7 +41,7 @@ def test_a_broken_retry_after_does_not_silence_for_ever() -> None:
     throttle.check(now=LONGEST_RETRY_AFTER)
 
 
-def test_a_passing_failure_silences_nobody() -> None:
+def test_a_passing_failure_stops_no_call() -> None:
     """A 5xx without Retry-After, or a fault of the network, says nothing about the next call."""
     throttle = Throttle()
     throttle.record(SpotifyUnavailable("503"), now=0)
@@ -66,7 +66,7 @@ def test_a_refused_app_is_probed_by_one_call_per_growing_pause() -> None:
 
 
 def test_a_probe_under_way_keeps_the_others_out() -> None:
-    """Until the probe has its answer, no second call passes; a grant opens the gate for all."""
+    """Until the probe has its answer, no second call passes; after a grant all calls pass."""
     throttle = Throttle()
     throttle.check(now=0)
     throttle.record(AppRefused("invalid_client"), now=0)
@@ -79,28 +79,28 @@ def test_a_probe_under_way_keeps_the_others_out() -> None:
 
 def test_pauses_grow_to_their_longest_with_jitter() -> None:
     """Each pause is at most twice the one before and at least half of its full length."""
-    pause = Backoff(first=1, longest=30)
+    backoff = Backoff(first=1, longest=30)
     for full in (1, 2, 4, 8, 16, 30, 30):
-        pause.failed(100)
-        assert full / 2 <= pause.remaining(100) <= full
-    assert pause.remaining(131) == 0
+        backoff.failed(100)
+        assert full / 2 <= backoff.remaining(100) <= full
+    assert backoff.remaining(131) == 0
 
 
-def test_host_pauses_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only so many users are remembered; the one whose pause began first is forgotten."""
-    monkeypatch.setattr(local_backoff, "MOST_PAUSES", 2)
-    pauses, users = LocalBackoffs(), [uuid4() for _ in range(3)]
+def test_local_backoffs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only so many users have a backoff; the one that began first is dropped."""
+    monkeypatch.setattr(local_backoff, "MOST_BACKOFFS", 2)
+    backoffs, users = LocalBackoffs(), [uuid4() for _ in range(3)]
     for user in users:
-        pauses.begin(user, SpotifyUnavailable("network", answered=False), now=0)
-    assert [pauses.error(user, now=0) is None for user in users] == [True, False, False]
-    pauses.end(users[1])
-    assert pauses.error(users[1], now=0) is None
+        backoffs.begin(user, SpotifyUnavailable("network", answered=False), now=0)
+    assert [backoffs.error(user, now=0) is None for user in users] == [True, False, False]
+    backoffs.end(users[1])
+    assert backoffs.error(users[1], now=0) is None
 
 
 async def test_retry_after_holds_for_every_user_of_the_process(
     store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify, users: list[UUID]
 ) -> None:
-    """After a 429 for one user no other user's refresh is asked for; a usable token is still served."""
+    """After a 429 for one user no other user's refresh is sent; a usable token is still served."""
     usable = await connect(store, spotify, users[2], account="bob", ttl=100)
     for user in users[:2]:
         await connect(store, spotify, user, account=str(user), ttl=-1)
@@ -112,13 +112,13 @@ async def test_retry_after_holds_for_every_user_of_the_process(
             assert raised.value.retry_after == pytest.approx(120, abs=5)
         assert await tokens.get_valid_token(users[2]) == usable.access_token
     assert spotify.token_calls == 1
-    assert (await store.get(users[1])).failure is None, "only what was asked is recorded"
+    assert (await store.get(users[1])).failure is None, "only what was sent is recorded"
 
 
 async def test_a_refused_app_is_not_asked_about_every_user(
     store: ConnectionStore, spotify: FakeSpotify, users: list[UUID], accounts: SpotifyAccounts
 ) -> None:
-    """With a wrong secret, three users asked for a hundred times cost a call, and one per pause; none is marked."""
+    """With a wrong secret, 300 requests for three users cost one call, and one per pause; no user is marked."""
     begun = asyncio.get_running_loop().time()
     for user in users:
         await connect(store, spotify, user, account=str(user), ttl=-1)
@@ -163,9 +163,9 @@ async def test_a_background_refresh_that_fails_is_not_begun_again_at_once(
         TokenManager(store, cut_off, refresh_timeout=0.2) as tokens,
     ):
         assert await tokens.get_valid_token(user) == stale.access_token
-        await asyncio.wait(tokens._refreshes.tasks)
+        await asyncio.wait(tokens._source.refreshes.tasks)
         assert await tokens.get_valid_token(user) == stale.access_token
-        assert not tokens._refreshes.tasks
+        assert not tokens._source.refreshes.tasks
 
 
 async def test_a_recorded_pause_is_not_asked_for_with_every_stale_token(
@@ -176,17 +176,17 @@ async def test_a_recorded_pause_is_not_asked_for_with_every_stale_token(
     spotify.script(Answer.too_many_requests("120"))
     for _ in range(2):
         async with TokenManager(store, accounts) as tokens:
-            for _ in range(2):  # the first to be told by Spotify has not read the record yet
+            for _ in range(2):  # the one that has the answer of Spotify has not read the record yet
                 await tokens.get_valid_token(user)
-                if tokens._refreshes.tasks:
-                    await asyncio.wait(tokens._refreshes.tasks)
+                if tokens._source.refreshes.tasks:
+                    await asyncio.wait(tokens._source.refreshes.tasks)
             assert await tokens.get_valid_token(user) == stale.access_token
-            assert not tokens._refreshes.tasks
+            assert not tokens._source.refreshes.tasks
     assert spotify.token_calls == 1
 
 
 async def test_an_empty_refresh_token_is_the_users_to_mend(accounts: SpotifyAccounts, spotify: FakeSpotify) -> None:
-    """A row whose refresh token another client has emptied needs the user, and Spotify is not asked."""
+    """A row whose refresh token another client has emptied needs the user, and no request is sent."""
     with pytest.raises(ReauthorizationRequired, match="invalid"):
         await accounts.refresh("")
     assert spotify.token_calls == 0
@@ -204,7 +204,7 @@ async def test_no_attempt_begins_in_the_second_half_of_its_time(
     assert spotify.token_calls == 1
 
 
-async def test_a_call_that_finds_no_place_is_not_made(spotify: FakeSpotify, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_call_that_finds_no_slot_is_not_made(spotify: FakeSpotify, monkeypatch: pytest.MonkeyPatch) -> None:
     """While as many calls as allowed are under way, another waits for half of its time and then gives up unsent."""
     monkeypatch.setattr("spotconn.accounts.MOST_CALLS", 1)
     spotify.add_account("alice")

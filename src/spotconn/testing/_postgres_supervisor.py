@@ -1,8 +1,8 @@
-"""The program that keeps an embedded Postgres: it starts the server, and ends with it when its parent is gone.
+"""The program that supervises an embedded Postgres: it starts the server, and stops it when its parent is gone.
 
-It is run by `EmbeddedPostgres` with the standard library alone. Its standard input is a pipe whose other end only
-the parent holds: the first line gives the settings, each further line is an order, and the end of the input, also by
-SIGKILL of the parent, means stop. The server is this program's child, so no signal can hit a stranger's process.
+`EmbeddedPostgres` runs it with the standard library alone. Its standard input is a pipe whose other end only the
+parent holds: the first line is the settings, each further line is a command, and the end of the input, also by SIGKILL
+of the parent, means stop. The server is a child of this program, so no signal can reach an unrelated process.
 """
 
 import json
@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 START_TIMEOUT = 30.0
-"""Seconds for initdb, and again for the server, to come up."""
+"""Seconds for initdb to end, and again for the server to be ready."""
 STOP_TIMEOUT = 10.0
-"""Seconds for each way of stopping before the next harder one."""
+"""Seconds after each signal to stop before the next, harder one."""
 TRIES = 5
-"""Ports to try; one found free can be lost to another program."""
+"""Ports to try; another program can take one that was found free."""
 
 
 class _Account(TypedDict, total=False):
-    """As whom the server's programs run, and what they see of the environment."""
+    """The account and the environment of the programs of the server."""
 
     env: dict[str, str]
     user: int
@@ -36,27 +36,27 @@ class _Account(TypedDict, total=False):
     extra_groups: list[int]
 
 
-class Keeper:
-    """One server and the folder that holds all it has."""
+class Supervisor:
+    """One server and the folder with all its files."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="spotconn-postgres-"))
         self.port = 0
         self._options: dict[str, str] = settings["options"]
         self._password: str = settings["password"]
-        # The parent's settings and secrets are none of the server's business.
+        # The environment of the parent may hold secrets.
         self._account: _Account = {"env": {"PATH": os.environ.get("PATH", os.defpath)}}
         self._server: subprocess.Popen[bytes] | None = None
         self._binaries = Path(settings["binaries"])
 
     def prepare(self) -> None:
-        """As root, choose the server's account, and give it binaries that it can reach."""
+        """As root, choose the account of the server, and give it binaries that it can reach."""
         if os.geteuid() == 0:
             self._become_nobody()
             self._binaries = self._reachable(self._binaries)
 
     def initialize(self) -> None:
-        """Make the data folder, with a superuser that needs its password."""
+        """Create the data folder, with a superuser that logs in by password."""
         password_file = self.folder / "password"
         password_file.write_text(self._password, encoding="ascii")
         os.chown(password_file, self._account.get("user", -1), self._account.get("group", -1))
@@ -66,16 +66,20 @@ class Keeper:
         password_file.unlink()
 
     def start(self) -> None:
-        """Start the server on the port it had before, or on a free one."""
-        wanted = self.port
+        """Start the server on its last port, or on a free one.
+
+        Raises:
+            RuntimeError: it did not start; the text holds the end of its log.
+        """
+        last_port = self.port
         for _ in range(TRIES):
-            self.port = wanted or _free_port()
+            self.port = last_port or _free_port()
             if self._started():
                 return
         raise RuntimeError(f"the server did not start; the end of its log:\n{self._log_end()}")
 
     def stop(self, *, immediate: bool = False) -> None:
-        """Stop the server: at once as by a crash, or after cutting its clients."""
+        """Stop the server: at once, as in a crash, or after it has closed its connections."""
         if self._server is None:
             return
         for way in (signal.SIGQUIT,) if immediate else (signal.SIGINT, signal.SIGQUIT):
@@ -99,20 +103,20 @@ class Keeper:
         return self.folder / "data"
 
     def _become_nobody(self) -> None:
-        # The server refuses to run as root. Only the own folder changes hands.
-        if not _everybody_may_enter(self.folder.parent):
+        # The server refuses to run as root. Only the folder of this program changes its owner.
+        if not _is_open_to_all(self.folder.parent):
             raise RuntimeError(f"the server runs as nobody, which may not enter {self.folder.parent}; set TMPDIR")
         nobody = pwd.getpwnam("nobody")
         self._account |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
         os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
 
     def _reachable(self, binaries: Path) -> Path:
-        """Binaries that the server's account can run: copied, where it may not enter the folders above them."""
-        if _everybody_may_enter(binaries):
+        """Return binaries that the account of the server can run, copied if it may not enter the folders above them."""
+        if _is_open_to_all(binaries):
             return binaries
         installed = binaries.parent
         libraries = installed.parent.with_name(f"{installed.parent.name}.libs")
-        # At the same depth: the binaries find their libraries by a relative path.
+        # At the same depth, as the binaries find their libraries by a relative path.
         shutil.copytree(installed, self.folder / "package" / installed.name)
         if libraries.is_dir():
             shutil.copytree(libraries, self.folder / libraries.name)
@@ -169,7 +173,7 @@ class Keeper:
         return "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-10:])
 
 
-def _everybody_may_enter(folder: Path) -> bool:
+def _is_open_to_all(folder: Path) -> bool:
     return all(each.stat().st_mode & stat.S_IXOTH for each in (folder, *folder.parents))
 
 
@@ -180,43 +184,43 @@ def _free_port() -> int:
         return port
 
 
-def _obey(keeper: Keeper) -> None:
-    """Serve the parent's orders until its end of the pipe closes."""
-    keeper.prepare()
-    keeper.initialize()
-    keeper.start()
-    _tell({"port": keeper.port, "folder": str(keeper.folder)})
-    for order in sys.stdin:
-        keeper.stop(immediate=order.strip() == "restart-immediate")
-        keeper.start()
-        _tell({"port": keeper.port, "folder": str(keeper.folder)})
+def _run_commands(supervisor: Supervisor) -> None:
+    """Run the commands of the parent until it closes the pipe."""
+    supervisor.prepare()
+    supervisor.initialize()
+    supervisor.start()
+    _write({"port": supervisor.port, "folder": str(supervisor.folder)})
+    for command in sys.stdin:
+        supervisor.stop(immediate=command.strip() == "restart-immediate")
+        supervisor.start()
+        _write({"port": supervisor.port, "folder": str(supervisor.folder)})
 
 
-def _tell(answer: dict[str, Any]) -> None:
+def _write(answer: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
 
 
-def _leave(*_: object) -> None:
+def _exit(*_: object) -> None:
     raise SystemExit(1)
 
 
 def main() -> None:
-    """Read the settings, keep the server, and leave nothing behind."""
-    signal.signal(signal.SIGTERM, _leave)
+    """Read the settings, run the server, and remove everything at the end."""
+    signal.signal(signal.SIGTERM, _exit)
     settings = json.loads(sys.stdin.readline() or "null")
     if settings is None:
         return
-    keeper = Keeper(settings)
+    supervisor = Supervisor(settings)
     try:
-        _obey(keeper)
+        _run_commands(supervisor)
     except BrokenPipeError:
         pass
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        _tell({"error": str(error)})
+        _write({"error": str(error)})
     finally:
-        keeper.stop(immediate=True)
-        keeper.remove()
+        supervisor.stop(immediate=True)
+        supervisor.remove()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+"""Checks of what a caller gives a `TokenManager`."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+MAX_MIN_TTL = 3000.0
+"""Seconds: the most that a caller may ask of a token's remaining life; Spotify's tokens live 3600."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """The times that a `TokenManager` keeps, in seconds.
+
+    Attributes:
+        window: before its end in which a token is refreshed in the background.
+        margin: before its end in which it is not served.
+        timeout: for Spotify's answer, and to wait for another process that refreshes.
+        lease: after which another process may take over a refresh.
+
+    Raises:
+        ValueError: one is out of range; the text names the argument of the constructor.
+    """
+
+    window: float
+    margin: float
+    timeout: float
+    lease: float
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _check(self.margin >= 0, "expiry_margin: expected 0 or more seconds")
+        _check(self.window >= self.margin, "refresh_window: expected no less than expiry_margin")
+        _check(self.timeout > 0, "refresh_timeout: expected more than 0 seconds")
+        _check(self.lease > self.timeout, "lease: expected more than refresh_timeout")
+
+
+def check_cache(*, ttl: float, size: int) -> None:
+    """Raise ValueError for a cache without an end or of no size."""
+    _check(0 <= ttl < math.inf, "cache_ttl: expected 0 or more seconds, and not without end")
+    _check(size >= 0, "cache_size: expected 0 or more")
+
+
+def least_ttl(min_ttl: float | None, *, margin: float) -> float:
+    """Return the seconds that a token must still be good for.
+
+    Raises:
+        ValueError: `min_ttl` is out of range.
+    """
+    if min_ttl is None:
+        return margin
+    _check(0 <= min_ttl <= MAX_MIN_TTL, f"min_ttl: expected 0 to {MAX_MIN_TTL:.0f} seconds")
+    return max(min_ttl, margin)
+
+
+def needed_scopes(scopes: Iterable[str]) -> frozenset[str]:
+    """Return the scopes.
+
+    Raises:
+        ValueError: it is a single string, which is an iterable of strings, too.
+    """
+    _check(not isinstance(scopes, str), "scopes: expected several strings, not one")
+    return frozenset(scopes)
+
+
+def _check(holds: bool, text: str) -> None:  # noqa: FBT001  the condition is the point
+    if not holds:
+        raise ValueError(text)

@@ -1,0 +1,119 @@
+"""The codes and tokens that the simulated Spotify has issued, and the consents behind them."""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from spotconn.models import REFRESH_TOKEN_MONTHS, add_months
+
+
+@dataclass(frozen=True)
+class FakeAccount:
+    """A Spotify account.
+
+    Attributes:
+        spotify_user_id: Spotify's id of the account.
+        display_name: None if the account has none.
+        email: shown to apps with the scope user-read-email only.
+        refusal: the plain text of the 403 with which GET /v1/me refuses this account to the app, if it does.
+    """
+
+    spotify_user_id: str
+    display_name: str | None = None
+    email: str | None = None
+    refusal: str | None = None
+
+
+@dataclass(frozen=True)
+class Consent:
+    """What one authorization allows.
+
+    Attributes:
+        account: of the user who authorized the app.
+        scope: the granted scopes.
+        authorized_at: seconds since the epoch.
+    """
+
+    account: FakeAccount
+    scope: frozenset[str]
+    authorized_at: float
+
+
+@dataclass(frozen=True)
+class Code:
+    """What an authorization code is good for.
+
+    Attributes:
+        consent: of the user.
+        redirect_uri: of the authorization request.
+        code_challenge: of the authorization request; None without PKCE.
+    """
+
+    consent: Consent
+    redirect_uri: str
+    code_challenge: str | None
+
+
+class IssuedTokens:
+    """All codes and tokens by their text.
+
+    Args:
+        token_ttl: seconds that an access token is good for.
+        clock: returns seconds since the epoch.
+
+    Attributes:
+        codes: authorization codes that are not used yet.
+        access: access tokens, each with the end of its life in seconds since the epoch.
+        refresh: refresh tokens that are not ended.
+        revoked: refresh tokens that are ended.
+    """
+
+    def __init__(self, *, token_ttl: int, clock: Callable[[], float]) -> None:
+        self._token_ttl = token_ttl
+        self._clock = clock
+        self.codes: dict[str, Code] = {}
+        self.access: dict[str, tuple[Consent, float]] = {}
+        self.refresh: dict[str, Consent] = {}
+        self.revoked: set[str] = set()
+
+    def new_code(self, code: Code) -> str:
+        """Issue an authorization code."""
+        text = secrets.token_urlsafe(24)
+        self.codes[text] = code
+        return text
+
+    def new_refresh_token(self, consent: Consent) -> str:
+        """Issue a refresh token."""
+        refresh_token = f"AQ{secrets.token_urlsafe(48)}"
+        self.refresh[refresh_token] = consent
+        return refresh_token
+
+    def new_grant(self, consent: Consent, *, refresh_token: str | None = None) -> dict[str, Any]:
+        """Issue an access token and return the answer of the token endpoint, with `refresh_token` if there is one."""
+        access_token = f"BQ{secrets.token_urlsafe(48)}"
+        self.access[access_token] = (consent, self._clock() + self._token_ttl)
+        answer = {
+            "access_token": access_token,
+            "token_type": "Bearer",
+            "expires_in": self._token_ttl,
+            "scope": " ".join(sorted(consent.scope)),
+        }
+        return answer if refresh_token is None else answer | {"refresh_token": refresh_token}
+
+    def end(self, refresh_token: str) -> None:
+        """End a refresh token."""
+        del self.refresh[refresh_token]
+        self.revoked.add(refresh_token)
+
+    def end_all(self, spotify_user_id: str) -> None:
+        """End all refresh tokens of an account."""
+        for refresh_token, consent in list(self.refresh.items()):
+            if consent.account.spotify_user_id == spotify_user_id:
+                self.end(refresh_token)
+
+    def has_lapsed(self, consent: Consent) -> bool:
+        """Return whether a consent is older than its refresh tokens are good for."""
+        authorized = datetime.fromtimestamp(consent.authorized_at, UTC)
+        return self._clock() >= add_months(authorized, REFRESH_TOKEN_MONTHS).timestamp()

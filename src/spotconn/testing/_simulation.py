@@ -1,0 +1,160 @@
+"""What the simulated Spotify knows and decides: accounts, codes, tokens and scripted answers; no HTTP."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from spotconn.testing._answers import Answer, Hold
+from spotconn.testing._issued_tokens import Code, Consent, FakeAccount, IssuedTokens
+from spotconn.testing._rules import Reply, basic, fault, matches, proves, web_fault
+
+CODE_TTL = 600.0
+"""Seconds that an authorization code is good for."""
+
+
+class Simulation:
+    """The state of the simulated Spotify, and its decisions.
+
+    The arguments and attributes are those of `FakeSpotify`.
+    """
+
+    def __init__(
+        self,
+        *,
+        client_id: str,
+        client_secret: str | None,
+        rotation: bool,
+        token_ttl: int,
+        latency: tuple[float, float],
+        redirect_uris: Iterable[str],
+        clock: Callable[[], float],
+    ) -> None:
+        self.client_id = client_id
+        self._client_secret = client_secret
+        self._rotation = rotation
+        self._token_ttl = token_ttl
+        self._latency = latency
+        self._redirect_uris = tuple(redirect_uris)
+        self._clock = clock
+        self._tokens = IssuedTokens(token_ttl=token_ttl, clock=clock)
+        self._script: list[Answer] = []
+        self._hold: Hold | None = None
+        self.accounts: dict[str, FakeAccount] = {}
+        self.token_calls: int = 0
+        self.refresh_calls: int = 0
+        self.refreshes: Counter[str] = Counter()
+
+    async def token_answer(self, form: Mapping[str, str], authorization: str | None) -> Reply | Answer:
+        """Return the answer to a call of the token endpoint: the scripted one, or that of Spotify."""
+        self.token_calls += 1
+        self.refresh_calls += form.get("grant_type") == "refresh_token"
+        hold = self._hold if self._hold and self._hold.takes() else None
+        scripted = self._script.pop(0) if self._script else None
+        if hold and hold.before:
+            await hold.wait()
+        reply: Reply = self.decide(form, authorization) if scripted is None or scripted.lost else (200, {})
+        if hold and not hold.before:
+            await hold.wait()
+        return scripted or reply
+
+    def latency(self) -> float:
+        """Return the seconds to wait before the next token answer."""
+        return random.uniform(*self._latency)  # noqa: S311  no secret depends on it
+
+    def decide(self, form: Mapping[str, str], authorization: str | None) -> Reply:
+        """Return the answer of Spotify to a token request, and act on the request."""
+        if refused := self._client_fault(form, authorization):
+            return fault("invalid_client", refused)
+        match form.get("grant_type"):
+            case "authorization_code":
+                return self._exchange(form, public=authorization is None)
+            case "refresh_token":
+                return self._refresh(form)
+            case _:
+                return fault("unsupported_grant_type", "grant_type must be authorization_code or refresh_token")
+
+    def bearer(self, authorization: str | None) -> Consent | Reply | str:
+        """Return the consent behind the token of a call of the Web API, its 401, or the plain text of its 403."""
+        scheme, _, access_token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer":
+            return web_fault("No token provided")
+        if access_token not in self._tokens.access:
+            return web_fault("Invalid access token")
+        consent, ends = self._tokens.access[access_token]
+        if self._clock() >= ends:
+            return web_fault("The access token expired")
+        account = self.accounts[consent.account.spotify_user_id]
+        return account.refusal if account.refusal is not None else replace(consent, account=account)
+
+    def consents(self, spotify_user_id: str) -> bool:
+        """Return whether the app has the consent of an account: a refresh token of it still works."""
+        return any(
+            consent.account.spotify_user_id == spotify_user_id and not self._tokens.has_lapsed(consent)
+            for consent in self._tokens.refresh.values()
+        )
+
+    def revoke(self, spotify_user_id: str) -> None:
+        """End the refresh tokens of an account."""
+        self._tokens.end_all(spotify_user_id)
+
+    def authorization_fault(self, query: Mapping[str, str]) -> str | None:
+        """Return why a request to /authorize gets an error page and no redirect; None if it is valid."""
+        if query.get("client_id") != self.client_id:
+            return "INVALID_CLIENT: Invalid client"
+        if not any(matches(query.get("redirect_uri", ""), registered) for registered in self._redirect_uris):
+            return "INVALID_CLIENT: Invalid redirect URI"
+        if query.get("response_type") != "code":
+            return "response_type must be code"
+        if "code_challenge" in query and query.get("code_challenge_method") != "S256":
+            return "code_challenge_method must be S256"
+        return None
+
+    def new_code(self, query: Mapping[str, str], spotify_user_id: str) -> str:
+        """Issue the authorization code for a user who has agreed."""
+        scope = frozenset(query.get("scope", "").split())
+        consent = Consent(self.accounts[spotify_user_id], scope, self._clock())
+        return self._tokens.new_code(Code(consent, query["redirect_uri"], query.get("code_challenge")))
+
+    def _client_fault(self, form: Mapping[str, str], authorization: str | None) -> str | None:
+        if authorization is None:
+            return None if form.get("client_id") == self.client_id else "Invalid client"
+        client_id, client_secret = basic(authorization)
+        if client_id != self.client_id:
+            return "Invalid client"
+        return None if client_secret and client_secret == self._client_secret else "Invalid client secret"
+
+    def _exchange(self, form: Mapping[str, str], *, public: bool) -> Reply:
+        code = self._tokens.codes.pop(form.get("code", ""), None)
+        if code is None:
+            return fault("invalid_grant", "Invalid authorization code")
+        if self._clock() - code.consent.authorized_at > CODE_TTL:
+            return fault("invalid_grant", "Authorization code expired")
+        if form.get("redirect_uri") != code.redirect_uri:
+            return fault("invalid_grant", "Invalid redirect URI")
+        if public and not code.code_challenge:
+            return fault("invalid_request", "code_verifier required")
+        if code.code_challenge and not proves(form.get("code_verifier", ""), code.code_challenge):
+            return fault("invalid_grant", "code_verifier was incorrect")
+        return 200, self._new_grant(code.consent)
+
+    def _refresh(self, form: Mapping[str, str]) -> Reply:
+        refresh_token = form.get("refresh_token")
+        if not refresh_token:
+            return fault("invalid_request", "refresh_token must be supplied")
+        consent = self._tokens.refresh.get(refresh_token)
+        if consent is None:
+            revoked = refresh_token in self._tokens.revoked
+            return fault("invalid_grant", "Refresh token revoked" if revoked else "Invalid refresh token")
+        if self._tokens.has_lapsed(consent):
+            return fault("invalid_grant", "Refresh token expired")
+        self.refreshes[consent.account.spotify_user_id] += 1
+        if not self._rotation:
+            return 200, self._tokens.new_grant(consent)
+        self._tokens.end(refresh_token)
+        return 200, self._new_grant(consent)
+
+    def _new_grant(self, consent: Consent) -> dict[str, Any]:
+        """Issue an access token and a refresh token."""
+        return self._tokens.new_grant(consent, refresh_token=self._tokens.new_refresh_token(consent))
