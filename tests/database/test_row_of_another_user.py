@@ -19,7 +19,7 @@ from spotconn import (
     TokenGrant,
     TokenManager,
 )
-from spotconn import admin as admin_room
+from spotconn._database import service_role
 from spotconn.testing import FakeSpotify
 from support.connections import connect
 from support.database import Database
@@ -163,7 +163,7 @@ async def test_a_pass_over_many_users_ends_at_another_users_row(
 @pytest.fixture
 async def operators(operator: str, way: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ConnectionAdmin]:
     """An admin over that way, which reads in batches of two."""
-    monkeypatch.setattr(admin_room, "BATCH", 2)
+    monkeypatch.setattr(service_role, "BATCH", 2)
     async with ConnectionAdmin.open(way.dsn(operator), max_size=1, cipher=CIPHER) as opened:
         yield opened
 
