@@ -83,9 +83,13 @@ class Affinity:
         self.closed = True
 
 
-def keep_from_children(stream: object) -> None:
-    """Replace the socket of a stream of httpcore by a dead one in each child of fork, while the stream exists."""
-    _forks.streams.add(stream)
+def keep_from_children(carrier: object) -> None:
+    """Replace a socket by a dead one in each child of fork, while its carrier exists.
+
+    Args:
+        carrier: a transport of asyncio or a stream of httpcore: both give the socket by `get_extra_info`.
+    """
+    _forks.carriers.add(carrier)
 
 
 class _Forks:
@@ -93,24 +97,24 @@ class _Forks:
 
     Attributes:
         count: forks between the first process and this one.
-        streams: connections of the parent.
+        carriers: of connections of the parent.
         transports: methods that return more of them.
         callbacks: methods to call once no socket is the parent's any more.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self.streams = WeakSet[object]()
+        self.carriers = WeakSet[object]()
         self.transports: list[WeakMethod[Callable[[], list[Any]]]] = []
         self.callbacks: list[WeakMethod[Callable[[], None]]] = []
 
     def in_child(self) -> None:
         self.count += 1
-        carriers: list[Any] = [*self.streams]
+        carriers: list[Any] = [*self.carriers]
         for transports in list(self.transports):
             if (method := transports()) is not None:
                 carriers += method()
-        self.streams.clear()
+        self.carriers.clear()
         _replace_sockets(carriers)
         for callback in list(self.callbacks):
             if (called := callback()) is not None:

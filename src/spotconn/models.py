@@ -258,10 +258,10 @@ def freshness(expires_at: datetime, now: float, *, window: float, margin: float)
         window: seconds before the end in which the token is STALE.
         margin: seconds before the end from which it counts as EXPIRED.
     """
-    left = expires_at.timestamp() - now
-    if left <= margin:
+    remaining = expires_at.timestamp() - now
+    if remaining <= margin:
         return Freshness.EXPIRED
-    return Freshness.STALE if left <= window else Freshness.FRESH
+    return Freshness.STALE if remaining <= window else Freshness.FRESH
 
 
 def add_months(moment: datetime, months: int) -> datetime:

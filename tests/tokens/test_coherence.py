@@ -203,7 +203,7 @@ async def test_a_lost_connection_empties_the_cache_and_is_made_again(
     await tokens.get_valid_token(user)
     await store.delete(user)
     assert await served_for(tokens, user) <= 0.3
-    await until(lambda: tokens._source.subscriber._pause > 1)
+    await until(lambda: tokens._source.subscriber._interval > 1)
     proxy.heal()
     await connect(store, spotify, user)
     await trusted(tokens, user)
@@ -289,7 +289,7 @@ async def test_without_the_triggers_nothing_is_trusted(
         assert "triggers that tell of changes are gone" in caplog.text
         later = await opened(cache_ttl=0.3)
         await later.get_valid_token(user)
-        await until(lambda: later._source.subscriber._pause > 0.5)
+        await until(lambda: later._source.subscriber._interval > 0.5)
         assert not later._cache.trusted
     finally:
         await apply_schema(database.admin_dsn)
@@ -353,7 +353,7 @@ async def test_the_listening_connection_leads_to_the_same_database(
         assert tokens.store.changes is not None
         tokens.store.changes._timeout = 0.2
         await tokens.get_valid_token(user)
-        await until(lambda: tokens._source.subscriber._pause > 0.5)
+        await until(lambda: tokens._source.subscriber._interval > 0.5)
         assert not tokens._cache.trusted
         await tokens.aclose()
     finally:
@@ -518,7 +518,7 @@ async def test_a_login_that_is_refused_is_told_and_tried_again(
     store.changes = ChangeFeed(store.pool._pool, database.dsn.replace(":app@", ":hush-hush@"), {})
     async with TokenManager(store, accounts) as tokens:
         await tokens.get_valid_token(user)
-        await until(lambda: tokens._source.subscriber._pause > 0.5)
+        await until(lambda: tokens._source.subscriber._interval > 0.5)
         assert await tokens.get_valid_token(user)
     assert "the database refused the login" in caplog.text
     assert "hush" not in caplog.text

@@ -8,6 +8,7 @@ import asyncpg
 
 from spotconn._database.acquire import TIMEOUT, acquire
 from spotconn._database.errors import map_errors
+from spotconn._database.protected_loop import protected
 from spotconn.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -91,9 +92,10 @@ async def _open(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.Po
     malformed = ConfigurationError(
         "the DSN or an option of the pool is malformed; expected postgresql://user@host/name"
     )
+    connect = protected(options.get("connect", asyncpg.connect))
     pool: asyncpg.Pool | None = None
     with suppress(ValueError, TypeError, asyncpg.InterfaceError):
-        pool = asyncpg.create_pool(dsn, **(defaults | options))
+        pool = asyncpg.create_pool(dsn, **(defaults | options | {"connect": connect}))
     if pool is None:
         raise malformed
     connected = False

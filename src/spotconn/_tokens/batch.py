@@ -111,7 +111,7 @@ class Batches:
         if isinstance(user_ids, str) or not isinstance(user_ids, Iterable | AsyncIterable):  # pyright: ignore[reportUnnecessaryIsInstance]  callers err
             raise ValueError("user_ids: expected an iterable of user ids")  # noqa: TRY004  bad input is a ValueError
         one = _Run(self._store, self._policy, _UserIds(user_ids), concurrency)
-        return self._answers_of(one, _Progress(progress))
+        return self._answers_of(one, _Counter(progress))
 
     def cancel(self) -> set[asyncio.Task[Any]]:
         """Begin to end all passes; the tasks to wait for."""
@@ -119,7 +119,7 @@ class Batches:
             task.cancel()
         return set(self._running)
 
-    async def _answers_of(self, one: "_Run", tally: "_Progress") -> Answers:
+    async def _answers_of(self, one: "_Run", counter: "_Counter") -> Answers:
         self._affinity.check()
         task = one.start()
         self._running.add(task)
@@ -127,17 +127,17 @@ class Batches:
         try:
             while await one.next():
                 yield one.answer
-                tally.count(one.answer)
+                counter.count(one.answer)
             if task.cancelled():
                 self._affinity.check()  # it is the manager that has cancelled it
             if failure := task.result():
                 raise failure.renewed() if isinstance(failure, Failure) else failure
-            tally.tell()
+            counter.report()
         finally:
             await one.stop()
 
 
-class _Progress:
+class _Counter:
     """Counts the answers that the caller has done with, and tells from time to time."""
 
     def __init__(self, progress: Progress | None) -> None:
@@ -148,9 +148,9 @@ class _Progress:
         self._done += 1
         self._failed += isinstance(answer[1], SpotconnError)
         if self._done % BATCH == 0:
-            self.tell()
+            self.report()
 
-    def tell(self) -> None:
+    def report(self) -> None:
         if self._progress is not None:
             self._progress(TokensProgress(done=self._done, failed=self._failed))
 

@@ -16,29 +16,29 @@ class LocalBackoffs:
     """
 
     def __init__(self) -> None:
-        self._pauses: dict[UUID, tuple[Backoff, SpotconnError]] = {}
+        self._backoffs: dict[UUID, tuple[Backoff, SpotconnError]] = {}
 
     def error(self, user_id: UUID, now: float) -> SpotconnError | None:
-        """A new error like the one that began the pause of a user; None where there is no pause."""
-        pause, error = self._pauses.get(user_id, (None, None))
-        if pause is None or error is None or not (left := pause.remaining(now)):
+        """A new error like the one that began the pause of a user; None where there is no backoff."""
+        backoff, error = self._backoffs.get(user_id, (None, None))
+        if backoff is None or error is None or not (remaining := backoff.remaining(now)):
             return None
         again = renewed(error)
         if isinstance(again, TryLater):
-            again.retry_after = left
+            again.retry_after = remaining
         return again
 
     def begin(self, user_id: UUID, error: SpotconnError, now: float) -> None:
         """Begin a pause: as long as the error says, else longer with each failure in a row, 1 s to 30 s."""
-        pause, _ = self._pauses.pop(user_id, (Backoff(first=1, longest=30), None))
+        backoff, _ = self._backoffs.pop(user_id, (Backoff(first=1, longest=30), None))
         if isinstance(error, TryLater) and error.retry_after is not None:
-            pause.until = now + error.retry_after
+            backoff.until = now + error.retry_after
         else:
-            pause.failed(now)
-        if len(self._pauses) >= MOST_BACKOFFS:
-            del self._pauses[next(iter(self._pauses))]
-        self._pauses[user_id] = (pause, renewed(error))
+            backoff.failed(now)
+        if len(self._backoffs) >= MOST_BACKOFFS:
+            del self._backoffs[next(iter(self._backoffs))]
+        self._backoffs[user_id] = (backoff, renewed(error))
 
     def end(self, user_id: UUID) -> None:
         """Spotify has answered: there is no reason any more."""
-        self._pauses.pop(user_id, None)
+        self._backoffs.pop(user_id, None)

@@ -54,14 +54,14 @@ class Refresher:
     """Reads connections and refreshes those found wanting.
 
     Args:
-        store: where the connections are.
-        accounts: where they are refreshed.
-        told: is told what happens to them.
+        store: holds the connections.
+        accounts: refreshes them.
+        emitter: emits what happens to them.
         timeout: seconds to wait for another process, and seconds for Spotify's answer.
         lease: seconds after which another process may take a refresh over.
 
     Attributes:
-        kept: grants that are not saved yet.
+        unsaved: grants that are not saved yet.
         observer: is told of refreshes and of waits for those of others.
     """
 
@@ -69,17 +69,17 @@ class Refresher:
         self,
         store: ConnectionStore,
         accounts: SpotifyAccounts,
-        told: events.Events,
+        emitter: events.Events,
         *,
         timeout: float,
         lease: float,
     ) -> None:
         self._store = store
         self._accounts = accounts
-        self._told = told
+        self._events = emitter
         self._timeout = timeout
         self._lease = lease
-        self._pauses = LocalBackoffs()
+        self._backoffs = LocalBackoffs()
         self.unsaved = UnsavedGrants(store)
         self.observer = NOBODY
 
@@ -94,8 +94,8 @@ class Refresher:
         try:
             saved = await self.unsaved.save(user_id)
         except SpotconnError:
-            if (kept := self.unsaved.get(user_id)) is not None:
-                return kept
+            if (unsaved := self.unsaved.get(user_id)) is not None:
+                return unsaved
             raise
         return saved or await self._store.get(user_id)
 
@@ -112,20 +112,20 @@ class Refresher:
             ConfigurationError, SchemaMismatch, RowSecurityError, DecryptionError: something is wrong here.
         """
         self._accounts.affinity.check()  # before a lease is taken
-        kept = self.unsaved.get(user_id)
+        unsaved = self.unsaved.get(user_id)
         try:
             await self.unsaved.save(user_id)
         except SpotconnError:
-            if kept is None or kept.expires_at <= seen:
+            if unsaved is None or unsaved.expires_at <= seen:
                 raise
-            return Replacement(kept, just_granted=True)
-        if error := self._pauses.error(user_id, _now()):
+            return Replacement(unsaved, just_granted=True)
+        if error := self._backoffs.error(user_id, _now()):
             return await self._stored(user_id, seen, error)
         return await self._take_turns(user_id, seen)
 
     def paused(self, user_id: UUID) -> bool:
-        """Whether this host has reason not to ask Spotify for a user now."""
-        return self._pauses.error(user_id, _now()) is not None
+        """Return whether this host has reason not to ask Spotify for a user now."""
+        return self._backoffs.error(user_id, _now()) is not None
 
     async def _stored(self, user_id: UUID, seen: datetime, error: SpotconnError) -> Replacement:
         """Return the stored connection if it is newer than `seen`, while this host has reason not to ask Spotify."""
@@ -136,7 +136,7 @@ class Refresher:
 
     async def _take_turns(self, user_id: UUID, seen: datetime) -> Replacement:
         deadline = _now() + self._timeout
-        pause, waited = FIRST_PAUSE, 0.0
+        interval, waited = FIRST_PAUSE, 0.0
         try:
             while True:
                 turn = await self._store.begin_refresh(user_id, seen=seen, lease=self._lease)
@@ -146,19 +146,19 @@ class Refresher:
                     just_granted = turn.outcome is Outcome.GRANTED or waited > 0
                     return Replacement(connection, just_granted)
                 # Jittered, so that the processes that wait do not all look at the same moment.
-                wait = pause * random.uniform(0.5, 1)  # noqa: S311  no secret hangs on it
+                wait = interval * random.uniform(0.5, 1)  # noqa: S311  no secret hangs on it
                 if deadline - _now() <= wait:
                     busy = "another process is refreshing this connection"
                     raise RefreshInProgress(busy, retry_after=turn.retry_after)
                 await asyncio.sleep(wait)
                 waited += wait
-                pause = min(2 * pause, LONGEST_PAUSE)
+                interval = min(2 * interval, LONGEST_PAUSE)
         finally:
             if waited:
                 self.observer.leased(user_id, waited)
 
     async def _act(self, turn: RefreshTurn) -> Connection | None:
-        """Do what the database decided; None means look again."""
+        """Do what the database decided. None means: look again."""
         match turn.outcome:
             case Outcome.GONE:
                 raise NotConnected("no Spotify connection is stored for this user")
@@ -175,18 +175,18 @@ class Refresher:
                 assert_never(turn.outcome)
 
     def _blocked(self, turn: RefreshTurn) -> SpotconnError:
-        """The error for a connection whose recorded failure still counts."""
+        """Return the error for a connection whose recorded failure still counts."""
         if refusal := reauthorization(_of(turn)):
             return refusal
         error = SpotifyUnavailable("Spotify did not refresh this connection lately", retry_after=turn.retry_after)
-        self._pauses.begin(turn.user_id, error, _now())
+        self._backoffs.begin(turn.user_id, error, _now())
         return error
 
     async def _refresh(self, turn: RefreshTurn) -> Connection | None:
-        """Ask Spotify, as the holder of the lease; None where another's write came first.
+        """Ask Spotify, as the holder of the lease. None means: another write came first.
 
-        Whoever has a turn has the whole time for it, however long it waited: an answer that nobody waits for may
-        hold the only refresh token that is still good.
+        The holder of the lease gets the full timeout, however long it waited for it: an answer that comes too late
+        for its callers may hold the only refresh token that is still good.
         """
         stored, begun = _of(turn), _now()
         try:
@@ -196,7 +196,7 @@ class Refresher:
         except (SpotifyUnavailable, ConfigurationError) as error:
             await self._failed(turn, error)
             raise
-        self._pauses.end(turn.user_id)
+        self._backoffs.end(turn.user_id)
         return await self._save(turn, grant, _now() - begun)
 
     async def _save(self, turn: RefreshTurn, grant: TokenGrant, duration: float) -> Connection | None:
@@ -208,9 +208,9 @@ class Refresher:
             saved = self.unsaved.get(turn.user_id)
         if saved is None:
             return None
-        self._told.emit(events.Refreshed(user_id=turn.user_id, expires_at=saved.expires_at, duration=duration))
+        self._events.emit(events.Refreshed(user_id=turn.user_id, expires_at=saved.expires_at, duration=duration))
         if stored.failure is not None:
-            self._told.emit(events.Recovered(user_id=turn.user_id, failure=stored.failure.reason))
+            self._events.emit(events.Recovered(user_id=turn.user_id, failure=stored.failure.reason))
         return saved
 
     async def _second_look(self, turn: RefreshTurn, refusal: ReauthorizationRequired) -> Connection | None:
@@ -224,24 +224,24 @@ class Refresher:
             return None
         if not await self._store.fail_refresh(turn, RefreshFailure(reason=refusal.reason)):
             return None  # the lease has passed to another, who decides
-        self._told.emit(events.ReauthorizationRequired(user_id=turn.user_id, reason=refusal.reason))
+        self._events.emit(events.ReauthorizationRequired(user_id=turn.user_id, reason=refusal.reason))
         raise refusal
 
     async def _failed(self, turn: RefreshTurn, error: SpotifyUnavailable | ConfigurationError) -> None:
-        """Free the lease, and pause: every process by Spotify's own answer, this one by a fault of its own."""
+        """End the lease and back off: every process after Spotify's answer, only this one after a fault of its own."""
         # What Spotify answered of this connection counts for every process; a fault of this host's network does not,
         # nor do the app's credentials, which another process may have right.
         if isinstance(error, SpotifyUnavailable) and error.answered:
             failure = RefreshFailure(reason="unavailable", retry_after=error.retry_after)
         else:
             failure = RefreshFailure()
-            self._pauses.begin(turn.user_id, error, _now())
+            self._backoffs.begin(turn.user_id, error, _now())
         try:
             await self._store.fail_refresh(turn, failure)
         except SpotconnError as unrecorded:
             # The lease ends by itself; the caller's error is the one that counts.
             _log.warning("a failed refresh could not be recorded: %s", unrecorded)
-        self._told.emit(
+        self._events.emit(
             events.RefreshFailed(
                 user_id=turn.user_id,
                 error=type(error).__name__,
@@ -262,7 +262,7 @@ def _of(turn: RefreshTurn) -> Connection:
 
 
 def reauthorization(connection: Connection) -> ReauthorizationRequired | None:
-    """The error for a connection whose recorded failure is final; None for any other."""
+    """Return the error for a connection whose recorded failure is final, or None."""
     if connection.failure is None or connection.reauthorization is None:
         return None
     return ReauthorizationRequired(connection.reauthorization, connection.failure.since)

@@ -86,7 +86,7 @@ class ConnectionSource:
             SpotconnError: as `Refresher.read` and `Refresher.refresh`.
         """
         found: Found | None = self._cache.get(user_id, self._clock())
-        if found is None or self._left(found) <= least or _missing(found, needed):
+        if found is None or self._remaining(found) <= least or _missing(found, needed):
             with self.observer.waiting(user_id):
                 found = await self._fetch(user_id, found, needed, least)
         if missing := _missing(found, needed):
@@ -103,7 +103,7 @@ class ConnectionSource:
                 return (await self._replacement(user_id, found.expires_at)).connection
             return (
                 found
-                if self._left(found) > self._times.margin
+                if self._remaining(found) > self._times.margin
                 else await self._replace(user_id, found, self._times.margin)
             )
 
@@ -140,11 +140,11 @@ class ConnectionSource:
         """Return what serves a call for which the cached connection does not."""
         if found is None or _missing(found, needed):  # the user may have granted it since, through another process
             found = await self.reads.join((user_id, self._cache.epoch), partial(self._read, user_id))
-        return found if self._left(found) > least else await self._replace(user_id, found, least)
+        return found if self._remaining(found) > least else await self._replace(user_id, found, least)
 
     def _refresh_if_stale(self, user_id: UUID, found: Found) -> None:
         """Start a refresh in the background if the token ends soon and nothing speaks against it."""
-        if self._left(found) > self._times.window:
+        if self._remaining(found) > self._times.window:
             return
         ends = found.expires_at
         state = freshness(ends, self._clock(), window=self.window_of(user_id), margin=self._times.margin)
@@ -160,10 +160,10 @@ class ConnectionSource:
         seen, other = found.expires_at, None
         for _ in range(MOST_REPLACEMENTS):
             other, just_granted = await self._replacement(user_id, seen)
-            if self._left(other) > (0 if just_granted else least):
+            if self._remaining(other) > (0 if just_granted else least):
                 return other
             seen = other.expires_at
-        if other is None or self._left(other) <= 0:  # this process stood still, or Spotify's token was old
+        if other is None or self._remaining(other) <= 0:  # this process stood still, or Spotify's token was old
             raise SpotifyUnavailable("Spotify's new access token has run out already; is this host's clock right?")
         return other
 
@@ -202,7 +202,7 @@ class ConnectionSource:
         stale_at = connection.expires_at.timestamp() - self.window_of(connection.user_id)
         self._cache.put(connection, pending, now=self._clock(), stale_at=stale_at)
 
-    def _left(self, found: Found) -> float:
+    def _remaining(self, found: Found) -> float:
         """Return the seconds until an access token ends."""
         return found.expires_at.timestamp() - self._clock()
 

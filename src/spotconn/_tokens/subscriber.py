@@ -41,7 +41,7 @@ class Subscriber:
         self._cache = cache
         self._ttl = ttl
         self._clock = clock
-        self._pause = FIRST_PAUSE
+        self._interval = FIRST_PAUSE
         self._task: asyncio.Task[None] | None = None
         self._connecting = False
         self._closed = False
@@ -83,8 +83,8 @@ class Subscriber:
                 self._cache.distrust()
             if not self._closed:
                 # Jittered, so that a fleet does not come back all at once.
-                await asyncio.sleep(self._pause * random.uniform(0.5, 1))  # noqa: S311  no secret hangs on it
-                self._pause = min(2 * self._pause, LONGEST_PAUSE)
+                await asyncio.sleep(self._interval * random.uniform(0.5, 1))  # noqa: S311  no secret hangs on it
+                self._interval = min(2 * self._interval, LONGEST_PAUSE)
 
     async def _trust(self, subscription: Subscription) -> None:
         """Trust the cache from one heartbeat to the next, until one fails."""
@@ -93,12 +93,12 @@ class Subscriber:
             await subscription.heartbeat()
             if not self._cache.trusted:
                 _log.info("notifications of changes arrive")
-                self._pause = FIRST_PAUSE
+                self._interval = FIRST_PAUSE
             self._cache.trust(sent + self._ttl)
             await subscription.wait(seconds=max(self._ttl / HEARTBEATS, SHORTEST_WAIT))
 
     def _log_loss(self, reason: object) -> None:
         """Log the first failure as a warning and repeats at debug level."""
-        level = logging.WARNING if self._pause == FIRST_PAUSE else logging.DEBUG
+        level = logging.WARNING if self._interval == FIRST_PAUSE else logging.DEBUG
         text = "notifications of changes do not arrive, connections are cached for %g s: %s"
         _log.log(level, text, self._ttl, reason)

@@ -13,7 +13,7 @@ from spotconn.store import ConnectionStore
 
 _log = logging.getLogger("spotconn")
 
-PAUSE = 0.5
+INTERVAL = 0.5
 """Seconds between two rounds of saving, less a random half: shorter than LAPSED_PAUSE of the protocol."""
 
 
@@ -104,7 +104,7 @@ class UnsavedGrants:
         while self._unsaved:
             await self._save_round()
             if self._unsaved:
-                await asyncio.sleep(PAUSE * random.uniform(0.5, 1))  # noqa: S311  no secret hangs on it
+                await asyncio.sleep(INTERVAL * random.uniform(0.5, 1))  # noqa: S311  no secret hangs on it
 
     async def _save_round(self) -> None:
         for user_id in list(self._unsaved):
