@@ -48,7 +48,9 @@ class Affinity:
     ) -> None:
         self._name = name
         self._forks = _forks.count
-        self._loop = [loop or _running_loop()]
+        self._loop: dict[str, asyncio.AbstractEventLoop] = {}
+        if (home := loop or _running_loop()) is not None:
+            self._loop["home"] = home
         self.closed = False
         if transports is not None:
             _forks.transports.append(WeakMethod(transports, _forks.transports.remove))
@@ -71,11 +73,8 @@ class Affinity:
         if self.forked:
             raise RuntimeError(_IN_CHILD.format(name=self._name))
         running = _running_loop()
-        if running is None:
-            return
-        if self._loop[0] is None:
-            self._loop[0] = running
-        if self._loop[0] is not running:
+        # Of two threads that come first, setdefault lets one have it.
+        if running is not None and self._loop.setdefault("home", running) is not running:
             raise RuntimeError(_IN_OTHER_LOOP.format(name=self._name))
 
     def close(self) -> None:

@@ -92,10 +92,10 @@ async def _open(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.Po
     malformed = ConfigurationError(
         "the DSN or an option of the pool is malformed; expected postgresql://user@host/name"
     )
-    connect = protected(options.get("connect", asyncpg.connect))
+    options = defaults | options | {"connect": protected(options.get("connect", asyncpg.connect))}
     pool: asyncpg.Pool | None = None
     with suppress(ValueError, TypeError, asyncpg.InterfaceError):
-        pool = asyncpg.create_pool(dsn, **(defaults | options | {"connect": connect}))
+        pool = asyncpg.create_pool(dsn, **options)
     if pool is None:
         raise malformed
     connected = False
