@@ -51,7 +51,7 @@ class Affinity:
         self._loop: dict[str, asyncio.AbstractEventLoop] = {}
         if (home := loop or _running_loop()) is not None:
             self._loop["home"] = home
-        self.closed = False
+        self.closed: bool = False
         if transports is not None:
             _forks.transports.append(WeakMethod(transports, _forks.transports.remove))
         if after_fork is not None:

@@ -62,7 +62,7 @@ class SpotifyAccounts:
         api_url: str = "https://api.spotify.com",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.affinity = Affinity("SpotifyAccounts")
+        self.affinity: Affinity = Affinity("SpotifyAccounts")
         self._client_id = _credential(client_id, name="client_id")
         self._basic = None
         if client_secret is not None:

@@ -56,7 +56,7 @@ class ConnectionStore:
         timeout: float = TIMEOUT,
         listen_dsn: str | None = None,
     ) -> None:
-        self.pool = BoundPool(pool, name="ConnectionStore", timeout=timeout)
+        self.pool: BoundPool = BoundPool(pool, name="ConnectionStore", timeout=timeout)
         self._rows = RowConverter(cipher or NoCipher())
         self._watchers: list[Callable[[UUID], None]] = []
         self.pending: PendingConnects = PendingConnects(self.pool)

@@ -10,7 +10,7 @@ from spotconn._affinity import Affinity
 from spotconn._database.acquire import TIMEOUT, Session, acquire
 from spotconn._database.errors import map_errors
 from spotconn._database.pool import close_pool
-from spotconn._observer import NOBODY
+from spotconn._observer import NOBODY, Observer
 from spotconn.errors import RowSecurityError
 
 _ANOTHER_USER = (
@@ -35,11 +35,11 @@ class BoundPool:
 
     def __init__(self, pool: asyncpg.Pool, *, name: str, timeout: float = TIMEOUT) -> None:
         self._pool = pool
-        self.timeout = timeout
+        self.timeout: float = timeout
         # asyncpg has no public API for the event loop of a pool.
         loop = getattr(pool, "_loop", None)
-        self.affinity = Affinity(name, loop=loop, transports=self._transports, after_fork=self.terminate)
-        self.observer = NOBODY
+        self.affinity: Affinity = Affinity(name, loop=loop, transports=self._transports, after_fork=self.terminate)
+        self.observer: Observer = NOBODY
 
     def acquire(self) -> AbstractAsyncContextManager[Session]:
         """Context manager: acquire a connection and release it at the end of the block.
