@@ -2,6 +2,7 @@
 
 import logging
 
+from spotconn._tokens.freshness import Freshness, freshness
 from spotconn.accounts import SpotifyAccounts
 from spotconn.admin import ConnectionAdmin
 from spotconn.auth import SpotifyAuth
@@ -28,7 +29,6 @@ from spotconn.manager import TokenManager
 from spotconn.models import (
     Connection,
     ConnectionStatus,
-    Freshness,
     Outcome,
     Profile,
     RecordedFailure,
@@ -36,7 +36,6 @@ from spotconn.models import (
     RefreshTurn,
     TokenGrant,
     TokenSource,
-    freshness,
 )
 from spotconn.overview import ConnectionOverview, ConnectionStats, RekeyProgress, TokensProgress
 from spotconn.store import ConnectionStore

@@ -13,8 +13,8 @@ import httpx
 from spotconn._affinity import Affinity
 from spotconn._observer import NOBODY
 from spotconn._spotify.answers import read_grant, read_profile
+from spotconn._spotify.authorization import GrantType, RequestNotProcessed, authorization_request_url, base_url
 from spotconn._spotify.http import HttpClient, Response
-from spotconn._spotify.oauth import GrantType, RequestNotProcessed, authorization_request_url, base_url
 from spotconn._spotify.retry import retry
 from spotconn._spotify.throttle import Throttle
 from spotconn._tracebacks import scrubbed

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import httpx
 
-from spotconn._spotify.oauth import base_url
+from spotconn._spotify.authorization import base_url
 from spotconn.models import TokenSource, parse_user_id
 
 API_URL = "https://api.spotify.com"

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from spotconn._affinity import Affinity
 from spotconn._settings import read_redirect_uri
-from spotconn._spotify.oauth import code_challenge, new_code_verifier
+from spotconn._spotify.authorization import code_challenge, new_code_verifier
 from spotconn._spotify.redirect import Callback, checked_redirect_uri, read_callback, refusal
 from spotconn._tracebacks import scrubbed
 from spotconn.accounts import SpotifyAccounts

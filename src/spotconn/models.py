@@ -238,32 +238,6 @@ def parse_user_id(user_id: UUID | str) -> UUID:
     raise ValueError("user_id: expected a UUID")
 
 
-class Freshness(Enum):
-    """What may be done with an access token now."""
-
-    FRESH = "fresh"
-    """Serve it."""
-    STALE = "stale"
-    """Serve it, and refresh in the background."""
-    EXPIRED = "expired"
-    """Refresh before serving."""
-
-
-def freshness(expires_at: datetime, now: float, *, window: float, margin: float) -> Freshness:
-    """How fresh an access token is.
-
-    Args:
-        expires_at: the end of the token.
-        now: seconds since the epoch.
-        window: seconds before the end in which the token is STALE.
-        margin: seconds before the end from which it counts as EXPIRED.
-    """
-    remaining = expires_at.timestamp() - now
-    if remaining <= margin:
-        return Freshness.EXPIRED
-    return Freshness.STALE if remaining <= window else Freshness.FRESH
-
-
 def add_months(moment: datetime, months: int) -> datetime:
     """The same day and time `months` later, or that month's last day where it has no such day."""
     moment = moment.astimezone(UTC)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from spotconn._spotify.answers import read_grant, read_profile, retry_after
-from spotconn._spotify.oauth import GrantType, RequestNotProcessed
+from spotconn._spotify.authorization import GrantType, RequestNotProcessed
 from spotconn.errors import ConfigurationError, ConnectFailed, ReauthorizationRequired, SpotifyUnavailable
 
 NOW = 1_800_000_000.0

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from spotconn import ConfigurationError, ConnectFailed, ReauthorizationRequired, SpotifyAccounts, SpotifyUnavailable
-from spotconn._spotify.oauth import code_challenge, new_code_verifier
+from spotconn._spotify.authorization import code_challenge, new_code_verifier
 from spotconn.testing import Answer, FakeClock, FakeSpotify
 
 REDIRECT = "http://127.0.0.1:8000/callback"

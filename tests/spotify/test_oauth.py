@@ -6,7 +6,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from spotconn._spotify.oauth import authorization_request_url, base_url, code_challenge, new_code_verifier
+from spotconn._spotify.authorization import authorization_request_url, base_url, code_challenge, new_code_verifier
 from spotconn.errors import ConfigurationError
 
 

@@ -14,7 +14,7 @@ from spotconn import (
     TokenManager,
 )
 from spotconn._backoff import Backoff
-from spotconn._spotify.oauth import AppRefused
+from spotconn._spotify.authorization import AppRefused
 from spotconn._spotify.throttle import LONGEST_RETRY_AFTER, Throttle
 from spotconn._tokens import local_backoff
 from spotconn._tokens.local_backoff import LocalBackoffs

@@ -23,7 +23,7 @@ from spotconn import (
     SpotifyUnavailable,
     TokenManager,
 )
-from spotconn._spotify.oauth import AppRefused, RequestNotProcessed
+from spotconn._spotify.authorization import AppRefused, RequestNotProcessed
 from spotconn._tokens.batch import BATCH
 from spotconn._tokens.local_backoff import LocalBackoffs
 from spotconn.testing import Answer, FakeSpotify

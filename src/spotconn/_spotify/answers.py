@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
 
-from spotconn._spotify.oauth import AppRefused, GrantType, RequestNotProcessed
+from spotconn._spotify.authorization import AppRefused, GrantType, RequestNotProcessed
 from spotconn.errors import (
     ConfigurationError,
     ConnectFailed,

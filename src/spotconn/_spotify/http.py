@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 import httpx
 
 from spotconn._affinity import keep_from_children
+from spotconn._spotify.authorization import RequestNotProcessed
 from spotconn._spotify.clients import Clients, client_factory
-from spotconn._spotify.oauth import RequestNotProcessed
 from spotconn.errors import SpotifyUnavailable
 
 LARGEST_BODY = 64 * 1024

@@ -3,7 +3,7 @@
 import math
 
 from spotconn._backoff import Backoff
-from spotconn._spotify.oauth import AppRefused
+from spotconn._spotify.authorization import AppRefused
 from spotconn._tracebacks import renewed
 from spotconn.errors import SpotconnError, SpotifyUnavailable
 

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from spotconn._affinity import Affinity
+from spotconn._tokens.freshness import Freshness, freshness
 from spotconn._tokens.refresh import reauthorization
 from spotconn._tracebacks import Failure, renewed, scrub
 from spotconn.errors import (
@@ -22,7 +23,7 @@ from spotconn.errors import (
     SchemaMismatch,
     SpotconnError,
 )
-from spotconn.models import Connection, Freshness, freshness, parse_user_id
+from spotconn.models import Connection, parse_user_id
 from spotconn.overview import TokensProgress
 from spotconn.store import ConnectionStore
 

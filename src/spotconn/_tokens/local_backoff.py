@@ -12,7 +12,7 @@ MOST_BACKOFFS = 10_000
 class LocalBackoffs:
     """Which users this host has reason not to ask Spotify for, until when, and the error that tells why.
 
-    Kept for the last `MOST_PAUSES` of them. Times are seconds of one steady clock.
+    Kept for the last `MOST_BACKOFFS` of them. Times are seconds of one steady clock.
     """
 
     def __init__(self) -> None:

@@ -13,12 +13,13 @@ from spotconn._affinity import Affinity
 from spotconn._observer import NOBODY, Observer
 from spotconn._tokens.arguments import Times
 from spotconn._tokens.cache import CacheEntry, ConnectionCache, PendingRead
+from spotconn._tokens.freshness import Freshness, freshness
 from spotconn._tokens.refresh import Refresher, Replacement
 from spotconn._tokens.single_flight import SingleFlight, finish
 from spotconn._tokens.subscriber import Subscriber
 from spotconn._tracebacks import Failure
 from spotconn.errors import AskUser, MissingScope, RefreshInProgress, SpotifyUnavailable
-from spotconn.models import Connection, Freshness, freshness
+from spotconn.models import Connection
 
 _log = logging.getLogger("spotconn")
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from spotconn._spotify.oauth import code_challenge
+from spotconn._spotify.authorization import code_challenge
 
 Reply = tuple[int, dict[str, Any]]
 """HTTP status and JSON body."""
