@@ -84,8 +84,8 @@ class TokenManager:
         store.watch(self._cache.invalidate)
         changes = store.changes if cache_ttl and cache_size else None
         subscriber = Subscriber(changes, self._cache, ttl=cache_ttl, clock=clock)
-        protocol = Refresher(store, accounts, self._events, timeout=refresh_timeout, lease=lease)
-        self._source = ConnectionSource(protocol, self._cache, subscriber, self._affinity, times, clock=clock)
+        refresher = Refresher(store, accounts, self._events, timeout=refresh_timeout, lease=lease)
+        self._source = ConnectionSource(refresher, self._cache, subscriber, self._affinity, times, clock=clock)
         policy = Policy(self._source.renew, window=refresh_window, margin=expiry_margin, clock=clock)
         self._batches = Batches(store, policy, self._affinity)
 
@@ -280,7 +280,7 @@ class TokenManager:
         """Report to an observer what this manager, its store and its accounts do."""
         if self._source.observer is not NOBODY:
             raise RuntimeError("this TokenManager is instrumented already")
-        self._source.observer = self._source.protocol.observer = observer
+        self._source.observer = self._source.refresher.observer = observer
         self._store.pool.observer = self._accounts.observer = observer
         observer.remembers(self._cache)
         # On this object, not in the class: a manager without an observer pays nothing.

@@ -91,7 +91,7 @@ def manager(store: ConnectionStore, accounts: SpotifyAccounts) -> TokenManager:
 
 def hurry(setup: Setup) -> None:
     """Give each refresh that begins from now on little time at Spotify."""
-    setup.tokens._source.protocol._timeout = 4 * SHORT
+    setup.tokens._source.refresher._timeout = 4 * SHORT
 
 
 # What makes a call fail.

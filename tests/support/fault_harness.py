@@ -53,12 +53,12 @@ class FaultHarness:
 
     def hurry_spotify(self) -> None:
         """Give each refresh that begins from now on little time at Spotify."""
-        self.tokens._source.protocol._timeout = SHORT_REFRESH_TIMEOUT
+        self.tokens._source.refresher._timeout = SHORT_REFRESH_TIMEOUT
 
     def give_time(self) -> None:
         """End what was hurried."""
         self.store.pool.timeout = STORE_TIMEOUT
-        self.tokens._source.protocol._timeout = REFRESH_TIMEOUT
+        self.tokens._source.refresher._timeout = REFRESH_TIMEOUT
 
     @asynccontextmanager
     async def admin(self) -> AsyncGenerator[asyncpg.Connection]:
@@ -72,9 +72,9 @@ class FaultHarness:
 
     async def saved(self) -> None:
         """Wait until nothing that Spotify granted is left to be saved."""
-        if saver := self.tokens._source.protocol.unsaved._saver:
+        if saver := self.tokens._source.refresher.unsaved._saver:
             await asyncio.wait_for(asyncio.shield(saver), SETTLES)
-        assert self.tokens._source.protocol.unsaved.get(self.user) is None
+        assert self.tokens._source.refresher.unsaved.get(self.user) is None
 
     async def check(self) -> None:
         """The row is consistent, Spotify accepts its refresh token, and no lease is left beyond its time."""
@@ -122,7 +122,7 @@ def manager(store: ConnectionStore, accounts: SpotifyAccounts, *, cache_ttl: flo
     store.changes = None
     tokens = TokenManager(store, accounts, refresh_timeout=REFRESH_TIMEOUT, cache_ttl=cache_ttl)
     # Shorter than the time for Spotify, which no fleet may have: here nobody else takes the lease over meanwhile.
-    tokens._source.protocol._lease = LEASE
+    tokens._source.refresher._lease = LEASE
     return tokens
 
 

@@ -161,7 +161,7 @@ class StateHarness:
             await asyncio.wait(tasks, timeout=30)
 
     def _tasks(self, manager: TokenManager) -> list[asyncio.Task[object]]:
-        saver = manager._source.protocol.unsaved._saver
+        saver = manager._source.refresher.unsaved._saver
         flights = manager._source.reads.tasks | manager._source.refreshes.tasks
         return [*flights, *([saver] if saver and not saver.done() else [])]
 

@@ -177,7 +177,7 @@ async def test_a_grant_that_could_not_be_saved_is_not_trusted_until_it_is_stale(
     assert await tokens.get_valid_token(user) == token
     assert tokens._cache.entries[user].fresh_until <= time.time() + 30
     proxy.heal()
-    await until(lambda: tokens._source.protocol.unsaved.get(user) is None)
+    await until(lambda: tokens._source.refresher.unsaved.get(user) is None)
     with pytest.raises(NotConnected):
         await tokens.get_valid_token(user)
 

@@ -168,7 +168,7 @@ async def test_shutdown_is_bounded(
     """A flight that outlasts the lease is cut off at shutdown, and that is logged."""
     await connect(store, spotify, user, ttl=-1)
     tokens = TokenManager(store, accounts, refresh_timeout=0.2, lease=0.21)
-    tokens._source.protocol = protocol.Refresher(store, accounts, Events(None), timeout=30, lease=30)
+    tokens._source.refresher = protocol.Refresher(store, accounts, Events(None), timeout=30, lease=30)
     with spotify.hold() as held:
         caller = asyncio.create_task(tokens.get_valid_token(user))
         await held.reached()

@@ -20,7 +20,7 @@ class Throttle:
     """
 
     def __init__(self) -> None:
-        self._closed_until = -math.inf
+        self._blocked_until = -math.inf
         self._refusal: AppRefused | None = None
         self._backoff = Backoff(first=1, longest=300)
 
@@ -31,8 +31,8 @@ class Throttle:
             SpotifyUnavailable: Spotify has asked to wait.
             ConfigurationError: Spotify refuses this app, and it is not yet time to try again.
         """
-        if now < self._closed_until:
-            remaining = self._closed_until - now
+        if now < self._blocked_until:
+            remaining = self._blocked_until - now
             raise SpotifyUnavailable("Spotify asked this app to wait", retry_after=remaining, answered=False)
         if self._refusal is None:
             return
@@ -50,7 +50,7 @@ class Throttle:
             return
         if isinstance(outcome, SpotifyUnavailable):
             if outcome.answered and outcome.retry_after is not None:
-                self._closed_until = now + min(outcome.retry_after, LONGEST_RETRY_AFTER)
+                self._blocked_until = now + min(outcome.retry_after, LONGEST_RETRY_AFTER)
             return
         # A success, or a refusal that is not of the app: Spotify accepts the app again.
         self._refusal = None

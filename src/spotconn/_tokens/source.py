@@ -37,7 +37,7 @@ class ConnectionSource:
     """Finds connections for calls, and refreshes those whose token does not serve.
 
     Args:
-        protocol: reads and refreshes connections.
+        refresher: reads and refreshes connections.
         cache: holds those that this process has read.
         subscriber: keeps the cache trusted.
         affinity: of the manager.
@@ -48,14 +48,14 @@ class ConnectionSource:
         reads: reads under way, by user and epoch of the cache: one that began before a notification does not serve
             a call that comes after it.
         refreshes: refreshes under way, by user and by the version found wanting.
-        protocol: as given.
+        refresher: as given.
         subscriber: as given.
         observer: is told who waits.
     """
 
     def __init__(
         self,
-        protocol: Refresher,
+        refresher: Refresher,
         cache: ConnectionCache,
         subscriber: Subscriber,
         affinity: Affinity,
@@ -72,7 +72,7 @@ class ConnectionSource:
         self._salt = random.getrandbits(SPREAD_BITS)
         self.reads = SingleFlight[tuple[UUID, int], Connection]("spotconn-read")
         self.refreshes = SingleFlight[tuple[UUID, datetime], Replacement]("spotconn-refresh")
-        self.protocol = protocol
+        self.refresher = refresher
         self.subscriber = subscriber
         self.observer: Observer = NOBODY
 
@@ -120,12 +120,12 @@ class ConnectionSource:
     def forget(self, user_id: UUID) -> None:
         """Forget a user who has disconnected, with a grant that is not saved yet."""
         self._cache.invalidate(user_id)
-        self.protocol.unsaved.drop(user_id)
+        self.refresher.unsaved.drop(user_id)
 
     def abandon(self) -> None:
         """Leave everything to the parent process, in a child of fork."""
         self._cache.close()
-        self.protocol.unsaved.clear()
+        self.refresher.unsaved.clear()
         self.subscriber.abandon()
 
     async def aclose(self, others: set[asyncio.Task[None]]) -> None:
@@ -135,7 +135,7 @@ class ConnectionSource:
         self.reads.cut_off()
         self.refreshes.cut_off()
         await self.subscriber.close()
-        await self.protocol.unsaved.flush(seconds=SAVE_TIMEOUT)
+        await self.refresher.unsaved.flush(seconds=SAVE_TIMEOUT)
 
     async def _fetch(self, user_id: UUID, found: Found | None, needed: frozenset[str], least: float) -> Found:
         """Return what serves a call for which the cached connection does not."""
@@ -151,7 +151,7 @@ class ConnectionSource:
         state = freshness(ends, self._clock(), window=self.window_of(user_id), margin=self._times.margin)
         if state is Freshness.FRESH or found.reauthorization or (user_id, ends) in self.refreshes:
             return
-        if self._affinity.closed or self.protocol.paused(user_id):
+        if self._affinity.closed or self.refresher.paused(user_id):
             return
         flight = self.refreshes.begin((user_id, ends), partial(self._refresh, user_id, ends))
         flight.outcome.add_done_callback(_log_failure)
@@ -175,14 +175,14 @@ class ConnectionSource:
     async def _read(self, user_id: UUID, useless: str | None = None) -> Connection:
         """Return the stored connection, and remember it unless its access token is known to be useless."""
         with self._reading(user_id) as pending:
-            connection = await self.protocol.read(user_id)
+            connection = await self.refresher.read(user_id)
             if connection.access_token != useless:
                 self._remember(connection, pending)
         return connection
 
     async def _refresh(self, user_id: UUID, seen: datetime) -> Replacement:
         with self._reading(user_id) as pending:
-            replacement = await self.protocol.refresh(user_id, seen)
+            replacement = await self.refresher.refresh(user_id, seen)
             self._cache.supersede(pending)
             self._remember(replacement.connection, pending)
         return replacement
@@ -198,7 +198,7 @@ class ConnectionSource:
                 raise
 
     def _remember(self, connection: Connection, pending: PendingRead) -> None:
-        if self.protocol.unsaved.get(connection.user_id) is not None:
+        if self.refresher.unsaved.get(connection.user_id) is not None:
             pending.trusted = False  # not read: a change of the row may have been heard of before
         stale_at = connection.expires_at.timestamp() - self.window_of(connection.user_id)
         self._cache.put(connection, pending, now=self._clock(), stale_at=stale_at)
