@@ -54,6 +54,7 @@ class Affinity:
         self.closed: bool = False
         if transports is not None:
             _forks.transports.append(WeakMethod(transports, _forks.transports.remove))
+            _forks.prepare()
         if after_fork is not None:
             _forks.callbacks.append(WeakMethod(after_fork, _forks.callbacks.remove))
 
@@ -89,6 +90,15 @@ def keep_from_children(carrier: object) -> None:
         carrier: a transport of asyncio or a stream of httpcore: both give the socket by `get_extra_info`.
     """
     _forks.carriers.add(carrier)
+    _forks.prepare()
+
+
+def kill_socket(carrier: Any) -> None:
+    """Replace the socket of a transport or stream by a dead one, without a word to the event loop."""
+    with suppress(Exception):
+        number = carrier.get_extra_info("socket").fileno()
+        if number >= 0:
+            os.dup2(_forks.prepare().fileno(), number, inheritable=False)
 
 
 class _Forks:
@@ -106,32 +116,29 @@ class _Forks:
         self.carriers = WeakSet[object]()
         self.transports: list[WeakMethod[Callable[[], list[Any]]]] = []
         self.callbacks: list[WeakMethod[Callable[[], None]]] = []
+        self._dead: socket.socket | None = None
+
+    def prepare(self) -> socket.socket:
+        """Return the dead socket, made before the fork: in the child there may be no file descriptor left."""
+        if self._dead is None:
+            self._dead, peer = socket.socketpair()
+            peer.close()
+        return self._dead
 
     def in_child(self) -> None:
         self.count += 1
         carriers: list[Any] = [*self.carriers]
         for transports in list(self.transports):
             if (method := transports()) is not None:
-                carriers += method()
+                with suppress(Exception):
+                    carriers += method()
         self.carriers.clear()
-        _replace_sockets(carriers)
+        for carrier in carriers:
+            kill_socket(carrier)
         for callback in list(self.callbacks):
             if (called := callback()) is not None:
                 with suppress(Exception):
                     called()
-
-
-def _replace_sockets(carriers: list[Any]) -> None:
-    if not carriers:
-        return
-    dead, peer = socket.socketpair()
-    peer.close()
-    for carrier in carriers:
-        with suppress(Exception):
-            number = carrier.get_extra_info("socket").fileno()
-            if number >= 0:
-                os.dup2(dead.fileno(), number, inheritable=False)
-    dead.close()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -58,12 +58,17 @@ class Failure:
     """
 
     def __init__(self, error: Exception) -> None:
-        scrub(error)
-        self._error = error
+        self._trace = _visible(error.__traceback__)
+        self._error: Exception
+        try:
+            self._error = renewed(error)
+        except Exception:  # noqa: BLE001  a class of the caller's that does not copy
+            self._error = RuntimeError(f"shared work ended with {type(error).__name__}")
 
     def __str__(self) -> str:
-        """Return the class and the text of the error."""
-        return f"{type(self._error).__name__}: {self._error}"
+        """Return the class, and the text of an error of the library: that of any other may hold a secret."""
+        kind = type(self._error)
+        return f"{kind.__name__}: {self._error}" if kind.__module__.startswith("spotconn.") else kind.__name__
 
     def is_a(self, kind: type[Exception]) -> bool:
         """Return whether the error is of a class."""
@@ -71,12 +76,7 @@ class Failure:
 
     def renewed(self) -> Exception:
         """Return an error for one of those who wait: an object of its own, with what is visible of the traceback."""
-        again: Exception
-        try:
-            again = renewed(self._error)
-        except Exception:  # noqa: BLE001  a class of the caller's that does not copy
-            again = RuntimeError(f"shared work ended with {type(self._error).__name__}")
-        return again.with_traceback(self._error.__traceback__)
+        return renewed(self._error).with_traceback(self._trace)
 
 
 def scrubbed(cls: type[_C]) -> type[_C]:

@@ -70,7 +70,7 @@ class SpotifyAccounts:
         self._accounts_url = base_url(accounts_url, name="accounts_url")
         self._api_url = base_url(api_url, name="api_url")
         self._clock = clock
-        self._http = HttpClient(http, self._accounts_url, self._api_url)
+        self._http = HttpClient(http, self.affinity, self._accounts_url, self._api_url)
         self._slots = asyncio.Semaphore(MOST_CALLS)
         self._token_throttle, self._profile_throttle = Throttle(), Throttle()
         self.observer = NOBODY

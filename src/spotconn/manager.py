@@ -94,9 +94,8 @@ class TokenManager:
     async def from_env(cls, **overrides: Any) -> AsyncGenerator[Self]:
         """Open a manager from the environment, and close everything at the end of the block.
 
-        It reads DATABASE_URL (or SPOTCONN_DATABASE_URL), SPOTIFY_CLIENT_ID, SPOTIFY_CLIENT_SECRET (without it the
-        client is a public one), SPOTCONN_ENCRYPTION_KEYS to encrypt the stored tokens, and SPOTCONN_LISTEN_URL to
-        listen for changes elsewhere than at DATABASE_URL.
+        It reads DATABASE_URL (or SPOTCONN_DATABASE_URL), SPOTIFY_CLIENT_ID, SPOTIFY_CLIENT_SECRET (none: a public
+        client), SPOTCONN_ENCRYPTION_KEYS, and SPOTCONN_LISTEN_URL to listen for changes elsewhere.
 
         Args:
             overrides: keyword arguments of the constructor.
@@ -273,8 +272,10 @@ class TokenManager:
         self._affinity.check_home()
         self._affinity.close()
         self._store.unwatch(self._cache.invalidate)
-        await self._source.aclose(self._batches.cancel())
-        await self._events.drained(seconds=events.DRAIN_TIMEOUT)
+        try:
+            await self._source.aclose(self._batches.cancel())
+        finally:
+            await self._events.drained(seconds=events.DRAIN_TIMEOUT)
 
     def _observe(self, observer: Observer) -> None:
         """Report to an observer what this manager, its store and its accounts do."""
@@ -283,9 +284,8 @@ class TokenManager:
         self._source.observer = self._source.refresher.observer = observer
         self._store.pool.observer = self._accounts.observer = observer
         observer.remembers(self._cache)
-        # On this object, not in the class: a manager without an observer pays nothing.
         for name in ("get_valid_token", "replace_rejected"):
-            setattr(self, name, observer.counted(getattr(self, name)))
+            setattr(self, name, observer.counted(getattr(self, name)))  # of this object: others pay nothing
 
     @scrubbed_method
     async def _find_token(self, user_id: UUID | str, scopes: Iterable[str], min_ttl: float | None) -> str:

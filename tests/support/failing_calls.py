@@ -112,14 +112,6 @@ async def closed(setup: Setup) -> None:
     await setup.tokens.aclose()
 
 
-async def in_use(setup: Setup) -> None:
-    """Let a read of the manager be under way."""
-    held = setup.until_the_end.enter_context(setup.proxy.hold(b"get_connection"))
-    reading = asyncio.create_task(setup.tokens.get_valid_token(setup.nobody))
-    setup.until_the_end.callback(reading.cancel)
-    await held.reached()
-
-
 async def expired(setup: Setup) -> None:
     """Let the access token of the user end."""
     async with setup.superuser() as admin:
@@ -319,7 +311,6 @@ FAILURES = [
     Failure("TokenManager.auth", ValueError, lambda at: run_sync(lambda: at.tokens.auth(TOKEN))),
     Failure("TokenManager.status", DatabaseUnavailable, lambda at: at.tokens.status(at.user), away),
     Failure("TokenManager.disconnect", DatabaseUnavailable, lambda at: at.tokens.disconnect(at.user), away),
-    Failure("TokenManager.aclose", asyncio.CancelledError, lambda at: cancelled(at.tokens.aclose()), in_use),
     Failure("SpotifyAuth.async_auth_flow", NotConnected, lambda at: request(at, at.nobody)),
     Failure("SpotifyAuth.async_auth_flow", ReauthorizationRequired, lambda at: request(at, at.user), revoked),
     Failure(

@@ -170,3 +170,22 @@ def test_no_token_shows(cache: ConnectionCache, user: UUID) -> None:
     entry = cache.entries[user]
     assert "access'" not in repr(entry)
     assert not hasattr(entry, "refresh_token")
+
+
+def test_what_happens_to_one_user_leaves_the_reads_of_others_shared(cache: ConnectionCache, user: UUID) -> None:
+    """The epoch of a user changes by what concerns that user while a read is under way, and never comes again."""
+    epochs = [cache.epoch(user)]
+    with cache.reading(user):
+        cache.invalidate(uuid4())
+        cache.on_change(uuid4(), datetime.fromtimestamp(START, UTC))
+        assert cache.epoch(user) == epochs[0]
+        for change in (cache.invalidate, lambda who: cache.on_change(who, datetime.fromtimestamp(START, UTC))):
+            change(user)
+            epochs.append(cache.epoch(user))
+        cache.clear()
+        epochs.append(cache.epoch(user))
+    with cache.reading(user):
+        cache.invalidate(user)
+        epochs.append(cache.epoch(user))
+    assert len(set(epochs)) == 5
+    assert not cache._epochs, "a user without a read has none"

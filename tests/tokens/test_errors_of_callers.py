@@ -26,6 +26,7 @@ from spotconn import (
 from spotconn._spotify.authorization import AppRefused, RequestNotProcessed
 from spotconn._tokens.batch import BATCH
 from spotconn._tokens.local_backoff import LocalBackoffs
+from spotconn._tracebacks import Failure as SharedFailure
 from spotconn.testing import Answer, FakeSpotify
 from support.callers import (
     PATIENCE,
@@ -104,6 +105,7 @@ RAISES_NOTHING = {
     "ConnectionStore.unwatch",
     "ConnectionStore.watch",
     "SpotifyAccounts.authorize_url",
+    "TokenManager.aclose",
 }
 
 
@@ -377,6 +379,15 @@ async def test_an_error_of_the_callers_progress_keeps_its_frames(setup: Setup) -
     assert raised.value.__context__ is None
     assert locals_of(raised.value, look_up) == [{"order": "after True"}]
     assert len(locals_of(raised.value, progress)) == 1
+    passed = [frame.f_locals for frame in frames(raised.value) if frame.f_globals["__name__"].startswith("spotconn.")]
+    assert passed
+    assert setup.connected.access_token not in repr(passed), "the library's own frames on the way hold no token"
+
+
+def test_the_text_of_an_error_of_the_callers_is_not_logged() -> None:
+    """It may hold a token; the text of an error of the library does not."""
+    assert str(SharedFailure(KeyError("a token"))) == "KeyError"
+    assert str(SharedFailure(DatabaseUnavailable("no answer"))) == "DatabaseUnavailable: no answer"
 
 
 async def test_an_error_of_the_callers_block_passes_as_it_is(setup: Setup) -> None:

@@ -89,10 +89,11 @@ class BoundPool:
         Raises:
             RuntimeError: in another event loop.
         """
+        if self.affinity.forked:
+            return
+        self.affinity.check_home()
         self.affinity.close()
-        if not self.affinity.forked:
-            self.affinity.check_home()
-            await close_pool(self._pool, seconds=self.timeout)
+        await close_pool(self._pool, seconds=self.timeout)
 
     def _transports(self) -> list[Any]:
         """Return the transports of all connections, also where the caller made the pool."""

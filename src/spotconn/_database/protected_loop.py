@@ -7,7 +7,7 @@ from typing import Any
 
 import asyncpg
 
-from spotconn._affinity import keep_from_children
+from spotconn._affinity import Affinity, keep_from_children, kill_socket
 
 Connect = Callable[..., Awaitable[asyncpg.Connection]]
 
@@ -23,6 +23,7 @@ class _ProtectedLoop:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._affinity = Affinity("pool", loop=loop)
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the loop itself."""
@@ -30,11 +31,20 @@ class _ProtectedLoop:
 
     async def create_connection(self, *args: Any, **options: Any) -> Any:
         """As the loop's own."""
-        return _protected(await self._loop.create_connection(*args, **options))
+        return self._protected(await self._loop.create_connection(*args, **options))
 
     async def create_unix_connection(self, *args: Any, **options: Any) -> Any:
         """As the loop's own."""
-        return _protected(await self._loop.create_unix_connection(*args, **options))
+        return self._protected(await self._loop.create_unix_connection(*args, **options))
+
+    def _protected(self, made: tuple[Any, Any]) -> tuple[Any, Any]:
+        if self._affinity.forked:  # while it was being made: it is the parent's
+            kill_socket(made[0])
+            made[0].abort()
+            raise ConnectionAbortedError("the process has forked")
+        with suppress(TypeError):  # a transport of uvloop that takes no weak reference
+            keep_from_children(made[0])
+        return made
 
 
 def protected(connect: Connect) -> Connect:
@@ -47,9 +57,3 @@ def protected(connect: Connect) -> Connect:
         return connection
 
     return connect_protected
-
-
-def _protected(made: tuple[Any, Any]) -> tuple[Any, Any]:
-    with suppress(TypeError):  # a transport of uvloop that takes no weak reference
-        keep_from_children(made[0])
-    return made

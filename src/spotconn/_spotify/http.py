@@ -1,12 +1,12 @@
 """One HTTP request to Spotify: its answer, or the failure of the network as an error of this library."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Literal, NamedTuple
 
 import httpx
 
-from spotconn._affinity import keep_from_children
+from spotconn._affinity import Affinity, keep_from_children
 from spotconn._spotify.authorization import RequestNotProcessed
 from spotconn._spotify.clients import Clients, client_factory
 from spotconn.errors import SpotifyUnavailable
@@ -17,6 +17,9 @@ LARGEST_BODY = 64 * 1024
 # Not compressed, so that a small answer cannot unpack into a large one.
 _HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+
+
+_BEFORE_BYTES = (".connect_tcp.started", ".start_tls.started", ".send_request_headers.started")
 
 
 class Response(NamedTuple):
@@ -38,7 +41,8 @@ class HttpClient:
         own: the clients to close; None if one was given.
     """
 
-    def __init__(self, given: httpx.AsyncClient | None, *base_urls: str) -> None:
+    def __init__(self, given: httpx.AsyncClient | None, affinity: Affinity, *base_urls: str) -> None:
+        self._affinity = affinity
         self.own: Clients | None = None
         self._borrow: Callable[[], AbstractContextManager[httpx.AsyncClient]]
         if given is None:
@@ -71,6 +75,7 @@ class HttpClient:
             RequestNotProcessed: no connection was made, so nothing was sent.
             SpotifyUnavailable: the network failed later, or the answer is too large or badly encoded.
         """
+        self._affinity.check()
         try:
             with self._borrow() as client, observed as on_status:
                 streamed = client.stream(
@@ -80,9 +85,11 @@ class HttpClient:
                     data=data,
                     auth=auth,
                     follow_redirects=False,
-                    extensions={"trace": _protect_connection},
+                    extensions={"trace": self._trace},
                 )
                 async with streamed as response:
+                    # A client of the caller's own may have had this connection before.
+                    _protect(response.extensions.get("network_stream"))
                     on_status(response.status_code)
                     return Response(response.status_code, response.headers, await _read_body(response))
         except httpx.RequestError as error:
@@ -95,11 +102,17 @@ class HttpClient:
         if self.own is not None:
             await self.own.aclose()
 
+    async def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Protect each new connection from children of fork, and send nothing in one. Called by httpcore ("trace")."""
+        if event.endswith(_BEFORE_BYTES):
+            self._affinity.check_home()  # the process may have forked while it connected
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            _protect(info["return_value"])
 
-async def _protect_connection(event: str, info: Mapping[str, Any]) -> None:
-    """Protect each new connection from children of fork. Called by httpcore (its extension "trace")."""
-    if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
-        keep_from_children(info["return_value"])
+
+def _protect(stream: object) -> None:
+    with suppress(TypeError):  # a stream of the caller's own transport that takes no weak reference
+        keep_from_children(stream)
 
 
 async def _read_body(response: httpx.Response) -> bytes:

@@ -6,6 +6,7 @@ run at once. All its tasks end when its iterator ends, for whatever reason, and 
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -128,7 +129,7 @@ class Batches:
         try:
             while await one.next():
                 yield one.answer
-                counter.count(one.answer)
+                counter.count(failed=isinstance(one.answer[1], SpotconnError))
             if task.cancelled():
                 self._affinity.check()  # it is the manager that has cancelled it
             if failure := task.result():
@@ -145,9 +146,9 @@ class _Counter:
         self._progress = progress
         self._done = self._failed = 0
 
-    def count(self, answer: Answer) -> None:
+    def count(self, *, failed: bool) -> None:
         self._done += 1
-        self._failed += isinstance(answer[1], SpotconnError)
+        self._failed += failed
         if self._done % BATCH == 0:
             self.report()
 
@@ -171,11 +172,12 @@ class _UserIds:
     async def batch(self) -> list[UUID]:
         """The next ones; none at the end, and after an error."""
         batch: list[UUID] = []
+        handled = sys.exception()
         try:
             while self.error is None and len(batch) < BATCH and (user_id := await self._next()) is not None:
                 batch.append(user_id)
         except Exception as error:  # noqa: BLE001  it is raised once those before it have their answers
-            scrub(error)
+            scrub(error, handled)
             self.error = error
         return batch
 

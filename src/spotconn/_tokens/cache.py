@@ -5,6 +5,7 @@ is good for `ttl` seconds. Trust ends at a time and has to be renewed, so a proc
 what it has missed.
 """
 
+import itertools
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -70,7 +71,6 @@ class ConnectionCache:
     Attributes:
         entries: by user id, a UUID; for the look-up of the hot path. They count only before `trusted_until`.
         trusted_until: seconds since the epoch; infinite while the cache is not trusted.
-        epoch: grows with each notification and invalidation. A read that began in an earlier one may be out of date.
     """
 
     def __init__(self, *, ttl: float, size: int) -> None:
@@ -79,7 +79,8 @@ class ConnectionCache:
         self._pending_reads: dict[UUID, list[PendingRead]] = {}
         self.entries: dict[object, CacheEntry] = {}
         self.trusted_until = math.inf
-        self.epoch = 0
+        self._epochs: dict[UUID, int] = {}
+        self._numbers = itertools.count(1)
 
     def __len__(self) -> int:
         """Return the number of entries, also of those that are out of date."""
@@ -108,6 +109,11 @@ class ConnectionCache:
             self._pending_reads[user_id].remove(pending)
             if not self._pending_reads[user_id]:
                 del self._pending_reads[user_id]
+                self._epochs.pop(user_id, None)
+
+    def epoch(self, user_id: UUID) -> int:
+        """Return a number that changes when reads of a user that are under way become out of date."""
+        return self._epochs.get(user_id, 0)
 
     def put(self, connection: Connection, pending: PendingRead, *, now: float, stale_at: float) -> None:
         """Cache a connection that was read, unless it is out of date already.
@@ -138,7 +144,7 @@ class ConnectionCache:
 
     def on_change(self, user_id: UUID, version: datetime) -> None:
         """Drop every other version of a user's connection than the one now stored, also from reads under way."""
-        self.epoch += 1
+        self._begin_epoch(user_id)
         for pending in self._pending_reads.get(user_id, ()):
             pending.notified = version
         entry = self.entries.get(user_id)
@@ -153,15 +159,15 @@ class ConnectionCache:
 
     def invalidate(self, user_id: UUID) -> None:
         """Drop the entry of a user and void the reads under way."""
-        self.epoch += 1
+        self._begin_epoch(user_id)
         for pending in self._pending_reads.get(user_id, ()):
             pending.void = True
         self.entries.pop(user_id, None)
 
     def clear(self) -> None:
         """Drop all entries and void all reads under way."""
-        self.epoch += 1
-        for pending_reads in self._pending_reads.values():
+        for user_id, pending_reads in self._pending_reads.items():
+            self._begin_epoch(user_id)
             for pending in pending_reads:
                 pending.void = True
         self.entries.clear()
@@ -180,3 +186,7 @@ class ConnectionCache:
         """Drop all entries and cache nothing any more."""
         self._size = 0
         self.clear()
+
+    def _begin_epoch(self, user_id: UUID) -> None:
+        if user_id in self._pending_reads:
+            self._epochs[user_id] = next(self._numbers)

@@ -76,13 +76,13 @@ class SingleFlight(Generic[K, T]):
         flight = self._flights[key] = Flight[T]()
         flight.task = asyncio.create_task(self._run(key, flight, work), name=self._name)
         # A task that is cancelled before its first step never enters its coroutine.
-        flight.task.add_done_callback(lambda _: self._land(key, flight, _cut_off()))
+        flight.task.add_done_callback(lambda _: self._land(key, flight, None))
         return flight
 
     def cut_off(self) -> None:
         """End the waiting for what is still under way."""
         for key, flight in list(self._flights.items()):
-            self._land(key, flight, _cut_off())
+            self._land(key, flight, None)
 
     async def _run(self, key: K, flight: Flight[T], work: Callable[[], Coroutine[Any, Any, T]]) -> None:
         outcome: T | Failure | None = None
@@ -91,14 +91,15 @@ class SingleFlight(Generic[K, T]):
         except Exception as error:  # noqa: BLE001  whatever it is, those who wait have it
             outcome = Failure(error)
         finally:
-            self._land(key, flight, _cut_off() if outcome is None else outcome)
+            self._land(key, flight, outcome)
 
-    def _land(self, key: K, flight: Flight[T], outcome: T | Failure) -> None:
+    def _land(self, key: K, flight: Flight[T], outcome: T | Failure | None) -> None:
+        """Take a flight off the table and set its outcome; None if it was cut off."""
         if flight.outcome.done():
             return
         if self._flights.get(key) is flight:
             del self._flights[key]
-        flight.outcome.set_result(outcome)
+        flight.outcome.set_result(_cut_off() if outcome is None else outcome)
 
 
 async def finish(tasks: Iterable[asyncio.Task[None]], *, seconds: float) -> None:

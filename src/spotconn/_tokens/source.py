@@ -131,16 +131,20 @@ class ConnectionSource:
     async def aclose(self, others: set[asyncio.Task[None]]) -> None:
         """Wait for what is under way, and for other tasks, as long as a lease; then save what is not saved yet."""
         self._cache.close()
-        await finish(self.reads.tasks | self.refreshes.tasks | others, seconds=self._times.lease)
-        self.reads.cut_off()
-        self.refreshes.cut_off()
-        await self.subscriber.close()
-        await self.refresher.unsaved.flush(seconds=SAVE_TIMEOUT)
+        try:
+            await finish(self.reads.tasks | self.refreshes.tasks | others, seconds=self._times.lease)
+        finally:  # also after a cancellation
+            self.reads.cut_off()
+            self.refreshes.cut_off()
+            try:
+                await self.subscriber.close()
+            finally:
+                await self.refresher.unsaved.flush(seconds=SAVE_TIMEOUT)
 
     async def _fetch(self, user_id: UUID, found: Found | None, needed: frozenset[str], least: float) -> Found:
         """Return what serves a call for which the cached connection does not."""
         if found is None or _missing(found, needed):  # the user may have granted it since, through another process
-            found = await self.reads.join((user_id, self._cache.epoch), partial(self._read, user_id))
+            found = await self.reads.join((user_id, self._cache.epoch(user_id)), partial(self._read, user_id))
         return found if self._remaining(found) > least else await self._replace(user_id, found, least)
 
     def _refresh_if_stale(self, user_id: UUID, found: Found) -> None:

@@ -114,6 +114,8 @@ class UnsavedGrants:
                 return  # it is away for the others too
             except SpotconnError as error:
                 _log.warning("a refreshed connection cannot be saved: %s", error)
+            except Exception as error:  # noqa: BLE001  of a cipher of the caller's: nothing ends the saving but `flush`
+                _log.warning("a refreshed connection cannot be saved: %s", type(error).__name__)
 
 
 def _refreshed(stored: Connection, grant: TokenGrant) -> Connection:
