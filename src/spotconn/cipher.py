@@ -49,11 +49,11 @@ class TokenCipher(Protocol):
     """
 
     def encrypt(self, token: str, *, user_id: UUID, column: TokenColumn) -> str:
-        """The text to store for a token."""
+        """Return the text to store for a token."""
         ...
 
     def decrypt(self, stored: str, *, user_id: UUID, column: TokenColumn) -> str:
-        """The token behind a stored text.
+        """Return the token behind a stored text.
 
         Raises:
             DecryptionError: the key is unknown, or the value was altered or moved.
@@ -66,11 +66,11 @@ class NoCipher:
     """Stores tokens as they are, and refuses to hand out as a token what a cipher has encrypted."""
 
     def encrypt(self, token: str, *, user_id: UUID, column: TokenColumn) -> str:  # noqa: ARG002
-        """The token itself."""
+        """Return the token itself."""
         return token
 
     def decrypt(self, stored: str, *, user_id: UUID, column: TokenColumn) -> str:  # noqa: ARG002
-        """The stored text itself.
+        """Return the stored text itself.
 
         Raises:
             DecryptionError: it is encrypted.
@@ -110,28 +110,28 @@ class AesGcmSivCipher:
 
     @staticmethod
     def generate_key() -> str:
-        """A new key: 32 random bytes as base64url."""
+        """Return a new key: 32 random bytes as base64url."""
         return urlsafe_b64encode(secrets.token_bytes(KEY_BYTES)).decode()
 
     @property
     def key_ids(self) -> tuple[str, ...]:
-        """The ids of the keys in the ring, the one that encrypts first; they are no secret."""
+        """Return the ids of the keys in the ring, the one that encrypts first; they are no secret."""
         return tuple(prefix.split(".")[1] for prefix in self._ring)
 
     @property
     def current_prefix(self) -> str:
-        """What every value starts with that the first key has encrypted."""
+        """Return what every value starts with that the first key has encrypted."""
         return next(iter(self._ring))
 
     def encrypt(self, token: str, *, user_id: UUID, column: TokenColumn) -> str:
-        """The text to store for a token, under the first key and with a nonce of its own."""
+        """Return the text to store for a token, under the first key and with a nonce of its own."""
         prefix = self.current_prefix
         nonce = secrets.token_bytes(NONCE_BYTES)
         sealed = self._ring[prefix].encrypt(nonce, token.encode(), _bound_to(prefix, user_id, column))
         return prefix + urlsafe_b64encode(nonce + sealed).decode().rstrip("=")
 
     def decrypt(self, stored: str, *, user_id: UUID, column: TokenColumn) -> str:
-        """The token behind a stored text.
+        """Return the token behind a stored text.
 
         Raises:
             DecryptionError: the key is unknown, the value was altered or moved, or it is plain text where that is
@@ -149,7 +149,7 @@ class AesGcmSivCipher:
         return token
 
     def __repr__(self) -> str:
-        """The ids of the keys."""
+        """Return the ids of the keys."""
         return f"<{type(self).__name__} keys={', '.join(self.key_ids)}>"
 
     def __reduce__(self) -> NoReturn:
@@ -167,7 +167,7 @@ class AesGcmSivCipher:
 
 
 def cipher_for(keys: Iterable[str], *, require_encrypted: bool) -> AesGcmSivCipher | None:
-    """The cipher of a ring of keys; None for an empty one."""
+    """Return the cipher of a ring of keys, or None for an empty one."""
     keys = tuple(keys)
     return AesGcmSivCipher(keys, require_encrypted=require_encrypted) if keys else None
 
@@ -202,7 +202,7 @@ def _bound_to(prefix: str, user_id: UUID, column: TokenColumn) -> bytes:
 
 
 def _open(key: "AESGCMSIV", data: str, associated: bytes) -> str | None:
-    """The token; None where it is not authentic."""
+    """Return the token, or None if it is not authentic."""
     raw = _decoded(data)
     if raw is None:
         return None
@@ -213,14 +213,14 @@ def _open(key: "AESGCMSIV", data: str, associated: bytes) -> str | None:
 
 
 def _refusals() -> "tuple[type[InvalidTag], type[ValueError]]":
-    """What is raised for a value that is not authentic, too short or no text; looked up only then."""
+    """Return what to raise for a value that is not authentic, too short or no text; looked up only then."""
     from cryptography.exceptions import InvalidTag  # noqa: PLC0415  an extra, installed where there is a key
 
     return InvalidTag, ValueError
 
 
 def _decoded(text: str) -> bytes | None:
-    """The bytes behind unpadded base64url; None where it is not the one way of writing them."""
+    """Return the bytes behind unpadded base64url, or None where it is not the one way of writing them."""
     if text[-1:] not in _LAST_LETTERS[len(text) % 4]:
         return None
     try:

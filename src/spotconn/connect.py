@@ -73,7 +73,7 @@ class ConnectFlow:
         scopes: Iterable[str],
         on_event: Hook | None = None,
     ) -> Self:
-        """A flow with the redirect URI of SPOTIFY_REDIRECT_URI.
+        """Make a flow with the redirect URI of SPOTIFY_REDIRECT_URI.
 
         Raises:
             ConfigurationError: the variable is missing, or Spotify would refuse it; the text names it.
@@ -143,7 +143,7 @@ class ConnectFlow:
         return connection
 
     async def _spend(self, user_id: UUID, state: str) -> str:
-        """The code verifier that belongs to a state; nobody gets it a second time."""
+        """Return the code verifier that belongs to a state, which can be done once."""
         pending = await self._store.pending.take(user_id, state)
         if pending is None and not _says_it_is_old(state, self._clock()):
             raise ConnectFailed("state_mismatch", "this user has no such authorization under way; start again")
@@ -180,7 +180,7 @@ def _checked_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
 
 
 def _new_state(now: float) -> str:
-    """An unguessable state. The moment in it grants nothing: it only tells, once the row is gone, why it is gone."""
+    """Return an unguessable state. The time in it grants nothing: it only tells why a row that is gone is gone."""
     return f"{int(now):x}.{secrets.token_urlsafe(32)}"
 
 

@@ -151,7 +151,7 @@ class ConnectionStatus(_Value):
 
     @classmethod
     def of(cls, connection: Connection) -> Self:
-        """The status of a stored connection."""
+        """Return the status of a stored connection."""
         ended = connection.failure if connection.reauthorization else None
         return cls(
             connected=True,
@@ -224,7 +224,7 @@ class RefreshFailure(_Value):
 
 
 def parse_user_id(user_id: UUID | str) -> UUID:
-    """The user id as a UUID.
+    """Return the user id as a UUID.
 
     Raises:
         ValueError: it is none; the text does not repeat it.
@@ -239,7 +239,7 @@ def parse_user_id(user_id: UUID | str) -> UUID:
 
 
 def add_months(moment: datetime, months: int) -> datetime:
-    """The same day and time `months` later, or that month's last day where it has no such day."""
+    """Return the same day and time `months` later, or that month's last day where it has no such day."""
     moment = moment.astimezone(UTC)
     years, month = divmod(moment.month - 1 + months, 12)
     first = moment.replace(year=moment.year + years, month=month + 1, day=1)
@@ -251,9 +251,9 @@ class TokenSource(Protocol):
     """What gives tokens for a user; `TokenManager` is one."""
 
     async def get_valid_token(self, user_id: UUID | str) -> str:
-        """An access token that Spotify accepts now."""
+        """Return an access token that Spotify accepts now."""
         ...
 
     async def replace_rejected(self, user_id: UUID | str, rejected_token: str) -> str:
-        """Another access token than the one that Spotify refused with 401."""
+        """Return another access token than the one that Spotify refused with 401."""
         ...

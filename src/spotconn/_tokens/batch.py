@@ -62,7 +62,7 @@ class Policy:
     clock: Callable[[], float]
 
     def from_row(self, stored: Connection) -> str | SpotconnError | None:
-        """The answer from the row alone; None where a refresh is due."""
+        """Return the answer from the row alone, or None if a refresh is due."""
         state = self._freshness(stored)
         refused = None if state is Freshness.FRESH else reauthorization(stored)
         if state is Freshness.EXPIRED:
@@ -70,7 +70,7 @@ class Policy:
         return stored.access_token if state is Freshness.FRESH or refused else None
 
     async def refreshed(self, stored: Connection) -> str | SpotconnError:
-        """The answer after a refresh; while the stored token is good, a failure is no answer.
+        """Return the answer after a refresh; while the stored token is good, a failure is no answer.
 
         Raises:
             ConfigurationError, SchemaMismatch, RowSecurityError: they would be the answer for every user.
@@ -105,7 +105,7 @@ class Batches:
         self._running: set[asyncio.Task[Any]] = set()
 
     def answers(self, user_ids: UserIds, *, concurrency: int, progress: Progress | None) -> Answers:
-        """What `TokenManager.get_valid_tokens` gives."""
+        """Yield what `TokenManager.get_valid_tokens` does."""
         self._affinity.check()
         if concurrency < 1:
             raise ValueError("concurrency: expected 1 or more")
@@ -170,7 +170,7 @@ class _UserIds:
         self.error: Failure | Exception | None = None
 
     async def batch(self) -> list[UUID]:
-        """The next ones; none at the end, and after an error."""
+        """Return the next ones, and none at the end or after an error."""
         batch: list[UUID] = []
         handled = sys.exception()
         try:

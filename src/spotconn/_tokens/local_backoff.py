@@ -1,4 +1,4 @@
-"""The pauses that this process keeps for itself, user by user."""
+"""Backoff that only this process observes, user by user."""
 
 from uuid import UUID
 
@@ -10,16 +10,16 @@ MOST_BACKOFFS = 10_000
 
 
 class LocalBackoffs:
-    """Which users this host has reason not to ask Spotify for, until when, and the error that tells why.
+    """Holds back requests for single users, each with the error that is the reason.
 
-    Kept for the last `MOST_BACKOFFS` of them. Times are seconds of one steady clock.
+    The last `MOST_BACKOFFS` users are remembered. Times are seconds of one steady clock.
     """
 
     def __init__(self) -> None:
         self._backoffs: dict[UUID, tuple[Backoff, SpotconnError]] = {}
 
     def error(self, user_id: UUID, now: float) -> SpotconnError | None:
-        """A new error like the one that began the pause of a user; None where there is no backoff."""
+        """Return a new error like the one that began the backoff of a user, or None if there is none."""
         backoff, error = self._backoffs.get(user_id, (None, None))
         if backoff is None or error is None or not (remaining := backoff.remaining(now)):
             return None
@@ -29,7 +29,7 @@ class LocalBackoffs:
         return again
 
     def begin(self, user_id: UUID, error: SpotconnError, now: float) -> None:
-        """Begin a pause: as long as the error says, else longer with each failure in a row, 1 s to 30 s."""
+        """Back off: as long as the error says, else longer with each failure in a row, 1 s to 30 s."""
         backoff, _ = self._backoffs.pop(user_id, (Backoff(first=1, longest=30), None))
         if isinstance(error, TryLater) and error.retry_after is not None:
             backoff.until = now + error.retry_after
@@ -40,5 +40,5 @@ class LocalBackoffs:
         self._backoffs[user_id] = (backoff, renewed(error))
 
     def end(self, user_id: UUID) -> None:
-        """Spotify has answered: there is no reason any more."""
+        """End the backoff of a user, as Spotify has answered."""
         self._backoffs.pop(user_id, None)
