@@ -1,5 +1,6 @@
 """What an operator does with all connections: it is complete, acts as service_role and loses to whoever is live."""
 
+import asyncio
 import tracemalloc
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -189,6 +190,9 @@ async def test_a_list_goes_on_over_a_new_connection(house: ConnectionAdmin, admi
             await admin.execute(
                 "select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = 'operator'"
             )
+            async with asyncio.timeout(20):
+                while house._pool._pool.get_size():  # until this end has read that it is over
+                    await asyncio.sleep(0.01)
     assert len(seen) == len(set(seen)) == 3000
 
 
