@@ -187,11 +187,12 @@ async def test_a_list_goes_on_over_a_new_connection(house: ConnectionAdmin, admi
     async for one in house.expiring(within=timedelta(days=30)):
         seen.append(one.user_id)
         if len(seen) == 1000:
+            open_ones = [one for one in house._pool._transports() if one is not None]
             await admin.execute(
                 "select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = 'operator'"
             )
             async with asyncio.timeout(20):
-                while house._pool._pool.get_size():  # until this end has read that it is over
+                while not all(one.is_closing() for one in open_ones):  # this end has read of it
                     await asyncio.sleep(0.01)
     assert len(seen) == len(set(seen)) == 3000
 
