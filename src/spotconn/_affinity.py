@@ -78,9 +78,17 @@ class Affinity:
         if running is not None and self._loop.setdefault("home", running) is not running:
             raise RuntimeError(_IN_OTHER_LOOP.format(name=self._name))
 
-    def close(self) -> None:
-        """Make `check` fail from now on."""
+    def close(self) -> bool:
+        """Make `check` fail from now on, and return whether there is something to close: not in a child of fork.
+
+        Raises:
+            RuntimeError: in another event loop.
+        """
+        if self.forked:
+            return False
+        self.check_home()
         self.closed = True
+        return True
 
 
 def keep_from_children(carrier: object) -> None:

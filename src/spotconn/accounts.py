@@ -178,11 +178,8 @@ class SpotifyAccounts:
         Raises:
             RuntimeError: in another event loop.
         """
-        if self.affinity.forked:
-            return
-        self.affinity.check_home()
-        self.affinity.close()
-        await self._http.aclose()
+        if self.affinity.close():
+            await self._http.aclose()
 
     async def __aenter__(self) -> Self:
         """Return this object; nothing is opened before the first call."""
@@ -231,7 +228,6 @@ class SpotifyAccounts:
         data: dict[str, str] | None = None,
         auth: httpx.Auth | None = None,
     ) -> Response:
-        self.affinity.check()  # again, immediately before the first byte
         observed = self.observer.asking()
         return await self._http.send(method, url, observed=observed, headers=headers, data=data, auth=auth)
 

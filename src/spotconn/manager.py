@@ -267,10 +267,8 @@ class TokenManager:
         Raises:
             RuntimeError: in another event loop than the manager's.
         """
-        if self._affinity.forked:
+        if not self._affinity.close():
             return
-        self._affinity.check_home()
-        self._affinity.close()
         self._store.unwatch(self._cache.invalidate)
         try:
             await self._source.aclose(self._batches.cancel())

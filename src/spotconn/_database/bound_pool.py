@@ -89,11 +89,8 @@ class BoundPool:
         Raises:
             RuntimeError: in another event loop.
         """
-        if self.affinity.forked:
-            return
-        self.affinity.check_home()
-        self.affinity.close()
-        await close_pool(self._pool, seconds=self.timeout)
+        if self.affinity.close():
+            await close_pool(self._pool, seconds=self.timeout)
 
     def _transports(self) -> list[Any]:
         """Return the transports of all connections, also where the caller made the pool."""
