@@ -11,8 +11,9 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from types import MethodType
 from typing import Any
-from weakref import WeakMethod, WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 _IN_CHILD = (
     "this {name} was made before a fork and is closed in the child process: make it there "
@@ -53,10 +54,10 @@ class Affinity:
             self._loop["home"] = home
         self.closed: bool = False
         if transports is not None:
-            _forks.transports.append(WeakMethod(transports, _forks.transports.remove))
+            _forks.transports.add(transports)
             _forks.prepare()
         if after_fork is not None:
-            _forks.callbacks.append(WeakMethod(after_fork, _forks.callbacks.remove))
+            _forks.callbacks.add(after_fork)
 
     @property
     def forked(self) -> bool:
@@ -109,6 +110,23 @@ def kill_socket(carrier: Any) -> None:
             os.dup2(_forks.prepare().fileno(), number, inheritable=False)
 
 
+class _WeakMethods:
+    """Holds one method of each object while the object exists.
+
+    weakref.WeakMethod does so, too, but prints an error where the interpreter ends before the object (Python 3.13).
+    """
+
+    def __init__(self) -> None:
+        self._functions = WeakKeyDictionary[object, Callable[[Any], Any]]()
+
+    def add(self, method: Callable[[], Any]) -> None:
+        if isinstance(method, MethodType):
+            self._functions[method.__self__] = method.__func__
+
+    def all(self) -> list[Callable[[], Any]]:
+        return [MethodType(function, owner) for owner, function in self._functions.items()]
+
+
 class _Forks:
     """The work to do in a child of fork.
 
@@ -122,8 +140,8 @@ class _Forks:
     def __init__(self) -> None:
         self.count = 0
         self.carriers = WeakSet[object]()
-        self.transports: list[WeakMethod[Callable[[], list[Any]]]] = []
-        self.callbacks: list[WeakMethod[Callable[[], None]]] = []
+        self.transports = _WeakMethods()
+        self.callbacks = _WeakMethods()
         self._dead: socket.socket | None = None
 
     def prepare(self) -> socket.socket:
@@ -136,17 +154,15 @@ class _Forks:
     def in_child(self) -> None:
         self.count += 1
         carriers: list[Any] = [*self.carriers]
-        for transports in list(self.transports):
-            if (method := transports()) is not None:
-                with suppress(Exception):
-                    carriers += method()
+        for transports in self.transports.all():
+            with suppress(Exception):
+                carriers += transports()
         self.carriers.clear()
         for carrier in carriers:
             kill_socket(carrier)
-        for callback in list(self.callbacks):
-            if (called := callback()) is not None:
-                with suppress(Exception):
-                    called()
+        for callback in self.callbacks.all():
+            with suppress(Exception):
+                callback()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
