@@ -42,7 +42,7 @@ create table if not exists public.spotify_connections (
 alter table public.spotify_connections add column if not exists scope text;
 
 comment on column public.spotify_connections.expires_at is
-    'End of the access token and version of the row: every write changes it.';
+    'End of the access token, by the clock of this database.';
 comment on column public.spotify_connections.connected_at is
     'When the user last authorized; Spotify ends the refresh token six months later.';
 comment on column public.spotify_connections.scope is
@@ -96,24 +96,87 @@ create schema if not exists spotconn;
 revoke all on schema spotconn from public;
 grant usage on schema spotconn to spotconn, service_role;
 
--- For each connection, the lease of the refresh under way and the last failure. A row belongs to one version of the
--- connection, its expires_at, and is void once that has changed.
+-- The clock of everything below: the only one that all processes share. Stable, so that an index on a time can be used;
+-- each statement that calls it, also one within a function, reads the clock anew.
+create or replace function spotconn.now() returns timestamptz
+language sql stable set search_path = ''
+return pg_catalog.clock_timestamp();
+
+-- Schema version 2 named the version of a connection by its expires_at. What it has recorded of rows that still stand is
+-- carried over below; the view goes with the functions that return its rows.
+do $$
+begin
+    if exists (
+        select from pg_catalog.pg_attribute
+        where attrelid = pg_catalog.to_regclass('spotconn.refresh_state') and attname = 'version' and not attisdropped
+    ) then
+        drop view if exists spotconn.connection cascade;
+        drop function if exists spotconn.begin_refresh(uuid, timestamptz, interval);
+        drop function if exists spotconn.finish_refresh(uuid, timestamptz, text, text, timestamptz, text);
+        drop function if exists spotconn.fail_refresh(uuid, timestamptz, uuid, text, double precision);
+        -- Not renamed: its constraints would keep their names, and those of the new table would get others.
+        create table spotconn.refresh_state_2 as select * from spotconn.refresh_state;
+        drop table spotconn.refresh_state;
+    end if;
+end
+$$;
+
+-- What is known of one refresh token of a user, named by its fingerprint. It counts only while the connection holds that
+-- very refresh token, so no other writer of the table has to know of it; `saves` alone goes on. It hangs on auth.users,
+-- because a connection that is deleted and inserted again may hold the same refresh token.
 create table if not exists spotconn.refresh_state (
-    user_id uuid primary key references public.spotify_connections (user_id) on update cascade on delete cascade,
-    version timestamptz not null,
+    user_id uuid primary key references auth.users (id) on update cascade on delete cascade,
+    fingerprint bytea not null,
     lease_id uuid,
+    leased_at timestamptz,
     lease_until timestamptz,
+    lapsed boolean not null default false,
     failure text check (failure in ('expired', 'revoked', 'invalid', 'unavailable')),
-    failures integer not null default 0,
     failed_at timestamptz,
+    paused_at timestamptz,
     retry_at timestamptz,
-    check ((lease_id is null) = (lease_until is null)),
-    check ((failure is null) = (failed_at is null)),
-    check ((failure = 'unavailable') = (retry_at is not null))
+    failures integer not null default 0,
+    refusals integer not null default 0,
+    saved_at timestamptz,
+    granted_at timestamptz,
+    saves bigint not null default 0,
+    family uuid not null default pg_catalog.gen_random_uuid(),
+    check ((lease_id is null) = (lease_until is null) and (lease_id is null) = (leased_at is null)),
+    check ((failure is null) = (failed_at is null))
 );
 
-comment on column spotconn.refresh_state.version is 'The expires_at of the connection that this row belongs to.';
+comment on column spotconn.refresh_state.fingerprint is 'SHA-256 of the stored text of the refresh token.';
+comment on column spotconn.refresh_state.lapsed is
+    'Whether a holder of the lease let it run out: it may still save what replaced this refresh token.';
+comment on column spotconn.refresh_state.retry_at is
+    'When Spotify may be asked again; null beside a refusal: never, the user must authorize again.';
 comment on column spotconn.refresh_state.failures is 'Consecutive temporary failures; the backoff doubles with each.';
+comment on column spotconn.refresh_state.refusals is 'Refusals of this refresh token by Spotify.';
+comment on column spotconn.refresh_state.saved_at is 'When the library last saved this refresh token; null where another writer''s comes before it, so that the date of the authorization is not known.';
+comment on column spotconn.refresh_state.granted_at is
+    'When Spotify granted the stored access token, where the library asked for it.';
+comment on column spotconn.refresh_state.saves is
+    'How often the library has saved tokens of this user: fewer than before, in one family, show a row that came back.';
+comment on column spotconn.refresh_state.family is
+    'The family of refresh tokens (RFC 9700), each granted for the one before, that began with a connect or with another writer''s token.';
+
+do $$
+begin
+    if pg_catalog.to_regclass('spotconn.refresh_state_2') is not null then
+        insert into spotconn.refresh_state (
+            user_id, fingerprint, lease_id, leased_at, lease_until, failure, failures, failed_at, paused_at, retry_at
+        )
+        select
+            state.user_id, pg_catalog.sha256(pg_catalog.convert_to(stored.refresh_token, 'UTF8')),
+            state.lease_id, case when state.lease_id is not null then pg_catalog.clock_timestamp() end,
+            state.lease_until, state.failure, state.failures, state.failed_at, state.failed_at, state.retry_at
+        from spotconn.refresh_state_2 as state
+        join public.spotify_connections as stored
+            on stored.user_id = state.user_id and stored.expires_at = state.version;
+        drop table spotconn.refresh_state_2;
+    end if;
+end
+$$;
 
 alter table spotconn.refresh_state enable row level security;
 
@@ -132,6 +195,8 @@ create table if not exists spotconn.pending_connect (
     code_verifier text not null,
     expires_at timestamptz not null
 );
+alter table spotconn.pending_connect
+    add column if not exists started_at timestamptz not null default pg_catalog.clock_timestamp();
 
 create index if not exists idx_pending_connect_user on spotconn.pending_connect (user_id);
 create index if not exists idx_pending_connect_expires on spotconn.pending_connect (expires_at);
@@ -150,12 +215,33 @@ create policy "Own pending connects are made" on spotconn.pending_connect
 -- nothing, so no SELECT policy has to show these rows.
 drop policy if exists "Own and expired pending connects may go" on spotconn.pending_connect;
 create policy "Own and expired pending connects may go" on spotconn.pending_connect
-    for delete to spotconn using ((select auth.uid()) = user_id or expires_at <= now());
+    for delete to spotconn using ((select auth.uid()) = user_id or expires_at <= spotconn.now());
 
 revoke all on spotconn.pending_connect from public, anon, authenticated, service_role;
 grant select, insert, delete on spotconn.pending_connect to spotconn;
 
--- A connection with the failure recorded for its current version.
+-- Names a stored token by its content.
+create or replace function spotconn.fingerprint(p_stored text) returns bytea
+language sql stable set search_path = ''
+return pg_catalog.sha256(pg_catalog.convert_to(p_stored, 'UTF8'));
+
+-- Seconds until an access token ends. An end that no token of Spotify can have counts as past.
+create or replace function spotconn.seconds_left(p_expires_at timestamptz, p_now timestamptz)
+returns double precision
+language sql stable set search_path = ''
+return case
+    when p_expires_at < '2000-01-01 00:00+00'::timestamptz or p_expires_at > p_now + interval '24 hours' then 0
+    else extract(epoch from p_expires_at) - extract(epoch from p_now)
+end;
+
+-- Whether a time that was set at p_since and ends at p_until still runs. One with more left than its length shows that the
+-- clock was set back, and is void; a second is allowed for small corrections of the clock.
+create or replace function spotconn.runs(p_since timestamptz, p_until timestamptz, p_now timestamptz) returns boolean
+language sql stable set search_path = ''
+return coalesce(p_now < p_until and p_now >= p_since - interval '1 second', false);
+
+-- A connection with what is known of its refresh token. The planner would take two equal columns for a rare row and read
+-- whole tables for a batch; from the COALESCE it concludes nothing.
 create or replace view spotconn.connection with (security_invoker = true) as
 select
     connection.id,
@@ -163,18 +249,23 @@ select
     connection.spotify_user_id,
     connection.access_token,
     connection.refresh_token,
-    connection.expires_at,
-    connection.connected_at,
+    -- Other writers may store any date. These are the ones that a client can hold.
+    least(greatest(connection.expires_at, '0001-01-02 00:00+00'), '9999-12-31 00:00+00') as expires_at,
+    case when connection.connected_at between '2000-01-01 00:00+00' and '9999-12-31 00:00+00'
+        then connection.connected_at end as connected_at,
     connection.display_name,
     connection.email,
     connection.scope,
     state.failure,
     state.failed_at,
-    state.retry_at
+    state.retry_at,
+    state.saves,
+    state.family,
+    spotconn.seconds_left(connection.expires_at, spotconn.now()) as remaining
 from public.spotify_connections as connection
 left join spotconn.refresh_state as state
     on state.user_id = connection.user_id
-    and state.version = connection.expires_at;
+    and coalesce(state.fingerprint = sha256(convert_to(connection.refresh_token, 'UTF8')), false);
 
 revoke all on spotconn.connection from public, anon, authenticated;
 grant select on spotconn.connection to spotconn, service_role;
@@ -246,10 +337,56 @@ begin
 end
 $$;
 
--- Connect or reconnect. A new version voids the state of the old one, and a refresh under way is not saved.
+-- Lets the state of a user speak of a refresh token: what was known of another one is void.
+create or replace function spotconn.enter_state(p_user_id uuid, p_fingerprint bytea) returns void
+language plpgsql set search_path = '' as $$
+begin
+    insert into spotconn.refresh_state as state (user_id, fingerprint) values (p_user_id, p_fingerprint)
+    on conflict (user_id) do update set
+        fingerprint = excluded.fingerprint,
+        family = excluded.family,
+        lease_id = null, leased_at = null, lease_until = null, lapsed = false,
+        failure = null, failed_at = null, paused_at = null, retry_at = null, failures = 0, refusals = 0,
+        saved_at = null, granted_at = null
+    where state.fingerprint <> excluded.fingerprint;
+end
+$$;
+
+-- Makes the state of a connected user who has none. Before the connection is locked: a deletion of the user locks auth.users first,
+-- which a new state refers to. False if the user is gone.
+create or replace function spotconn.ensure_state(p_user_id uuid, p_fingerprint bytea) returns boolean
+language plpgsql set search_path = '' as $$
+begin
+    if not exists (select from spotconn.refresh_state as state where state.user_id = p_user_id) then
+        insert into spotconn.refresh_state (user_id, fingerprint)
+            select stored.user_id, p_fingerprint from public.spotify_connections as stored
+                where stored.user_id = p_user_id
+            on conflict (user_id) do nothing;
+    end if;
+    return true;
+exception
+    when foreign_key_violation then
+        return false;
+end
+$$;
+
+-- When a granted access token ends: the given moment, or its life from the start of this statement, less the seconds since
+-- Spotify was asked.
+create or replace function spotconn.token_end(
+    p_expires_at timestamptz, p_expires_in double precision, p_age double precision
+) returns timestamptz
+language sql stable set search_path = ''
+return case
+    when p_expires_in is null then p_expires_at
+    else spotconn.now() - (pg_catalog.clock_timestamp() - pg_catalog.statement_timestamp())
+        + pg_catalog.make_interval(secs => p_expires_in - p_age)
+end;
+
+-- Connect or reconnect. Another refresh token voids what was known of the old one, and a refresh of that is not saved.
 -- p_connected_at is when the user authorized, null for now. Up to a minute ahead, as clocks may differ, counts as now.
--- The function without the last argument has another signature and would stay beside this one.
+-- Earlier functions had other signatures and would stay beside this one.
 drop function if exists spotconn.save_connection(uuid, text, text, text, timestamptz, text, text, text);
+drop function if exists spotconn.save_connection(uuid, text, text, text, timestamptz, text, text, text, timestamptz);
 create or replace function spotconn.save_connection(
     p_user_id uuid,
     p_spotify_user_id text,
@@ -259,11 +396,15 @@ create or replace function spotconn.save_connection(
     p_scope text,
     p_display_name text,
     p_email text,
-    p_connected_at timestamptz default null
+    p_connected_at timestamptz default null,
+    p_expires_in double precision default null,
+    p_age double precision default 0
 ) returns setof spotconn.connection
 language plpgsql set search_path = '' rows 1 as $$
+declare
+    ends constant timestamptz := spotconn.token_end(p_expires_at, p_expires_in, p_age);
 begin
-    if p_connected_at > pg_catalog.clock_timestamp() + interval '1 minute' then
+    if p_connected_at > spotconn.now() + interval '1 minute' then
         raise exception 'connected_at lies in the future' using errcode = 'SC001';
     end if;
     perform spotconn.act_as(p_user_id);
@@ -271,20 +412,27 @@ begin
         user_id, spotify_user_id, access_token, refresh_token, expires_at, connected_at, scope, display_name, email
     )
     values (
-        p_user_id, p_spotify_user_id, p_access_token, p_refresh_token, p_expires_at,
-        least(p_connected_at, pg_catalog.clock_timestamp()), p_scope, p_display_name, p_email
+        p_user_id, p_spotify_user_id, p_access_token, p_refresh_token, ends,
+        least(p_connected_at, spotconn.now()), p_scope, p_display_name, p_email
     )
     on conflict (user_id) do update set
         spotify_user_id = excluded.spotify_user_id,
         access_token = excluded.access_token,
         refresh_token = excluded.refresh_token,
-        expires_at = excluded.expires_at
-            - case when excluded.expires_at = stored.expires_at then interval '1 microsecond' else interval '0' end,
+        expires_at = excluded.expires_at,
         connected_at = excluded.connected_at,
         scope = excluded.scope,
         display_name = excluded.display_name,
         email = excluded.email;
-    delete from spotconn.refresh_state as state where state.user_id = p_user_id;
+    perform spotconn.enter_state(p_user_id, spotconn.fingerprint(p_refresh_token));
+    -- A lease stays where the refresh token does: its holder may be asking Spotify.
+    update spotconn.refresh_state as state set
+        failure = null, failed_at = null, paused_at = null, retry_at = null, failures = 0, refusals = 0,
+        family = pg_catalog.gen_random_uuid(),
+        saved_at = spotconn.now(),
+        granted_at = case when p_expires_in is not null then spotconn.now() end,
+        saves = state.saves + 1
+    where state.user_id = p_user_id;
     return query
         select connection.* from spotconn.connection where connection.user_id = p_user_id;
 end
@@ -292,137 +440,284 @@ $$;
 
 create or replace function spotconn.delete_connection(p_user_id uuid) returns boolean
 language plpgsql set search_path = '' as $$
+declare
+    deleted boolean;
 begin
     perform spotconn.act_as(p_user_id);
     delete from public.spotify_connections as stored where stored.user_id = p_user_id;
-    return found;
+    deleted := found;
+    delete from spotconn.refresh_state as state where state.user_id = p_user_id;
+    return deleted;
 end
 $$;
 
--- Acquires the lease for the refresh of a connection whose versions up to p_seen the caller cannot use.
--- granted: the caller holds the lease; busy: another does; superseded: the row is newer than p_seen;
--- blocked: a recorded failure still applies; gone: no row. All times are by the clock of this database.
-create or replace function spotconn.begin_refresh(p_user_id uuid, p_seen timestamptz, p_lease interval)
+-- What a caller may do who found the access token p_seen wanting, from a connection and what is known of its refresh token.
+-- superseded: the row holds another access token that has not ended: use it.
+-- refused: Spotify has refused the refresh token, for good or until it may be asked once more.
+-- just_saved: the access token was granted less than a minute ago: there is no better one.
+-- paused: Spotify could not refresh it and may not be asked yet. busy: another holds the lease.
+create or replace function spotconn.decide_turn(
+    p_connection spotconn.connection,
+    p_state spotconn.refresh_state,
+    p_seen bytea,
+    p_now timestamptz,
+    out outcome text,
+    out retry_after double precision
+)
+language plpgsql stable set search_path = '' as $$
+declare
+    held constant boolean := spotconn.fingerprint(p_connection.access_token) = p_seen;
+    ended constant boolean := spotconn.seconds_left(p_connection.expires_at, p_now) <= 0;
+    leased constant boolean := spotconn.runs(p_state.leased_at, p_state.lease_until, p_now);
+    paused constant boolean := spotconn.runs(p_state.paused_at, p_state.retry_at, p_now);
+    young_until constant timestamptz := p_state.granted_at + interval '1 minute';
+    due timestamptz;
+begin
+    if not held and not ended then
+        outcome := 'superseded';
+    elsif p_state.failure <> 'unavailable' and (p_state.retry_at is null or paused or leased) then
+        outcome := 'refused';
+    elsif held and not ended and spotconn.runs(p_state.granted_at, young_until, p_now) then
+        outcome := 'just_saved';
+        due := young_until;
+    elsif paused then
+        outcome := 'paused';
+        due := p_state.retry_at;
+    elsif leased then
+        outcome := 'busy';
+        due := p_state.lease_until;
+    else
+        outcome := 'granted';
+    end if;
+    retry_after := extract(epoch from due - p_now);
+end
+$$;
+
+-- Acquires the lease for the refresh of a connection whose access token p_seen the caller finds wanting, or says why not,
+-- as spotconn.decide_turn; gone: no row.
+create or replace function spotconn.begin_refresh(p_user_id uuid, p_seen bytea, p_lease interval)
 returns table (
     outcome text,
     lease_id uuid,
-    lapsed boolean,
+    lease_until timestamptz,
     retry_after double precision,
     connection spotconn.connection
 )
 language plpgsql set search_path = '' rows 1 as $$
 declare
     state spotconn.refresh_state;
+    found_row record;
+    locked boolean := false;
+    moment timestamptz;
 begin
     perform spotconn.act_as(p_user_id);
-    lapsed := false;
-    -- The first attempt takes no lock, and most callers return from it. The others lock the row and read it again.
-    for attempt in 1..2 loop
-        select stored.* into connection from spotconn.connection as stored where stored.user_id = p_user_id;
+    -- The first look takes no lock, and most callers return from it. A turn is decided on the row that is locked; where the
+    -- lock met no row, another may have been inserted meanwhile.
+    for look in 1..5 loop
+        -- In one statement: between two, another process could save or record a failure.
+        select stored as connection, known as state into found_row
+            from spotconn.connection as stored
+            left join spotconn.refresh_state as known
+                on known.user_id = stored.user_id
+                and known.fingerprint = spotconn.fingerprint(stored.refresh_token)
+            where stored.user_id = p_user_id;
         if not found then
             outcome := 'gone';
+            connection := null;
             return next;
             return;
         end if;
-        if connection.expires_at > p_seen then
-            outcome := 'superseded';
-            return next;
-            return;
+        connection := found_row.connection;
+        state := found_row.state;
+        moment := spotconn.now();
+        select decided.outcome, decided.retry_after into outcome, retry_after
+            from spotconn.decide_turn(connection, state, p_seen, moment) as decided;
+        exit when locked or outcome <> 'granted';
+        if not spotconn.ensure_state(p_user_id, spotconn.fingerprint(connection.refresh_token)) then
+            continue;
         end if;
-        if connection.failure <> 'unavailable' or connection.retry_at > pg_catalog.clock_timestamp() then
-            outcome := 'blocked';
-            retry_after := extract(epoch from connection.retry_at - pg_catalog.clock_timestamp());
-            return next;
-            return;
-        end if;
-        select stored.* into state from spotconn.refresh_state as stored
-            where stored.user_id = p_user_id and stored.version = connection.expires_at;
-        if state.lease_until > pg_catalog.clock_timestamp() then
-            outcome := 'busy';
-            retry_after := extract(epoch from state.lease_until - pg_catalog.clock_timestamp());
-            return next;
-            return;
-        end if;
-        if attempt = 1 then
-            perform from public.spotify_connections as stored where stored.user_id = p_user_id for no key update;
-        end if;
+        perform from public.spotify_connections as stored where stored.user_id = p_user_id for no key update;
+        locked := found;
     end loop;
 
-    outcome := 'granted';
-    lease_id := pg_catalog.gen_random_uuid();
-    lapsed := state.lease_id is not null;
-    insert into spotconn.refresh_state as stored (user_id, version, lease_id, lease_until)
-    values (p_user_id, connection.expires_at, begin_refresh.lease_id, pg_catalog.clock_timestamp() + p_lease)
-    on conflict (user_id) do update set
-        version = excluded.version,
-        lease_id = excluded.lease_id,
-        lease_until = excluded.lease_until,
-        failure = case when stored.version = excluded.version then stored.failure end,
-        failures = case when stored.version = excluded.version then stored.failures else 0 end,
-        failed_at = case when stored.version = excluded.version then stored.failed_at end,
-        retry_at = case when stored.version = excluded.version then stored.retry_at end;
+    if outcome = 'granted' and not locked then
+        outcome := 'busy';
+    elsif outcome = 'granted' then
+        lease_id := pg_catalog.gen_random_uuid();
+        lease_until := moment + p_lease;
+        perform spotconn.enter_state(p_user_id, spotconn.fingerprint(connection.refresh_token));
+        update spotconn.refresh_state as stored set
+            lapsed = stored.lapsed or stored.lease_id is not null,
+            lease_id = begin_refresh.lease_id,
+            leased_at = moment,
+            lease_until = begin_refresh.lease_until
+        where stored.user_id = p_user_id
+        returning stored.saves, stored.family into connection.saves, connection.family;
+    end if;
     return next;
 end
 $$;
 
--- Saves a refresh if the row is still the version that was refreshed: a disconnect or reconnect in between wins.
--- Null leaves the stored refresh token or scope.
+-- Saves a refresh where the row still holds the refresh token that was replaced, and returns the row as it stands then.
+-- The access token is saved where the row still holds the one it had at the grant (p_held), else only if it ends later.
+-- Null leaves the stored refresh token or scope. The end is never later than the end of the lease and the life of the token.
+-- p_saves, p_family: of a grant that was saved before and is saved once more, over a row that came back. Others compare
+-- theirs with it, so that is notified too.
+-- p_rejected: the replaced access token was refused, so every process that has it cached is notified.
 create or replace function spotconn.finish_refresh(
     p_user_id uuid,
-    p_version timestamptz,
+    p_replaced bytea,
+    p_held bytea,
     p_access_token text,
     p_refresh_token text,
     p_expires_at timestamptz,
-    p_scope text
-) returns setof spotconn.connection
+    p_expires_in double precision,
+    p_age double precision,
+    p_scope text,
+    p_lease_id uuid,
+    p_lease_until timestamptz,
+    p_rejected boolean default false,
+    p_saves bigint default null,
+    p_family uuid default null
+) returns table (saved boolean, recovered text, connection spotconn.connection)
 language plpgsql set search_path = '' rows 1 as $$
+declare
+    ends constant timestamptz := least(
+        spotconn.token_end(p_expires_at, p_expires_in, p_age),
+        p_lease_until + pg_catalog.make_interval(secs => p_expires_in)
+    );
+    standing public.spotify_connections;
+    known spotconn.refresh_state;
+    stored_fingerprint bytea;
+    taken boolean;
 begin
     perform spotconn.act_as(p_user_id);
-    update public.spotify_connections as stored set
-        access_token = p_access_token,
-        refresh_token = coalesce(p_refresh_token, stored.refresh_token),
-        expires_at = p_expires_at
-            + case when p_expires_at = p_version then interval '1 microsecond' else interval '0' end,
-        scope = coalesce(p_scope, stored.scope)
-    where stored.user_id = p_user_id and stored.expires_at = p_version;
-    if not found then
+    -- A row that is locked holds up the saving of others' grants no longer than this; the caller tries again.
+    perform pg_catalog.set_config('lock_timeout', '500ms', true);
+    if not spotconn.ensure_state(p_user_id, p_replaced) then
         return;
     end if;
-    delete from spotconn.refresh_state as state where state.user_id = p_user_id;
-    return query
-        select connection.* from spotconn.connection where connection.user_id = p_user_id;
+    select stored.* into standing from public.spotify_connections as stored
+        where stored.user_id = p_user_id and spotconn.fingerprint(stored.refresh_token) = p_replaced
+        for no key update;
+    saved := found;
+    taken := spotconn.fingerprint(standing.access_token) = p_held
+        or spotconn.seconds_left(ends, spotconn.now()) > spotconn.seconds_left(standing.expires_at, spotconn.now());
+    if saved then
+        -- Nobody's cached token becomes wrong by this, so spotconn.notify_change is silent while the mark is set.
+        perform pg_catalog.set_config('spotconn.refresh', case when p_rejected or p_saves is not null then '' else 'on' end, true);
+        update public.spotify_connections as stored set
+            refresh_token = coalesce(p_refresh_token, stored.refresh_token),
+            scope = case when taken then coalesce(p_scope, stored.scope) else stored.scope end,
+            access_token = case when taken then p_access_token else stored.access_token end,
+            expires_at = case when taken then ends else stored.expires_at end
+        where stored.user_id = p_user_id;
+        perform pg_catalog.set_config('spotconn.refresh', '', true);
+        -- What was known of the replaced refresh token goes over to the stored one; what speaks of another is void.
+        perform spotconn.enter_state(p_user_id, p_replaced);
+        select state.* into known from spotconn.refresh_state as state where state.user_id = p_user_id;
+        recovered := known.failure;
+        stored_fingerprint := spotconn.fingerprint(coalesce(p_refresh_token, standing.refresh_token));
+        if stored_fingerprint <> p_replaced or known.lease_id = p_lease_id then
+            -- Else another process, which took a lapsed lease over, still holds it for the same refresh token.
+            known.lease_id := null;
+            known.leased_at := null;
+            known.lease_until := null;
+        end if;
+        update spotconn.refresh_state as state set
+            fingerprint = stored_fingerprint,
+            lease_id = known.lease_id, leased_at = known.leased_at, lease_until = known.lease_until, lapsed = false,
+            failure = null, failed_at = null, paused_at = null, retry_at = null, failures = 0, refusals = 0,
+            -- Where another writer has authorized the user anew, connected_at may be of before: no date is known.
+            saved_at = case when known.saved_at is null and known.saves > 0 and p_saves is null then null
+                else spotconn.now() end,
+            granted_at = case when not taken then known.granted_at when p_saves is null then spotconn.now() end,
+            saves = greatest(known.saves + 1, p_saves),
+            family = coalesce(p_family, known.family)
+        where state.user_id = p_user_id;
+    end if;
+    select stored.* into connection from spotconn.connection as stored where stored.user_id = p_user_id;
+    if found then
+        return next;
+    end if;
 end
 $$;
 
--- Ends a lease without a grant; only its holder can. After a temporary failure every process backs off: 1 s, doubled
--- with each consecutive failure up to 5 min, times a random factor from 0.5 to 1, but at least the Retry-After of
--- Spotify, up to a day. A null reason records nothing.
+-- Ends a lease without a grant; only its holder can, and only while the row holds the refresh token that was sent. Returns
+-- what is recorded then, or no row.
+-- refused: Spotify accepts the refresh token no more. Six months after the user authorized that is final ("expired"), if the
+-- library has saved this refresh token and so knows the date. Before, Spotify may be asked twice more, after an hour and
+-- after a day. Where a lease has lapsed, its holder may still be saving: that refusal does not count, and Spotify may be
+-- asked again after a minute.
+-- unavailable: every process backs off: 1 s, doubled with each consecutive failure up to 5 min, times a random factor from
+-- 0.5 to 1, but at least the Retry-After of Spotify, up to a day. A null reason records nothing.
 create or replace function spotconn.fail_refresh(
     p_user_id uuid,
-    p_version timestamptz,
+    p_fingerprint bytea,
     p_lease_id uuid,
     p_reason text,
     p_retry_after double precision
-) returns boolean
-language plpgsql set search_path = '' as $$
+) returns table (failure text, failed_at timestamptz, retry_at timestamptz)
+language plpgsql set search_path = '' rows 1 as $$
+declare
+    connected timestamptz;
+    known spotconn.refresh_state;
+    moment timestamptz;
 begin
     perform spotconn.act_as(p_user_id);
-    update spotconn.refresh_state as state set
-        lease_id = null,
-        lease_until = null,
-        failure = coalesce(p_reason, state.failure),
-        failures = state.failures + case when p_reason = 'unavailable' then 1 else 0 end,
-        failed_at = case when p_reason is null then state.failed_at else pg_catalog.clock_timestamp() end,
-        retry_at = case
-            when p_reason is null then state.retry_at
-            when p_reason = 'unavailable' then pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs =>
-                greatest(
-                    least(300, 2 ^ least(state.failures, 9)) * (0.5 + pg_catalog.random() / 2),
-                    least(86400, coalesce(p_retry_after, 0))
-                ))
-        end
-    where state.user_id = p_user_id and state.version = p_version and state.lease_id = p_lease_id;
-    return found;
+    select stored.connected_at into connected from public.spotify_connections as stored
+        where stored.user_id = p_user_id and spotconn.fingerprint(stored.refresh_token) = p_fingerprint
+        for no key update;
+    if not found then
+        return;
+    end if;
+    select stored.* into known from spotconn.refresh_state as stored
+        where stored.user_id = p_user_id and stored.fingerprint = p_fingerprint and stored.lease_id = p_lease_id;
+    if not found then
+        return;
+    end if;
+    moment := spotconn.now();
+    if known.saved_at is null or connected not between '2000-01-01 00:00+00' and moment then
+        connected := null;
+    end if;
+    if p_reason = 'refused' then
+        known.failed_at := case when known.failure <> 'unavailable' then known.failed_at else moment end;
+        known.failure := case
+            when connected is null then 'invalid'
+            when (connected at time zone 'UTC') + interval '6 months' <= moment at time zone 'UTC' then 'expired'
+            else 'revoked'
+        end;
+        known.retry_at := case
+            when known.failure = 'expired' then null
+            when known.lapsed then moment + interval '1 minute'
+            when known.refusals = 0 then moment + interval '1 hour'
+            when known.refusals = 1 then moment + interval '24 hours'
+        end;
+        known.refusals := known.refusals + case when known.lapsed then 0 else 1 end;
+        known.lapsed := false;
+    elsif p_reason = 'unavailable' then
+        known.failed_at := coalesce(known.failed_at, moment);
+        known.failure := coalesce(known.failure, 'unavailable');
+        known.retry_at := moment + pg_catalog.make_interval(secs => greatest(
+            least(300, 2 ^ least(known.failures, 9)) * (0.5 + pg_catalog.random() / 2),
+            least(86400, coalesce(p_retry_after, 0))
+        ));
+        known.failures := known.failures + 1;
+    end if;
+    update spotconn.refresh_state as stored set
+        lease_id = null, leased_at = null, lease_until = null,
+        failure = known.failure,
+        failed_at = known.failed_at,
+        paused_at = case when p_reason is null then stored.paused_at else moment end,
+        retry_at = known.retry_at,
+        failures = known.failures,
+        refusals = known.refusals,
+        lapsed = known.lapsed
+    where stored.user_id = p_user_id;
+    failure := known.failure;
+    failed_at := known.failed_at;
+    retry_at := known.retry_at;
+    return next;
 end
 $$;
 
@@ -435,6 +730,8 @@ create or replace function spotconn.start_connect(
     p_life interval
 ) returns void
 language plpgsql set search_path = '' as $$
+declare
+    moment constant timestamptz := spotconn.now();
 begin
     perform spotconn.act_as(null);
     if pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtext('spotconn.pending_connect')) then
@@ -447,8 +744,8 @@ begin
         order by older.expires_at desc
         offset 9
     );
-    insert into spotconn.pending_connect (state_hash, user_id, code_verifier, expires_at)
-    values (p_state_hash, p_user_id, p_code_verifier, pg_catalog.clock_timestamp() + p_life);
+    insert into spotconn.pending_connect (state_hash, user_id, code_verifier, expires_at, started_at)
+    values (p_state_hash, p_user_id, p_code_verifier, moment + p_life, moment);
 end
 $$;
 
@@ -461,7 +758,9 @@ begin
     return query
         delete from spotconn.pending_connect as pending
         where pending.state_hash = p_state_hash and pending.user_id = p_user_id
-        returning pending.code_verifier, pending.expires_at <= pg_catalog.clock_timestamp();
+        returning
+            pending.code_verifier,
+            not spotconn.runs(pending.started_at, pending.expires_at, spotconn.now());
 end
 $$;
 
@@ -475,22 +774,24 @@ drop trigger if exists spotconn_tell_truncate on public.spotify_connections;
 drop function if exists spotconn.tell_change();
 drop function if exists spotconn.prove_telling(text);
 
--- The payload on channel spotconn: {"user_id": ..., "expires_at": ...}, the version that is stored now. Without a
--- version the connection is gone, without a user all may be. Sent when the transaction commits.
+-- The payload on channel spotconn is the id of the user whose connection has changed; * where all may have. Sent when the
+-- transaction commits. A refresh by the library makes no cached token wrong and is silent: spotconn.finish_refresh sets the
+-- mark, and acts in the role that is asked for here, which no other session has.
 create or replace function spotconn.notify_change() returns trigger
 language plpgsql set search_path = '' as $$
 begin
     if tg_op = 'TRUNCATE' then
-        perform pg_catalog.pg_notify('spotconn', '{}');
+        perform pg_catalog.pg_notify('spotconn', '*');
         return null;
     end if;
-    if tg_op = 'DELETE' or (tg_op = 'UPDATE' and new.user_id <> old.user_id) then
-        perform pg_catalog.pg_notify('spotconn', pg_catalog.json_build_object('user_id', old.user_id)::text);
+    if current_user = 'spotconn' and pg_catalog.current_setting('spotconn.refresh', true) = 'on' then
+        return null;
     end if;
-    if tg_op <> 'DELETE' then
-        perform pg_catalog.pg_notify(
-            'spotconn', pg_catalog.json_build_object('user_id', new.user_id, 'expires_at', new.expires_at)::text
-        );
+    if tg_op <> 'INSERT' then
+        perform pg_catalog.pg_notify('spotconn', old.user_id::text);
+    end if;
+    if tg_op = 'INSERT' or (tg_op = 'UPDATE' and new.user_id <> old.user_id) then
+        perform pg_catalog.pg_notify('spotconn', new.user_id::text);
     end if;
     return null;
 end
@@ -524,5 +825,11 @@ $$;
 -- Postgres grants EXECUTE to PUBLIC by default, and a project's default privileges may grant it to the client roles.
 revoke all on all functions in schema spotconn from public, anon, authenticated, service_role;
 grant execute on all functions in schema spotconn to spotconn;
+-- What the view and the statements of an operator call; they read no table.
+grant execute on function
+    spotconn.now(),
+    spotconn.seconds_left(timestamptz, timestamptz),
+    spotconn.runs(timestamptz, timestamptz, timestamptz)
+to service_role;
 
 commit;

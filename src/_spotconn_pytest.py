@@ -82,11 +82,11 @@ def spotconn_postgres(_spotconn_extra: None) -> "Generator[EmbeddedPostgres]":
 
 @async_fixture
 async def spotconn_dsn(spotconn_postgres: "EmbeddedPostgres") -> str:
-    """Return the URL of that Postgres for its superuser, without the users and connections of earlier tests."""
-    from spotconn.testing._database import remove_users
+    """Return the URL of that Postgres for its superuser, without the users and clock steps of earlier tests."""
+    from spotconn.testing._database import reset
 
     dsn = spotconn_postgres.dsn()
-    await remove_users(dsn)
+    await reset(dsn)
     return dsn
 
 
@@ -125,7 +125,7 @@ async def spotconn_tokens(
 async def spotconn_user(
     spotconn_store: "ConnectionStore", spotify_fake: "FakeSpotify", spotify_scopes: frozenset[str], spotconn_dsn: str
 ) -> UUID:
-    """Return the id of a user who has just connected the account "alice"; the access token is good for an hour."""
+    """Return the id of a user who has connected the account "alice"; the access token is good for an hour."""
     from spotconn import Profile
     from spotconn.testing import add_user
 

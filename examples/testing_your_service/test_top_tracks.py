@@ -5,12 +5,18 @@ from uuid import UUID, uuid4
 import pytest
 
 from spotconn import TokenManager
-from spotconn.testing import Answer, FakeClock, FakeSpotify
+from spotconn.testing import Answer, FakeClock, FakeSpotify, step_database_clock
 from top_tracks import top_tracks
 
 pytestmark = pytest.mark.asyncio  # not needed with asyncio_mode = "auto"
 HOUR = 3600
 DAY = 24 * HOUR
+
+
+async def later(seconds: float, clock: FakeClock, dsn: str) -> None:
+    """Let time pass, for the manager, the simulated Spotify and the database."""
+    clock.step(seconds)
+    await step_database_clock(dsn, seconds)
 
 
 async def test_a_connected_user_has_tracks(spotconn_tokens: TokenManager, spotconn_user: UUID) -> None:
@@ -19,10 +25,14 @@ async def test_a_connected_user_has_tracks(spotconn_tokens: TokenManager, spotco
 
 
 async def test_an_old_token_is_no_trouble(
-    spotconn_tokens: TokenManager, spotconn_user: UUID, spotconn_clock: FakeClock, spotify_fake: FakeSpotify
+    spotconn_tokens: TokenManager,
+    spotconn_user: UUID,
+    spotconn_clock: FakeClock,
+    spotconn_dsn: str,
+    spotify_fake: FakeSpotify,
 ) -> None:
     """An hour later the token is refreshed, once, and the user sees nothing of it."""
-    spotconn_clock.step(HOUR)
+    await later(HOUR, spotconn_clock, spotconn_dsn)
     assert " / " in await top_tracks(spotconn_tokens, spotconn_user)
     assert " / " in await top_tracks(spotconn_tokens, spotconn_user)
     assert spotify_fake.refresh_calls == 1
@@ -37,18 +47,22 @@ async def test_a_rejected_token_is_no_trouble(
 
 
 async def test_six_months_later_the_user_is_asked(
-    spotconn_tokens: TokenManager, spotconn_user: UUID, spotconn_clock: FakeClock
+    spotconn_tokens: TokenManager, spotconn_user: UUID, spotconn_clock: FakeClock, spotconn_dsn: str
 ) -> None:
     """Spotify has ended the connection."""
-    spotconn_clock.step(190 * DAY)
+    await later(190 * DAY, spotconn_clock, spotconn_dsn)
     assert "connect Spotify" in await top_tracks(spotconn_tokens, spotconn_user)
 
 
 async def test_a_busy_spotify_means_later(
-    spotconn_tokens: TokenManager, spotconn_user: UUID, spotconn_clock: FakeClock, spotify_fake: FakeSpotify
+    spotconn_tokens: TokenManager,
+    spotconn_user: UUID,
+    spotconn_clock: FakeClock,
+    spotconn_dsn: str,
+    spotify_fake: FakeSpotify,
 ) -> None:
     """Where Spotify asks to wait, so is the user."""
-    spotconn_clock.step(HOUR)
+    await later(HOUR, spotconn_clock, spotconn_dsn)
     spotify_fake.script(Answer.too_many_requests(retry_after="60"))
     assert "later" in await top_tracks(spotconn_tokens, spotconn_user)
 

@@ -34,6 +34,7 @@ from spotconn.models import (
     RecordedFailure,
     RefreshFailure,
     RefreshTurn,
+    StoredTexts,
     TokenGrant,
     TokenSource,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "SpotifyAccounts",
     "SpotifyAuth",
     "SpotifyUnavailable",
+    "StoredTexts",
     "TokenCipher",
     "TokenGrant",
     "TokenManager",

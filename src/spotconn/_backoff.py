@@ -31,3 +31,8 @@ class Backoff:
         # Jitter: calls that failed together must not come back together.
         self.until = now + full * random.uniform(0.5, 1)  # noqa: S311  no secret depends on it
         self.failures += 1
+
+    def next_pause(self) -> float:
+        """Record a failure and return the seconds to sleep before the next attempt."""
+        self.failed(0.0)
+        return self.until

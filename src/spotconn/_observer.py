@@ -32,6 +32,12 @@ class Observer:
     def leased(self, user_id: UUID, seconds: float) -> None:
         """Record the seconds that a call waited because another process was refreshing the connection."""
 
+    def clock(self, offset: float) -> None:
+        """Record the seconds by which the clock of the database is ahead of this host's."""
+
+    def refused(self) -> None:
+        """Count a refusal of a refresh token by Spotify, before its six months were over."""
+
     def acquiring(self) -> AbstractContextManager[None]:
         """Context manager: a statement waits for a connection of the pool."""
         return nullcontext()

@@ -104,7 +104,7 @@ def exempt(function: Callable[_P, _T]) -> Callable[_P, _T]:
 def scrubbed_context(
     function: Callable[_P, AsyncGenerator[_T]],
 ) -> Callable[_P, AbstractAsyncContextManager[_T]]:
-    """As `contextlib.asynccontextmanager`, but scrub what is raised on the way into the block and out of it."""
+    """Make a context manager of `function`, and scrub what is raised on the way into its block and out of it."""
     make = asynccontextmanager(function)
 
     @wraps(function)

@@ -15,7 +15,7 @@ from spotconn._observer import NOBODY
 from spotconn._spotify.answers import read_grant, read_profile
 from spotconn._spotify.authorization import GrantType, RequestNotProcessed, authorization_request_url, base_url
 from spotconn._spotify.http import HttpClient, Response
-from spotconn._spotify.retry import retry
+from spotconn._spotify.retry import BeginBy, retry
 from spotconn._spotify.throttle import Throttle
 from spotconn._tracebacks import scrubbed
 from spotconn.errors import ConfigurationError, ReauthorizationRequired, SpotconnError, SpotifyUnavailable
@@ -139,7 +139,7 @@ class SpotifyAccounts:
         """
         form = {"code": code, "redirect_uri": redirect_uri, "code_verifier": code_verifier}
         attempt = partial(self._request_grant, "authorization_code", form)
-        return await retry(attempt, on=RequestNotProcessed, timeout=timeout)
+        return await retry(attempt, on=RequestNotProcessed, timeout=timeout, clock=self._clock)
 
     async def refresh(self, refresh_token: str, *, timeout: float = 10) -> TokenGrant:  # noqa: ASYNC109  as above
         """Get a new access token (RFC 6749, section 6).
@@ -156,7 +156,8 @@ class SpotifyAccounts:
         if not refresh_token:  # stored by another client of the table; Spotify would answer invalid_request
             raise ReauthorizationRequired("invalid", datetime.fromtimestamp(self._clock(), UTC))
         form = {"refresh_token": refresh_token}
-        return await retry(partial(self._request_grant, "refresh_token", form), on=SpotifyUnavailable, timeout=timeout)
+        attempt = partial(self._request_grant, "refresh_token", form)
+        return await retry(attempt, on=SpotifyUnavailable, timeout=timeout, clock=self._clock)
 
     async def profile(self, access_token: str, *, timeout: float = 10) -> Profile:  # noqa: ASYNC109  as above
         """Return the profile of the account that an access token is for (GET /v1/me).
@@ -170,7 +171,8 @@ class SpotifyAccounts:
                 ("not_allowed").
             SpotifyUnavailable: no usable answer in time.
         """
-        return await retry(partial(self._request_profile, access_token), on=SpotifyUnavailable, timeout=timeout)
+        attempt = partial(self._request_profile, access_token)
+        return await retry(attempt, on=SpotifyUnavailable, timeout=timeout, clock=self._clock)
 
     async def aclose(self) -> None:
         """Close the HTTP client, unless it was given to the constructor. In a child of fork do nothing.
@@ -189,24 +191,24 @@ class SpotifyAccounts:
         """Close as `aclose()` does."""
         await self.aclose()
 
-    async def _request_grant(self, grant_type: GrantType, form: dict[str, str], begin_by: float) -> TokenGrant:
+    async def _request_grant(self, grant_type: GrantType, form: dict[str, str], begin_by: BeginBy) -> TokenGrant:
         data = {"grant_type": grant_type, **form}
         if self._basic is None:
             data["client_id"] = self._client_id
         url = f"{self._accounts_url}/api/token"
         async with self._admitted(self._token_throttle, begin_by):
             sent = self._clock()
-            status, headers, body = await self._send("POST", url, data=data, auth=self._basic)
+            status, headers, body = await self._send("POST", url, begin_by, data=data, auth=self._basic)
             return read_grant(status, headers, body, now=sent, grant_type=grant_type)
 
-    async def _request_profile(self, access_token: str, begin_by: float) -> Profile:
+    async def _request_profile(self, access_token: str, begin_by: BeginBy) -> Profile:
         authorization = {"Authorization": f"Bearer {access_token}"}
         async with self._admitted(self._profile_throttle, begin_by):
-            status, headers, body = await self._send("GET", f"{self._api_url}/v1/me", headers=authorization)
+            status, headers, body = await self._send("GET", f"{self._api_url}/v1/me", begin_by, headers=authorization)
             return read_profile(status, headers, body, now=self._clock())
 
     @asynccontextmanager
-    async def _admitted(self, throttle: Throttle, begin_by: float) -> AsyncGenerator[None]:
+    async def _admitted(self, throttle: Throttle, begin_by: BeginBy) -> AsyncGenerator[None]:
         """Context manager: wait for a slot, check the throttle, and record the outcome of the block in it."""
         self.affinity.check()
         loop = asyncio.get_running_loop()
@@ -223,23 +225,28 @@ class SpotifyAccounts:
         self,
         method: Literal["GET", "POST"],
         url: str,
+        begin_by: BeginBy,
         *,
         headers: dict[str, str] | None = None,
         data: dict[str, str] | None = None,
         auth: httpx.Auth | None = None,
     ) -> Response:
         observed = self.observer.asking()
-        return await self._http.send(method, url, observed=observed, headers=headers, data=data, auth=auth)
+        return await self._http.send(
+            method, url, begin_by=begin_by, observed=observed, headers=headers, data=data, auth=auth
+        )
 
 
 @asynccontextmanager
-async def _slot(slots: asyncio.Semaphore, begin_by: float) -> AsyncGenerator[None]:
+async def _slot(slots: asyncio.Semaphore, begin_by: BeginBy) -> AsyncGenerator[None]:
+    begin_by.check()
     try:
-        async with asyncio.timeout_at(begin_by):
+        async with asyncio.timeout(begin_by.remaining):
             await slots.acquire()
     except TimeoutError:
         raise SpotifyUnavailable("too many calls to Spotify are under way here", answered=False) from None
     try:
+        begin_by.check()
         yield
     finally:
         slots.release()

@@ -4,6 +4,7 @@ It acts as `service_role`, which row level security does not bind, in one short 
 not belong in a service that answers users.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from datetime import datetime, timedelta
 from typing import Any, Self
@@ -13,7 +14,17 @@ import asyncpg
 from spotconn._database.bound_pool import BoundPool, check_users
 from spotconn._database.errors import map_errors
 from spotconn._database.pool import open_pool
-from spotconn._database.rekey import COUNT_OLD, LOCK, MAX_PASSES, READ_OLD, WRITE, Rewriter
+from spotconn._database.rekey import (
+    COUNT_OLD,
+    LEASED,
+    LOCK,
+    LOCK_ROWS,
+    LONGEST_WAIT,
+    MAX_PASSES,
+    READ_OLD,
+    WRITE,
+    Rewriter,
+)
 from spotconn._database.rows import overview
 from spotconn._database.service_role import TIMEOUT, ServiceRole
 from spotconn._database.statements import EXPIRING, FAILING, KEYS, RECHECK, STATS
@@ -101,8 +112,8 @@ class ConnectionAdmin:
     async def rekey(self, *, progress: Callable[[RekeyProgress], object] | None = None) -> RekeyProgress:
         """Encrypt every stored token with the first key of the ring, plain text too.
 
-        It may run beside live refreshes, which win, and may be stopped and run again. Give every process the new ring
-        first: if one still encrypts with another key, the rekey ends with ConfigurationError.
+        It may run beside live refreshes, which win and are waited for, and may be stopped and run again. Give every
+        process the new ring first: if one still encrypts with another key, the rekey ends with ConfigurationError.
 
         Args:
             progress: called after each batch.
@@ -122,7 +133,8 @@ class ConnectionAdmin:
         rewriter = Rewriter(cipher, total=await self._remaining(cipher))
         remaining = rewriter.total
         for _ in range(MAX_PASSES):
-            rewriter.unreadable.clear()
+            await asyncio.sleep(min(rewriter.wait, LONGEST_WAIT))  # for the refreshes whose rows the last pass left
+            rewriter.begin_pass()
             async for rows in self._database.batches(READ_OLD, cipher.current_prefix):
                 await self._rewrite(rewriter, rows)
                 if progress is not None:
@@ -164,11 +176,14 @@ class ConnectionAdmin:
         return number
 
     async def _rewrite(self, rewriter: Rewriter, rows: list[asyncpg.Record]) -> None:
-        columns = rewriter.rewrite(rows)
-        if not columns:
+        rewritten = rewriter.rewrite(rows)
+        if not rewritten:
             return
         async with self._database.transaction() as connection:
             await map_errors(connection.execute(LOCK, timeout=TIMEOUT))
+            await map_errors(connection.execute(LOCK_ROWS, list(rewritten), timeout=TIMEOUT))
+            rewriter.leave(rewritten, await map_errors(connection.fetch(LEASED, list(rewritten), timeout=TIMEOUT)))
+            columns = zip(*rewritten.values(), strict=True) if rewritten else ((),) * 5
             saved = await map_errors(connection.fetch(WRITE, *columns, timeout=TIMEOUT))
-            check_users(connection, {row["user_id"] for row in saved} <= set(columns[0]))
-        rewriter.count(attempted=len(columns[0]), saved=len(saved))
+            check_users(connection, {row["user_id"] for row in saved} <= set(rewritten))
+        rewriter.count(attempted=len(rewritten), saved=len(saved))

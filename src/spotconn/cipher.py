@@ -157,7 +157,7 @@ class AesGcmSivCipher:
         raise TypeError(f"a {type(self).__name__} cannot be pickled: it holds keys")
 
     def _what_is_wrong(self, stored: str, column: TokenColumn) -> str:
-        """With a value that did not decrypt; of the value itself only the id of the key is told."""
+        """Return what is wrong with a value that did not decrypt; of it only the id of the key is told."""
         parts = _STORED.fullmatch(stored)
         if parts is None:
             return f"the stored {column} is damaged, or of a later version of spotconn"

@@ -1,6 +1,5 @@
 """The way of a user to a stored connection: to Spotify's consent page and back (authorization code with PKCE)."""
 
-import asyncio
 import os
 import secrets
 import time
@@ -12,6 +11,7 @@ from spotconn._affinity import Affinity
 from spotconn._settings import read_redirect_uri
 from spotconn._spotify.authorization import code_challenge, new_code_verifier
 from spotconn._spotify.redirect import Callback, checked_redirect_uri, read_callback, refusal
+from spotconn._stopwatch import Stopwatch
 from spotconn._tracebacks import scrubbed
 from spotconn.accounts import SpotifyAccounts
 from spotconn.errors import ConnectFailed, SpotifyUnavailable
@@ -154,14 +154,13 @@ class ConnectFlow:
     async def _connected(self, user_id: UUID, callback: Callback, code_verifier: str) -> Connection:
         if not callback.code:
             raise ConnectFailed("code_rejected", "the callback holds no authorization code; start again")
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + TIMEOUT
+        requested = Stopwatch(self._clock)
         grant = await self._accounts.exchange_code(
             callback.code, redirect_uri=self._redirect_uri, code_verifier=code_verifier, timeout=TIMEOUT
         )
         grant = self._completed(grant)
-        profile = await self._accounts.profile(grant.access_token, timeout=max(deadline - loop.time(), 0.0))
-        return await self._store.save(user_id, grant, profile)
+        profile = await self._accounts.profile(grant.access_token, timeout=max(TIMEOUT - requested.elapsed, 0.0))
+        return await self._store.save(user_id, grant, profile, age=requested.elapsed)
 
     def _completed(self, grant: TokenGrant) -> TokenGrant:
         if grant.refresh_token is None:

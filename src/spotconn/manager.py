@@ -43,7 +43,8 @@ class TokenManager:
         expiry_margin: seconds before its end in which a token is no longer served.
         refresh_timeout: seconds for Spotify's answer to a refresh, all retries included, and seconds to wait for
             another process that refreshes.
-        lease: seconds after which another process may take over a refresh; longer than `refresh_timeout`.
+        lease: seconds after which another process may take over a refresh; longer than `refresh_timeout` by more than
+            the database takes to answer.
         cache_ttl: seconds that a connection is cached while notifications of its changes do not arrive. While they
             do, it is cached until its token is due for a refresh. 0 turns the cache off.
         cache_size: number of connections cached.
@@ -81,13 +82,13 @@ class TokenManager:
         self._events = events.Events(on_event)
         self._cache = ConnectionCache(ttl=cache_ttl, size=cache_size)
         self._entries = self._cache.entries
-        store.watch(self._cache.invalidate)
         changes = store.changes if cache_ttl and cache_size else None
-        subscriber = Subscriber(changes, self._cache, ttl=cache_ttl, clock=clock)
-        refresher = Refresher(store, accounts, self._events, timeout=refresh_timeout, lease=lease)
+        refresher = Refresher(store, accounts, self._cache, self._events, self._affinity, times, clock=clock)
+        subscriber = Subscriber(changes, self._cache, refresher.saved, refresher.backoffs, ttl=cache_ttl, clock=clock)
         self._source = ConnectionSource(refresher, self._cache, subscriber, self._affinity, times, clock=clock)
         policy = Policy(self._source.renew, window=refresh_window, margin=expiry_margin, clock=clock)
         self._batches = Batches(store, policy, self._affinity)
+        store.watch(self._source.forget)
 
     @classmethod
     @scrubbed_context
@@ -253,7 +254,6 @@ class TokenManager:
         user_id = parse_user_id(user_id)
         self._affinity.check()
         deleted = await self._store.delete(user_id)
-        self._source.forget(user_id)
         if deleted:
             self._events.emit(events.Disconnected(user_id=user_id))
         return deleted
@@ -269,7 +269,7 @@ class TokenManager:
         """
         if not self._affinity.close():
             return
-        self._store.unwatch(self._cache.invalidate)
+        self._store.unwatch(self._source.forget)
         try:
             await self._source.aclose(self._batches.cancel())
         finally:
@@ -279,7 +279,8 @@ class TokenManager:
         """Report to an observer what this manager, its store and its accounts do."""
         if self._source.observer is not NOBODY:
             raise RuntimeError("this TokenManager is instrumented already")
-        self._source.observer = self._source.refresher.observer = observer
+        self._source.observer = observer
+        self._source.refresher.observe(observer)
         self._store.pool.observer = self._accounts.observer = observer
         observer.remembers(self._cache)
         for name in ("get_valid_token", "replace_rejected"):

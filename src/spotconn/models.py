@@ -1,5 +1,7 @@
 """The values that pass between the rooms: frozen, with every secret kept out of their repr."""
 
+import hashlib
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol, Self
@@ -15,6 +17,9 @@ REFRESH_TOKEN_MONTHS = 6
 Source: developer.spotify.com/blog/2026-06-18-refresh-token-expiration.
 """
 
+
+LONGEST_EXPIRES_IN = 86_400
+"""Seconds that an access token can live; Spotify sends 3600. An end further ahead counts as past."""
 
 Token = Annotated[str, Field(pattern=r"^[\x20-\x7e]+$")]
 """An access or refresh token: visible ASCII characters (RFC 6749, appendix A)."""
@@ -41,13 +46,17 @@ class TokenGrant(_Value):
     Attributes:
         access_token: for the Web API.
         refresh_token: None where Spotify sent none: the stored one stays good.
-        expires_at: when the access token ends, by the clock of the host that asked.
+        expires_at: when the access token ends, for tokens obtained elsewhere; as Spotify grants them, by the clock of
+            this host, which is not stored.
+        expires_in: seconds that the access token lives from the request on. What is stored counts them by the clock of
+            the database.
         scope: the granted scopes; None where Spotify did not say.
     """
 
     access_token: Token = Field(repr=False)
     refresh_token: Token | None = Field(default=None, repr=False)
     expires_at: AwareDatetime
+    expires_in: float | None = Field(default=None, gt=0, le=LONGEST_EXPIRES_IN)
     scope: frozenset[str] | None = None
 
 
@@ -65,19 +74,31 @@ class Profile(_Value):
     email: Text | None = None
 
 
+FailureReason = ReauthorizationReason | Literal["unavailable"]
+
+
 class RecordedFailure(_Value):
     """The last failed refresh of a connection, as recorded for every process.
 
     Attributes:
-        reason: "expired", "revoked" or "invalid" end the connection until the user connects again;
-            "unavailable" is Spotify's own trouble and passes.
-        since: when it was recorded, by the database's clock.
-        retry_at: when the next attempt is due, by the database's clock; None where none will be.
+        reason: Spotify has refused the refresh token: "expired" six months after the user authorized, "revoked" before,
+            "invalid" where that date is not known. The user must connect again. "unavailable" is Spotify's own trouble
+            and passes.
+        since: when it was first recorded, by the database's clock.
+        retry_at: when Spotify may be asked again, by the database's clock; None beside a refusal that is final.
     """
 
-    reason: ReauthorizationReason | Literal["unavailable"]
+    reason: FailureReason
     since: AwareDatetime
     retry_at: AwareDatetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTexts:
+    """The token columns of a row as they are stored, encrypted where the store has a cipher."""
+
+    access_token: str = field(repr=False)
+    refresh_token: str = field(repr=False)
 
 
 class Connection(_Value):
@@ -89,12 +110,18 @@ class Connection(_Value):
         spotify_user_id: Spotify's id of the connected account.
         access_token: good until `expires_at`.
         refresh_token: good for six months after `connected_at`.
-        expires_at: end of the access token, and the version of this row: every write changes it.
+        expires_at: end of the access token, by the database's clock.
+        remaining: seconds until then when it was read, by the database's clock; not over 0 once it has ended.
         connected_at: when the user last authorized.
         display_name: of the Spotify account.
         email: of the Spotify account.
         scope: the granted scopes; None where they were never recorded.
-        failure: the last failed refresh of this version, if any.
+        failure: the last failed refresh with this refresh token, if any.
+        recovered: the failure that this save has ended, if any.
+        saves: how often the library has saved tokens of this user; None where another writer stored this refresh token.
+        family: names the family of refresh tokens (RFC 9700), each granted for the one before, within which `saves`
+            counts.
+        texts: the tokens as they are stored.
     """
 
     id: UUID
@@ -103,11 +130,33 @@ class Connection(_Value):
     access_token: str = Field(repr=False)
     refresh_token: str = Field(repr=False)
     expires_at: AwareDatetime
+    remaining: float
     connected_at: AwareDatetime | None
     display_name: str | None
     email: str | None
     scope: frozenset[str] | None
     failure: RecordedFailure | None = None
+    recovered: FailureReason | None = None
+    saves: int | None = None
+    family: UUID | None = None
+    texts: StoredTexts = Field(repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether both are the same row in the same state, whenever read and under whichever key stored."""
+        return isinstance(other, Connection) and self._state == other._state
+
+    def __hash__(self) -> int:
+        """Return a hash that goes with the equality."""
+        return hash(self._state)
+
+    @property
+    def _state(self) -> tuple[object, ...]:
+        return tuple(value for name, value in self.__dict__.items() if name not in {"remaining", "texts"})
+
+    @property
+    def fingerprint(self) -> str:
+        """The name of the stored access token by its content, for `ConnectionStore.begin_refresh`."""
+        return fingerprint(self.texts.access_token)
 
     @property
     def reauthorize_by(self) -> datetime | None:
@@ -172,12 +221,16 @@ class Outcome(Enum):
 
     GRANTED = "granted"
     """This process holds the lease and refreshes."""
+    JUST_SAVED = "just_saved"
+    """The access token found wanting was granted less than a minute ago: there is no better one."""
     BUSY = "busy"
     """Another process holds the lease."""
     SUPERSEDED = "superseded"
-    """The row is newer than the one seen: use it."""
-    BLOCKED = "blocked"
-    """This version has a recorded failure that still counts."""
+    """The row holds another access token that has not ended: use it."""
+    PAUSED = "paused"
+    """Spotify could not refresh it, and it is not yet time to ask again."""
+    REFUSED = "refused"
+    """Spotify has refused the refresh token, and is not to be asked now."""
     GONE = "gone"
     """No connection is stored."""
 
@@ -190,23 +243,23 @@ class RefreshTurn(_Value):
         user_id: whose connection.
         connection: the row as it stands; None only if it is gone.
         lease_id: names this process as the holder; None unless granted.
-        lapsed: whether an earlier holder of this version let its lease run out without an answer.
-        retry_after: seconds until the other's lease or the recorded pause ends, where one stands.
+        lease_until: the end of the lease, by the database's clock; None unless granted.
+        retry_after: seconds until the other's lease, the recorded pause or the minute of a new token ends.
     """
 
     outcome: Outcome
     user_id: UUID
     connection: Connection | None = None
     lease_id: UUID | None = None
-    lapsed: bool = False
+    lease_until: AwareDatetime | None = None
     retry_after: float | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.connection is None) != (self.outcome is Outcome.GONE):
             raise ValueError("connection: missing exactly when the outcome is GONE")
-        if (self.lease_id is None) == (self.outcome is Outcome.GRANTED):
-            raise ValueError("lease_id: present exactly when the outcome is GRANTED")
+        if {self.lease_id is None, self.lease_until is None} != {self.outcome is not Outcome.GRANTED}:
+            raise ValueError("lease_id, lease_until: present exactly when the outcome is GRANTED")
         return self
 
 
@@ -214,13 +267,18 @@ class RefreshFailure(_Value):
     """How a refresh ended without a grant, to be recorded by `ConnectionStore.fail_refresh`.
 
     Attributes:
-        reason: "expired", "revoked" or "invalid" (Spotify's invalid_grant) end the connection;
+        reason: "refused" (Spotify's invalid_grant): the user must connect again, unless a second opinion differs;
             "unavailable" pauses it for every process; None releases the lease and records nothing.
         retry_after: seconds that Spotify asked to wait, if it did.
     """
 
-    reason: ReauthorizationReason | Literal["unavailable"] | None = None
+    reason: Literal["refused", "unavailable"] | None = None
     retry_after: float | None = Field(default=None, ge=0)
+
+
+def fingerprint(stored: str) -> str:
+    """Return the name of a stored token by its content: the SHA-256 of the stored text, in hexadecimal."""
+    return hashlib.sha256(stored.encode()).hexdigest()
 
 
 def parse_user_id(user_id: UUID | str) -> UUID:

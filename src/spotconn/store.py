@@ -5,7 +5,7 @@ the schema `spotconn`, which takes the role and the claims for that transaction 
 """
 
 from collections.abc import AsyncGenerator, Callable, Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
@@ -18,13 +18,14 @@ from spotconn._database.change_feed import ChangeFeed
 from spotconn._database.errors import APPLY_SCHEMA, map_errors
 from spotconn._database.pending_connects import PendingConnects
 from spotconn._database.pool import detect_pooler, open_pool
+from spotconn._database.refreshes import Refreshes
 from spotconn._database.rows import RowConverter, scope_text
 from spotconn._database.schema import check_version
 from spotconn._database.session import borrow
 from spotconn._tracebacks import scrubbed, scrubbed_context
 from spotconn.cipher import NoCipher, TokenCipher
 from spotconn.errors import DecryptionError, NotConnected, RowSecurityError, SchemaMismatch
-from spotconn.models import Connection, Profile, RefreshFailure, RefreshTurn, TokenGrant, parse_user_id
+from spotconn.models import Connection, Profile, RecordedFailure, RefreshFailure, RefreshTurn, TokenGrant, parse_user_id
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -45,6 +46,7 @@ class ConnectionStore:
     Attributes:
         pool: as the store uses it.
         pending: started authorizations, for `ConnectFlow`.
+        refreshes: begun and ended, for `TokenManager`.
         changes: notifications of changes to the table, for `TokenManager`; None if the server cannot deliver them.
     """
 
@@ -59,6 +61,7 @@ class ConnectionStore:
         self.pool: BoundPool = BoundPool(pool, name="ConnectionStore", timeout=timeout)
         self._rows = RowConverter(cipher or NoCipher())
         self._watchers: list[Callable[[UUID], None]] = []
+        self.refreshes: Refreshes = Refreshes(self.pool, self._rows)
         self.pending: PendingConnects = PendingConnects(self.pool)
         self.changes: ChangeFeed | None = (
             None if listen_dsn is None else ChangeFeed(pool, listen_dsn, {}, timeout=timeout)
@@ -148,7 +151,13 @@ class ConnectionStore:
         return self._rows.connections(await self.pool.rows_of(wanted, statements.GET_MANY))
 
     async def save(
-        self, user_id: UUID | str, grant: TokenGrant, profile: Profile, *, connected_at: datetime | None = None
+        self,
+        user_id: UUID | str,
+        grant: TokenGrant,
+        profile: Profile,
+        *,
+        connected_at: datetime | None = None,
+        age: float = 0.0,
     ) -> Connection:
         """Connect a user, or replace what was stored: tokens, scope, account and `connected_at`.
 
@@ -158,6 +167,7 @@ class ConnectionStore:
             profile: of the account that was connected.
             connected_at: when the user authorized, which is when the six months of the refresh token began. None
                 for now; for tokens obtained elsewhere pass the true moment, or the earliest possible one.
+            age: seconds since Spotify was asked for the grant, from which its `expires_in` counts.
 
         Raises:
             ValueError: the user id is no UUID or no user of auth.users, the grant has no refresh token, or
@@ -181,6 +191,8 @@ class ConnectionStore:
                 profile.display_name,
                 profile.email,
                 connected_at,
+                grant.expires_in,
+                age,
             )
         finally:
             self._notify_watchers(user_id)
@@ -204,8 +216,8 @@ class ConnectionStore:
     def watch(self, watcher: Callable[[UUID], None]) -> None:
         """Call `watcher` with the user id after each `save` and `delete` through this store, also a failed one.
 
-        Also if `finish_refresh` finds that another write came first. A cached connection of the user is out of date
-        then. `watcher` must neither block nor raise.
+        It is called, too, if `finish_refresh` finds that another write came first. A cached connection of the user is
+        out of date then. `watcher` must neither block nor raise.
         """
         self._watchers.append(watcher)
 
@@ -214,58 +226,47 @@ class ConnectionStore:
         if watcher in self._watchers:
             self._watchers.remove(watcher)
 
-    async def begin_refresh(self, user_id: UUID | str, *, seen: datetime, lease: float = 15) -> RefreshTurn:
-        """Read the connection and, if no version newer than `seen` is stored, acquire the lease of its refresh.
-
-        A newer row is returned as SUPERSEDED. Before its first read a caller passes the earliest end that it can use.
+    async def begin_refresh(self, user_id: UUID | str, *, seen: str, lease: float = 15) -> RefreshTurn:
+        """Read the connection and, if nothing speaks against it, acquire the lease of its refresh.
 
         Args:
             user_id: of the connection.
-            seen: versions (`expires_at`) up to this one are of no use to the caller.
+            seen: `Connection.fingerprint` of the one found wanting: of the text of its access token as stored.
             lease: seconds after which another process may acquire the lease.
 
         Raises:
-            ValueError: the user id is no UUID.
+            ValueError: the user id is no UUID, or `seen` no fingerprint.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError, DecryptionError: it could not be read.
         """
-        user_id = parse_user_id(user_id)
-        row = await self.pool.row_of(user_id, statements.BEGIN_REFRESH, seen, timedelta(seconds=lease))
-        if row is None:
-            raise SchemaMismatch(f"spotconn.begin_refresh gave no answer; {APPLY_SCHEMA}")
-        return self._rows.turn(row, user_id)
+        return await self.refreshes.begin(parse_user_id(user_id), seen, lease)
 
-    async def finish_refresh(self, turn: RefreshTurn, grant: TokenGrant) -> Connection | None:
-        """Save a refresh, if the row is still the version that was refreshed, and end the lease.
+    async def finish_refresh(
+        self, turn: RefreshTurn, grant: TokenGrant, *, age: float = 0.0, rejected: bool = False
+    ) -> Connection | None:
+        """Save a refresh, if the row still holds the refresh token that it replaces, and end the lease.
+
+        Args:
+            turn: a granted one.
+            grant: of Spotify.
+            age: seconds since Spotify was asked, from which `expires_in` of the grant counts.
+            rejected: whether the Web API has refused the access token that is replaced: each process drops it then.
 
         Returns:
-            The saved connection, or None if a disconnect, a reconnect or another refresh came first.
+            The saved connection, or None if a disconnect, a reconnect or another writer came first.
         """
-        stored, _ = _granted(turn)
-        row = await self.pool.row_of(
-            turn.user_id,
-            statements.FINISH_REFRESH,
-            stored.expires_at,
-            self._rows.encrypt(grant.access_token, turn.user_id, "access_token"),
-            grant.refresh_token and self._rows.encrypt(grant.refresh_token, turn.user_id, "refresh_token"),
-            grant.expires_at,
-            scope_text(grant.scope),
-        )
-        if row is None:
+        saved = await self.refreshes.finish(turn, grant, age=age, rejected=rejected)
+        if saved is None:
             self._notify_watchers(turn.user_id)
-            return None
-        return self._rows.connection(row, turn.user_id)
+        return saved
 
-    async def fail_refresh(self, turn: RefreshTurn, failure: RefreshFailure) -> bool:
+    async def fail_refresh(self, turn: RefreshTurn, failure: RefreshFailure) -> RecordedFailure | None:
         """End the lease without a grant and record why.
 
         Returns:
-            Whether it was recorded; False, without any effect, if another process holds the lease.
+            What is recorded of the refresh token now; None, without any effect, if another process holds the lease or
+            another refresh token is stored.
         """
-        stored, lease_id = _granted(turn)
-        row = await self.pool.row_of(
-            turn.user_id, statements.FAIL_REFRESH, stored.expires_at, lease_id, failure.reason, failure.retry_after
-        )
-        return row is not None and bool(row["recorded"])
+        return await self.refreshes.fail(turn, failure)
 
     @scrubbed_context
     async def as_user(self, user_id: UUID | str) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
@@ -291,9 +292,3 @@ class ConnectionStore:
     def _notify_watchers(self, user_id: UUID) -> None:
         for watcher in self._watchers:
             watcher(user_id)
-
-
-def _granted(turn: RefreshTurn) -> tuple[Connection, UUID]:
-    if turn.connection is None or turn.lease_id is None:
-        raise ValueError(f"turn: expected a granted one, not {turn.outcome.value}")
-    return turn.connection, turn.lease_id

@@ -101,6 +101,14 @@ class _Telemetry(Observer):
         self._reauthorize = meter.create_counter(
             "spotconn.connections.reauthorize", "{connection}", "Connections that Spotify was found to have ended."
         )
+        self._refusals = meter.create_counter(
+            "spotconn.spotify.unexpected_refusals",
+            "{refusal}",
+            "Refresh tokens that Spotify refused before their time; each is tried again.",
+        )
+        self._clock_offset = meter.create_gauge(
+            "spotconn.database.clock.offset", "s", "Seconds by which the clock of the database is ahead of this host's."
+        )
         self._refresh_duration = _histogram(
             meter, "spotconn.refresh.duration", "Refreshes by this process, from the turn to the saved connection."
         )
@@ -182,6 +190,12 @@ class _Telemetry(Observer):
         for call in self._waiting.get(user_id, ()):
             if call.outcome == "fresh":
                 call.outcome = "waited"
+
+    def clock(self, offset: float) -> None:
+        self._clock_offset.set(offset)
+
+    def refused(self) -> None:
+        self._refusals.add(1)
 
     def acquiring(self) -> AbstractContextManager[None]:
         return _timed(self._pool_wait)

@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from spotconn import AesGcmSivCipher, ConnectionStore, Profile
-from spotconn._command.checks import CHECKS, clock_finding, pooler_finding, tls_finding
+from spotconn._command.checks import CHECKS, pooler_finding, tls_finding
+from spotconn._command.clocks import clock_finding
 from spotconn._command.doctor import examine
 from spotconn._command.finding import Finding
 from spotconn._database.schema import read_sql
@@ -17,6 +18,7 @@ from spotconn.cli import app
 from spotconn.testing import apply_schema
 from support.connections import grant
 from support.database import Database
+from support.database_clock import database_clock
 from support.doctor import HEALTHY, KEY, look
 
 
@@ -125,7 +127,8 @@ async def test_an_added_policy_is_told(database: Database, admin: asyncpg.Connec
 async def test_a_database_without_the_schema(database: Database) -> None:
     """Each line that needs it says which file to apply, and none of them is a crash."""
     found = await look(database.server.dsn())
-    assert {"schema", "row security", "isolation", "policies", "grants"} <= states(found, "fail")
+    named = {"schema", "row security", "isolation", "policies", "grants", "clock function", "clocks"}
+    assert named <= states(found, "fail")
     assert "schema.sql" in found["schema"].text
 
 
@@ -159,6 +162,41 @@ def test_clocks() -> None:
         *["ok", "ok", "ok", "warn", "warn", "fail", "fail"]
     ]
     assert "3.00 s behind this host" in clock_finding(-3, unsure=0).text
+
+
+@pytest.mark.parametrize(("offset", "state"), [(0.25, "ok"), (5, "warn"), (-3600, "fail")])
+async def test_an_altered_clock_function_is_named(
+    database: Database, admin: asyncpg.Connection, offset: float, state: str
+) -> None:
+    """Its own line says which function and what mends it, however little it is off; the clocks are compared by it."""
+    async with database_clock(admin) as clock:
+        await clock.step(offset)
+        found = await look(database.dsn)
+    altered, clocks = found["clock function"], found["clocks"]
+    assert (altered.state, "spotconn.now()" in altered.text) == ("fail", True)
+    assert "schema.sql" in str(altered.remedy)
+    assert clocks.state == state
+    if state != "ok":
+        side = "ahead of" if offset > 0 else "behind"
+        assert clocks.text.endswith(f"s {side} this host")
+        assert float(clocks.text.split()[3]) == pytest.approx(abs(offset), abs=0.9)
+    assert states(await look(database.dsn), "fail") == set()
+
+
+BODIES = ["as 'select clock_timestamp()'", "return statement_timestamp()", "return '2026-01-01'::timestamptz"]
+
+
+@pytest.mark.parametrize("body", BODIES)
+async def test_a_clock_with_another_body_is_mended_by_the_schema(
+    database: Database, admin: asyncpg.Connection, body: str
+) -> None:
+    """Every body but the shipped one is altered, also one that gives the same; the remedy is enough."""
+    await admin.execute(f"create or replace function spotconn.now() returns timestamptz language sql stable {body}")
+    try:
+        assert (await look(database.dsn))["clock function"].state == "fail"
+    finally:
+        await apply_schema(database.admin_dsn)
+    assert (await look(database.dsn))["clock function"].state == "ok"
 
 
 def test_the_way_to_the_server() -> None:

@@ -40,9 +40,7 @@ async def test_a_reconnect_replaces_account_tokens_and_moment_in_one_statement(
     (old,) = await rows(admin)
     spotify.revoke("alice")
     await admin.execute(
-        "insert into spotconn.refresh_state (user_id, version, failure, failed_at) values ($1, $2, 'revoked', now())",
-        user,
-        old["expires_at"],
+        "update spotconn.refresh_state set failure = 'revoked', failed_at = now() where user_id = $1", user
     )
     assert (await store.get(user)).reauthorization == "revoked"
 

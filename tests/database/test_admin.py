@@ -20,12 +20,14 @@ from spotconn import (
     TokenGrant,
 )
 from spotconn._database import service_role
+from spotconn.models import fingerprint
 from support.bulk import add_connections
 from support.database import Database
 
 ALICE = Profile(spotify_user_id="alice")
 ENDED = datetime.now(UTC) - timedelta(minutes=1)
 OLD = TokenGrant(access_token="access-old", refresh_token="refresh-old", expires_at=ENDED)
+SEEN = fingerprint(OLD.access_token)
 AN_HOUR_AGO = datetime.now(UTC) - timedelta(hours=1)
 
 
@@ -36,27 +38,45 @@ async def house(operator: str) -> AsyncIterator[ConnectionAdmin]:
         yield opened
 
 
-async def refused(store: ConnectionStore, user: UUID, reason: str = "revoked") -> None:
-    """Store a connection whose refresh has been refused."""
+CONNECTED = {"expired": timedelta(days=190), "revoked": timedelta(days=170), "invalid": None}
+"""How long ago the user has connected, by the reason that a refusal then has."""
+
+
+async def refused(store: ConnectionStore, user: UUID, admin: asyncpg.Connection, reason: str = "revoked") -> None:
+    """Store a connection whose refresh has been refused for a reason, or whose refresh is paused ("unavailable")."""
     stored = await store.save(user, OLD, ALICE)
-    turn = await store.begin_refresh(user, seen=stored.expires_at)
-    await store.fail_refresh(turn, RefreshFailure.model_validate({"reason": reason}))
-    assert (await store.begin_refresh(user, seen=stored.expires_at)).outcome is Outcome.BLOCKED
+    turn = await store.begin_refresh(user, seen=stored.fingerprint)
+    paused = reason == "unavailable"
+    if not paused:
+        connected = "update public.spotify_connections set connected_at = now() - $2::interval where user_id = $1"
+        await admin.execute(connected, user, CONNECTED[reason])
+    recorded = await store.fail_refresh(turn, RefreshFailure(reason="unavailable" if paused else "refused"))
+    assert recorded is not None
+    assert recorded.reason == reason
+    turn = await store.begin_refresh(user, seen=stored.fingerprint)
+    assert turn.outcome is (Outcome.PAUSED if paused else Outcome.REFUSED)
 
 
 async def test_a_recheck_lets_refused_connections_be_tried_again(
-    store: ConnectionStore, house: ConnectionAdmin, users: list[UUID], monkeypatch: pytest.MonkeyPatch
+    store: ConnectionStore,
+    house: ConnectionAdmin,
+    users: list[UUID],
+    admin: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each terminal failure of the time is tried again, in batches; a new refusal is recorded anew and counts."""
+    """Each refusal of the time is tried again, in batches; a new refusal is recorded and counts from the start."""
     monkeypatch.setattr(service_role, "BATCH", 2)
     for user, reason in zip(users, ("expired", "revoked", "invalid"), strict=True):
-        await refused(store, user, reason)
+        await refused(store, user, admin, reason)
     assert await house.recheck(since=AN_HOUR_AGO) == 3
     for user in users:
-        turn = await store.begin_refresh(user, seen=ENDED)
+        turn = await store.begin_refresh(user, seen=SEEN)
         assert turn.outcome is Outcome.GRANTED
-        await store.fail_refresh(turn, RefreshFailure(reason="revoked"))
-        assert (await store.begin_refresh(user, seen=ENDED)).outcome is Outcome.BLOCKED
+        recorded = await store.fail_refresh(turn, RefreshFailure(reason="refused"))
+        assert recorded is not None
+        assert (recorded.reason == "expired") is (recorded.retry_at is None)
+        assert (await store.begin_refresh(user, seen=SEEN)).outcome is Outcome.REFUSED
+    assert await admin.fetchval("select array_agg(distinct refusals) from spotconn.refresh_state") == [1]
     assert await house.recheck(since=AN_HOUR_AGO) == 3
     assert await house.recheck(since=AN_HOUR_AGO) == 0
 
@@ -64,13 +84,13 @@ async def test_a_recheck_lets_refused_connections_be_tried_again(
 async def test_a_recheck_leaves_the_rest_alone(
     store: ConnectionStore, house: ConnectionAdmin, users: list[UUID], admin: asyncpg.Connection
 ) -> None:
-    """What was refused earlier, what only paused, and what speaks of an older version stay as they are."""
+    """What was refused earlier, what only paused, and what speaks of another refresh token stay as they are."""
     early, paused, void = users
-    await refused(store, early)
+    await refused(store, early, admin)
     await admin.execute("update spotconn.refresh_state set failed_at = now() - interval '2 hours'")
-    await refused(store, paused, "unavailable")
-    await refused(store, void)
-    await admin.execute("update public.spotify_connections set expires_at = now() where user_id = $1", void)
+    await refused(store, paused, admin, "unavailable")
+    await refused(store, void, admin)
+    await admin.execute("update public.spotify_connections set refresh_token = 'other' where user_id = $1", void)
     before = await admin.fetch("select * from spotconn.refresh_state order by user_id")
     assert await house.recheck(since=AN_HOUR_AGO) == 0
     assert await admin.fetch("select * from spotconn.refresh_state order by user_id") == before
@@ -104,11 +124,11 @@ async def test_expiring_and_failing_tell_whom_to_ask(
     admin: asyncpg.Connection,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Who is due within the time and works; who failed, and why; nothing of a version that has passed."""
+    """Who is due within the time and works; who failed, and why; nothing of a refresh token that was replaced."""
     monkeypatch.setattr(service_role, "BATCH", 1)
     due, late, dead = sorted(users)
     for user in users:
-        await refused(store, user, "revoked" if user == dead else "unavailable")
+        await refused(store, user, admin, "revoked" if user == dead else "unavailable")
     age = "update public.spotify_connections set connected_at = now() - $2::interval where user_id = $1"
     await admin.execute(age, due, timedelta(days=170))
     await admin.execute(age, late, timedelta(days=400))
@@ -147,15 +167,15 @@ async def test_the_database_counts_six_months_as_the_library_does(
             assert bool([one async for one in house.expiring(within=within)]) is listed
 
 
-async def test_the_counts_are_of_present_versions(
+async def test_the_counts_are_of_the_stored_refresh_tokens(
     store: ConnectionStore, house: ConnectionAdmin, users: list[UUID], admin: asyncpg.Connection
 ) -> None:
     """Each failure and each live lease counts once, and a void one not at all."""
-    await refused(store, users[0], "expired")
-    await refused(store, users[1], "revoked")
-    await admin.execute("update public.spotify_connections set expires_at = now() where user_id = $1", users[1])
+    await refused(store, users[0], admin, "expired")
+    await refused(store, users[1], admin, "revoked")
+    await admin.execute("update public.spotify_connections set refresh_token = 'other' where user_id = $1", users[1])
     await store.save(users[2], OLD, ALICE)
-    await store.begin_refresh(users[2], seen=ENDED)
+    await store.begin_refresh(users[2], seen=SEEN)
     assert await house.stats() == ConnectionStats(
         connections=3, refreshing=1, unavailable=0, expired=1, revoked=0, invalid=0, plain_text=6, by_key={}
     )

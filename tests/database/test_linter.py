@@ -68,6 +68,7 @@ RULES = {
         select proc.oid::regprocedure::text, role from pg_proc as proc,
             unnest(array['anon', 'authenticated', 'service_role', 'authenticator']) as role
         where pronamespace = 'spotconn'::regnamespace and has_function_privilege(role, proc.oid, 'execute')
+        and not (role = 'service_role' and proname in ('now', 'seconds_left', 'runs'))
     """,
     "the schema spotconn open to a client role": """
         select role from unnest(array['anon', 'authenticated']) as role

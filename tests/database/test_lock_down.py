@@ -13,6 +13,7 @@ import pytest
 
 from spotconn import ConnectionStore, Profile, TokenGrant
 from spotconn._database.schema import read_sql
+from spotconn.models import fingerprint
 from spotconn.testing import apply_schema
 from support.database import Database
 
@@ -171,7 +172,7 @@ async def pair(store: ConnectionStore, users: list[UUID]) -> list[UUID]:
     """Two connected users, each with a refresh under way, and a third."""
     for user in users[:2]:
         await store.save(user, GRANT, ALICE)
-        await store.begin_refresh(user, seen=GRANT.expires_at)
+        await store.begin_refresh(user, seen=fingerprint(""))
     return users
 
 

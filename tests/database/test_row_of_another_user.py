@@ -20,6 +20,7 @@ from spotconn import (
     TokenManager,
 )
 from spotconn._database import service_role
+from spotconn.models import fingerprint
 from spotconn.testing import FakeSpotify
 from support.connections import connect
 from support.database import Database
@@ -67,7 +68,7 @@ READS: dict[str, Act] = {
     "get_connection(": lambda store, user: store.get(user),
     "get_connections(": lambda store, user: store.get_many([user]),
     "save_connection(": lambda store, user: store.save(user, granted(), ALICE),
-    "begin_refresh(": lambda store, user: store.begin_refresh(user, seen=datetime.now(UTC)),
+    "begin_refresh(": lambda store, user: store.begin_refresh(user, seen=fingerprint("")),
     "delete_connection(": lambda store, user: store.delete(user),
     "start_connect(": lambda store, user: store.pending.put(user, "a-state", "v" * 43, life=60),
 }
@@ -103,7 +104,7 @@ async def test_the_end_of_another_users_refresh_is_refused(
     """The answer to the end of a refresh bears another user's id."""
     alice, bob, _ = users
     stored = await connect(mixed, spotify, bob, account="bob", ttl=-1)
-    turn = await mixed.begin_refresh(bob, seen=stored.expires_at)
+    turn = await mixed.begin_refresh(bob, seen=stored.fingerprint)
     with way.replace(statement.encode(), bob.bytes, alice.bytes, answer=True):
         call: Awaitable[object] = (
             mixed.finish_refresh(turn, granted())

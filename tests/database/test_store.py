@@ -30,7 +30,10 @@ from spotconn import (
     TokenGrant,
 )
 from spotconn.cipher import TokenColumn
+from spotconn.models import fingerprint
+from support.connections import content, stored_state
 from support.database import Database
+from support.database_clock import database_clock
 
 ALICE = Profile(spotify_user_id="alice", display_name="Alice", email="alice@example.org")
 BOB = Profile(spotify_user_id="bob")
@@ -43,19 +46,20 @@ def grant(name: str, *, refresh: bool = True, **changes: Any) -> TokenGrant:
 
 
 OLD = grant("old", expires_at=NOW - timedelta(minutes=1))
+SEEN = fingerprint(OLD.access_token)
 
 
 async def begun(store: ConnectionStore, user: UUID, *, lease: float = 15) -> RefreshTurn:
     """Connect the user with an expired token and take the turn."""
     stored = await store.save(user, OLD, ALICE)
-    turn = await store.begin_refresh(user, seen=stored.expires_at, lease=lease)
+    turn = await store.begin_refresh(user, seen=stored.fingerprint, lease=lease)
     assert turn.outcome is Outcome.GRANTED
     return turn
 
 
-async def until_granted(store: ConnectionStore, user: UUID, seen: datetime) -> RefreshTurn:
+async def until_granted(store: ConnectionStore, user: UUID, seen: str) -> RefreshTurn:
     while (turn := await store.begin_refresh(user, seen=seen)).outcome is not Outcome.GRANTED:
-        assert turn.outcome in {Outcome.BUSY, Outcome.BLOCKED}
+        assert turn.outcome in {Outcome.BUSY, Outcome.PAUSED}
         assert turn.retry_after is not None
         await asyncio.sleep(max(turn.retry_after, 0))
     return turn
@@ -64,11 +68,15 @@ async def until_granted(store: ConnectionStore, user: UUID, seen: datetime) -> R
 async def test_what_is_saved_is_read(store: ConnectionStore, user: UUID) -> None:
     """A connection comes back as it was saved, with `connected_at` of now."""
     saved = await store.save(str(user), grant("new"), ALICE)
-    assert await store.get(user) == saved
+    read = await store.get(user)
+    assert content(read) == content(saved)
+    assert saved.remaining - 5 < read.remaining < saved.remaining
+    assert abs(saved.remaining - (saved.expires_at - datetime.now(UTC)).total_seconds()) < 5
     assert saved.connected_at is not None
     assert abs(saved.connected_at - datetime.now(UTC)) < timedelta(seconds=5)
     stored = saved.model_dump(include={"user_id", "access_token", "refresh_token", "expires_at", "scope", "failure"})
-    assert stored == grant("new").model_dump() | {"user_id": user, "failure": None}
+    assert stored == grant("new").model_dump(exclude={"expires_in"}) | {"user_id": user, "failure": None}
+    assert (saved.fingerprint, saved.saves, saved.recovered) == (fingerprint("access-new"), 1, None)
     assert saved.model_dump(include=set(Profile.model_fields)) == ALICE.model_dump()
 
 
@@ -77,7 +85,10 @@ async def test_many_are_read_as_one_is(store: ConnectionStore, users: list[UUID]
     for user in users[:2]:
         await store.save(user, grant(str(user)), ALICE)
     found = await store.get_many([*users, str(users[0]), uuid4()])
-    assert found == {user: await store.get(user) for user in users[:2]}
+    assert {user: content(one) for user, one in found.items() if isinstance(one, Connection)} == {
+        user: content(await store.get(user)) for user in users[:2]
+    }
+    assert len(found) == 2
     assert await store.get_many([]) == {}
     with pytest.raises(ValueError, match="user_id"):
         await store.get_many([users[0], "no-uuid"])
@@ -96,7 +107,9 @@ async def test_one_of_many_that_does_not_decrypt_is_its_own_error(
         )
         found = await store.get_many(users)
     assert isinstance(found.pop(users[0]), DecryptionError)
-    assert found == {connection.user_id: connection for connection in saved[1:]}
+    others = [content(one) for one in found.values() if isinstance(one, Connection)]
+    assert {one.user_id: one for one in others} == {one.user_id: content(one) for one in saved[1:]}
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize("scope", [None, frozenset[str](), frozenset({"a"}), frozenset({"b", "a"})])
@@ -111,16 +124,21 @@ async def test_a_scope_that_was_not_told_differs_from_none_granted(
 async def test_a_reconnect_replaces_all_and_starts_again(
     store: ConnectionStore, user: UUID, admin: asyncpg.Connection
 ) -> None:
-    """A reconnect keeps the row, restarts `connected_at`, and is a new version even with an equal `expires_at`."""
+    """A reconnect keeps the row, restarts `connected_at`, and ends a refresh of before even with an equal end."""
     first = await store.save(user, grant("one"), ALICE)
+    turn = await store.begin_refresh(user, seen=first.fingerprint)
+    assert turn.outcome is Outcome.GRANTED
     await admin.execute("update public.spotify_connections set connected_at = now() - interval '5 months'")
     aged = await store.get(user)
     second = await store.save(user, grant("two", scope=None), BOB)
     assert second.id == first.id
     assert (second.spotify_user_id, second.display_name, second.email, second.scope) == ("bob", None, None, None)
     assert (second.access_token, second.refresh_token) == ("access-two", "refresh-two")
-    assert second.expires_at != first.expires_at
-    assert abs(second.expires_at - first.expires_at) < timedelta(seconds=1)
+    assert second.expires_at == first.expires_at
+    assert (first.saves, second.saves) == (1, 2)
+    assert (await stored_state(admin, user))["lease_id"] is None
+    assert await store.finish_refresh(turn, grant("three")) is None
+    assert content(await store.get(user)) == content(second)
     assert second.connected_at is not None
     assert aged.connected_at is not None
     assert second.connected_at - aged.connected_at > timedelta(days=100)
@@ -145,7 +163,7 @@ async def test_nobody_has_authorized_tomorrow(store: ConnectionStore, user: UUID
     for ahead in (timedelta(minutes=2), timedelta(days=1)):
         with pytest.raises(ValueError, match=r"^connected_at: lies in the future"):
             await store.save(user, grant("two"), ALICE, connected_at=datetime.now(UTC) + ahead)
-    assert await store.get(user) == before
+    assert content(await store.get(user)) == content(before)
     saved = await store.save(user, grant("two"), ALICE, connected_at=datetime.now(UTC) + timedelta(seconds=40))
     assert saved.connected_at is not None
     assert saved.connected_at - datetime.now(UTC) < timedelta(seconds=20)
@@ -176,14 +194,16 @@ async def test_a_deleted_user_takes_the_connection_along(
 async def test_bad_input_is_named_before_any_query(store: ConnectionStore, user: UUID) -> None:
     """A wrong user id, a grant without a refresh token and a turn that was not granted are ValueErrors."""
     await store.save(user, OLD, ALICE)
-    granted = await store.begin_refresh(user, seen=OLD.expires_at)
-    busy = await store.begin_refresh(user, seen=OLD.expires_at)
+    granted = await store.begin_refresh(user, seen=SEEN)
+    busy = await store.begin_refresh(user, seen=SEEN)
     await store.pool._pool.close()
     calls: list[tuple[str, Callable[[], Awaitable[object]]]] = [
         ("user_id", lambda: store.get("nobody")),
         ("user_id", lambda: store.save("nobody", grant("x"), ALICE)),
         ("user_id", lambda: store.delete("nobody")),
-        ("user_id", lambda: store.begin_refresh("nobody", seen=NOW)),
+        ("user_id", lambda: store.begin_refresh("nobody", seen=SEEN)),
+        ("seen", lambda: store.begin_refresh(user, seen=OLD.access_token)),
+        ("seen", lambda: store.begin_refresh(user, seen=SEEN[:-2])),
         ("user_id", lambda: store.as_user("nobody").__aenter__()),
         ("grant", lambda: store.save(user, grant("x", refresh=False), ALICE)),
         ("connected_at", lambda: store.save(user, grant("x"), ALICE, connected_at=NOW.replace(tzinfo=None))),
@@ -204,43 +224,64 @@ async def test_an_unknown_user_cannot_be_connected(store: ConnectionStore) -> No
 
 
 async def test_each_outcome_of_a_turn(store: ConnectionStore, users: list[UUID]) -> None:
-    """GONE, GRANTED, BUSY, SUPERSEDED and BLOCKED each come with what the caller needs."""
+    """GONE, GRANTED, BUSY, SUPERSEDED, JUST_SAVED, PAUSED and REFUSED each come with what the caller needs."""
     a, b, nobody = users
-    assert await store.begin_refresh(nobody, seen=NOW) == RefreshTurn(outcome=Outcome.GONE, user_id=nobody)
+    assert await store.begin_refresh(nobody, seen=SEEN) == RefreshTurn(outcome=Outcome.GONE, user_id=nobody)
     granted = await begun(store, a)
-    assert granted.connection == await store.get(a)
-    assert (granted.lapsed, granted.retry_after) == (False, None)
-    busy = await store.begin_refresh(a, seen=OLD.expires_at)
-    assert (busy.outcome, busy.lease_id, busy.connection) == (Outcome.BUSY, None, granted.connection)
-    assert 10 < (busy.retry_after or 0) <= 15
-    newer = await store.begin_refresh(a, seen=OLD.expires_at - timedelta(microseconds=1))
-    assert (newer.outcome, newer.connection) == (Outcome.SUPERSEDED, granted.connection)
-    await store.fail_refresh(await begun(store, b), RefreshFailure(reason="revoked"))
-    blocked = await store.begin_refresh(b, seen=OLD.expires_at)
-    assert (blocked.outcome, blocked.lease_id, blocked.retry_after) == (Outcome.BLOCKED, None, None)
-    assert blocked.connection is not None
-    assert blocked.connection.reauthorization == "revoked"
+    assert granted.connection is not None
+    assert content(granted.connection) == content(await store.get(a))
+    assert granted.retry_after is None
+    for seen in (SEEN, fingerprint("another")):
+        busy = await store.begin_refresh(a, seen=seen)
+        assert (busy.outcome, busy.lease_id, busy.lease_until) == (Outcome.BUSY, None, None)
+        assert busy.connection is not None
+        assert content(busy.connection) == content(granted.connection)
+        assert 10 < (busy.retry_after or 0) <= 15
+    done = await store.finish_refresh(granted, grant("new", expires_in=3600.0))
+    assert done is not None
+    newer = await store.begin_refresh(a, seen=SEEN)
+    assert newer.connection is not None
+    assert (newer.outcome, content(newer.connection), newer.retry_after) == (Outcome.SUPERSEDED, content(done), None)
+    just_saved = await store.begin_refresh(a, seen=done.fingerprint)
+    assert just_saved.connection is not None
+    assert (just_saved.outcome, content(just_saved.connection)) == (Outcome.JUST_SAVED, content(done))
+    assert 50 < (just_saved.retry_after or 0) <= 60
+    await store.fail_refresh(await begun(store, b), RefreshFailure(reason="unavailable", retry_after=20))
+    paused = await store.begin_refresh(b, seen=SEEN)
+    assert (paused.outcome, paused.lease_id) == (Outcome.PAUSED, None)
+    assert 15 < (paused.retry_after or 0) <= 20
+    await store.fail_refresh(await begun(store, b), RefreshFailure(reason="refused"))
+    refused = await store.begin_refresh(b, seen=SEEN)
+    assert (refused.outcome, refused.lease_id, refused.retry_after) == (Outcome.REFUSED, None, None)
+    assert refused.connection is not None
+    assert refused.connection.reauthorization == "revoked"
 
 
 async def test_a_finished_refresh_is_saved(store: ConnectionStore, user: UUID, admin: asyncpg.Connection) -> None:
     """The new tokens are stored, `connected_at` and the account stay, and the lease is over."""
     turn = await begun(store, user)
     done = await store.finish_refresh(turn, grant("new", scope=frozenset({"c"})))
-    assert done == await store.get(user)
+    assert done is not None
+    assert content(done) == content(await store.get(user))
     assert turn.connection is not None
-    changed = {"access_token": "access-new", "refresh_token": "refresh-new", "scope": frozenset({"c"})}
-    assert done == turn.connection.model_copy(update={**changed, "expires_at": grant("new").expires_at})
-    assert await admin.fetchval("select count(*) from spotconn.refresh_state") == 0
-    assert (await store.begin_refresh(user, seen=OLD.expires_at)).outcome is Outcome.SUPERSEDED
+    changed = {"access_token": "access-new", "refresh_token": "refresh-new", "scope": frozenset({"c"}), "saves": 2}
+    expected = turn.connection.model_copy(
+        update={**changed, "expires_at": grant("new").expires_at, "texts": done.texts}
+    )
+    assert content(done) == content(expected)
+    assert (done.texts.access_token, done.texts.refresh_token) == ("access-new", "refresh-new")
+    state = await stored_state(admin, user)
+    assert (state["lease_id"], state["lease_until"], state["lapsed"], state["saves"]) == (None, None, False, 2)
+    assert (await store.begin_refresh(user, seen=SEEN)).outcome is Outcome.SUPERSEDED
 
 
 async def test_what_spotify_left_out_is_kept(store: ConnectionStore, user: UUID) -> None:
-    """A grant without refresh token or scope keeps the stored ones; an equal `expires_at` is still a new version."""
+    """A grant without refresh token or scope keeps the stored ones, also with an equal `expires_at`."""
     turn = await begun(store, user)
     done = await store.finish_refresh(turn, grant("new", refresh=False, scope=None, expires_at=OLD.expires_at))
     assert done is not None
     assert (done.access_token, done.refresh_token, done.scope) == ("access-new", "refresh-old", OLD.scope)
-    assert done.expires_at > OLD.expires_at
+    assert done.expires_at == OLD.expires_at
 
 
 async def _disconnect(store: ConnectionStore, user: UUID, _admin: asyncpg.Connection) -> None:
@@ -248,13 +289,13 @@ async def _disconnect(store: ConnectionStore, user: UUID, _admin: asyncpg.Connec
 
 
 async def _reconnect(store: ConnectionStore, user: UUID, _admin: asyncpg.Connection) -> None:
-    await store.save(user, OLD.model_copy(update={"access_token": "reconnected"}), BOB)
+    await store.save(user, grant("reconnected", expires_at=OLD.expires_at), BOB)
 
 
 async def _foreign(_store: ConnectionStore, user: UUID, admin: asyncpg.Connection) -> None:
     await admin.execute(
-        "update public.spotify_connections set access_token = 'foreign', expires_at = now() + interval '1 hour' "
-        "where user_id = $1",
+        "update public.spotify_connections set access_token = 'foreign', refresh_token = 'foreign', "
+        "expires_at = now() + interval '1 hour' where user_id = $1",
         user,
     )
 
@@ -273,49 +314,62 @@ async def test_a_refresh_loses_to_every_other_writer(
     await writer(store, user, admin)
     before = await admin.fetch("select * from public.spotify_connections")
     if failed:
-        await store.fail_refresh(turn, RefreshFailure(reason="revoked"))
+        assert await store.fail_refresh(turn, RefreshFailure(reason="refused")) is None
     else:
         assert await store.finish_refresh(turn, grant("lost")) is None
     assert await admin.fetch("select * from public.spotify_connections") == before
-    after = await store.begin_refresh(user, seen=NOW + timedelta(hours=2))
+    seen = fingerprint(before[0]["access_token"] if before else "")
+    after = await store.begin_refresh(user, seen=seen)
     assert after.outcome is (Outcome.GRANTED if before else Outcome.GONE)
-    assert after.lapsed is False
+    states = await admin.fetch("select lapsed, failure from spotconn.refresh_state")
+    assert [tuple(state) for state in states] == [(False, None)] * len(before)
 
 
-async def test_a_lease_runs_out(store: ConnectionStore, user: UUID) -> None:
-    """A turn that was never answered passes to another once its lease has ended, and says so."""
+async def test_a_lease_runs_out(store: ConnectionStore, user: UUID, admin: asyncpg.Connection) -> None:
+    """A turn that was never answered passes to another once its lease has ended, and that is recorded."""
     first = await begun(store, user, lease=0.05)
-    second = await until_granted(store, user, OLD.expires_at)
-    assert (second.lapsed, second.lease_id != first.lease_id) == (True, True)
-    await store.fail_refresh(first, RefreshFailure(reason="invalid"))
-    assert (await store.begin_refresh(user, seen=OLD.expires_at)).outcome is Outcome.BUSY
+    second = await until_granted(store, user, SEEN)
+    assert second.lease_id != first.lease_id
+    assert (await stored_state(admin, user))["lapsed"] is True
+    assert await store.fail_refresh(first, RefreshFailure(reason="refused")) is None
+    assert (await store.begin_refresh(user, seen=SEEN)).outcome is Outcome.BUSY
     assert (await store.get(user)).failure is None
     assert await store.finish_refresh(first, grant("late")) is not None
     assert await store.finish_refresh(second, grant("later")) is None
 
 
-async def test_a_released_turn_is_free_at_once(store: ConnectionStore, user: UUID) -> None:
+async def test_a_released_turn_is_free_at_once(store: ConnectionStore, user: UUID, admin: asyncpg.Connection) -> None:
     """Without a reason nothing is recorded and the next caller is granted, with no lapse."""
-    await store.fail_refresh(await begun(store, user), RefreshFailure())
-    turn = await store.begin_refresh(user, seen=OLD.expires_at)
-    assert (turn.outcome, turn.lapsed) == (Outcome.GRANTED, False)
+    assert await store.fail_refresh(await begun(store, user), RefreshFailure()) is None
+    turn = await store.begin_refresh(user, seen=SEEN)
+    assert turn.outcome is Outcome.GRANTED
+    assert (await stored_state(admin, user))["lapsed"] is False
 
 
-@pytest.mark.parametrize("reason", ["expired", "revoked", "invalid"])
-async def test_a_terminal_failure_stands_until_the_row_moves(
-    store: ConnectionStore, user: UUID, admin: asyncpg.Connection, reason: Any
+DATES = {"expired": timedelta(days=190), "revoked": timedelta(days=170), "invalid": None}
+
+
+@pytest.mark.parametrize("reason", DATES)
+async def test_a_refusal_stands_until_another_refresh_token_is_stored(
+    store: ConnectionStore, user: UUID, admin: asyncpg.Connection, reason: str
 ) -> None:
-    """A recorded end blocks every caller, the tokens stay, and a foreign change of `expires_at` voids it."""
+    """A refusal holds up every caller, the tokens stay, and a foreign refresh token voids it; another end does not."""
     turn = await begun(store, user)
-    await store.fail_refresh(turn, RefreshFailure(reason=reason))
+    connected = "update public.spotify_connections set connected_at = now() - $1::interval"
+    await admin.execute(connected, DATES[reason])
+    recorded = await store.fail_refresh(turn, RefreshFailure(reason="refused"))
     stored = await store.get(user)
     assert (stored.reauthorization, stored.refresh_token) == (reason, "refresh-old")
-    assert stored.failure is not None
-    assert abs(stored.failure.since - datetime.now(UTC)) < timedelta(seconds=5)
+    assert stored.failure == recorded
+    assert recorded is not None
+    assert abs(recorded.since - datetime.now(UTC)) < timedelta(seconds=5)
+    await admin.execute("update public.spotify_connections set expires_at = now() - interval '1 second'")
+    assert (await store.get(user)).failure == recorded
+    assert (await store.begin_refresh(user, seen=SEEN)).outcome is Outcome.REFUSED
     await _foreign(store, user, admin)
     assert (await store.get(user)).failure is None
-    again = await store.begin_refresh(user, seen=NOW + timedelta(hours=2))
-    assert (again.outcome, again.lapsed) == (Outcome.GRANTED, False)
+    assert (await store.begin_refresh(user, seen=fingerprint("foreign"))).outcome is Outcome.GRANTED
+    assert (await stored_state(admin, user))["lapsed"] is False
 
 
 async def _pause(store: ConnectionStore, user: UUID, admin: asyncpg.Connection, asked: float | None) -> float:
@@ -323,7 +377,7 @@ async def _pause(store: ConnectionStore, user: UUID, admin: asyncpg.Connection, 
     await admin.execute(
         "update spotconn.refresh_state set retry_at = now() - interval '1 s' where retry_at is not null"
     )
-    turn = await store.begin_refresh(user, seen=OLD.expires_at)
+    turn = await store.begin_refresh(user, seen=SEEN)
     await store.fail_refresh(turn, RefreshFailure(reason="unavailable", retry_after=asked))
     failure = (await store.get(user)).failure
     assert failure is not None
@@ -337,9 +391,9 @@ async def test_pauses_grow_and_end(store: ConnectionStore, user: UUID, admin: as
     for failures in range(12):
         longest = min(300, 2**failures)
         assert longest / 2 - 0.01 <= await _pause(store, user, admin, None) <= longest + 0.01
-    blocked = await store.begin_refresh(user, seen=OLD.expires_at)
-    assert blocked.outcome is Outcome.BLOCKED
-    assert 140 < (blocked.retry_after or 0) <= 300
+    paused = await store.begin_refresh(user, seen=SEEN)
+    assert paused.outcome is Outcome.PAUSED
+    assert 140 < (paused.retry_after or 0) <= 300
     await store.save(user, OLD.model_copy(update={"access_token": "again"}), ALICE)
     assert (await store.get(user)).failure is None
 
@@ -350,19 +404,23 @@ async def test_pauses_grow_and_end(store: ConnectionStore, user: UUID, admin: as
 async def test_what_spotify_asked_is_the_least(
     store: ConnectionStore, user: UUID, admin: asyncpg.Connection, asked: float, least: float, most: float
 ) -> None:
-    """Retry-After lengthens the pause, up to one hour."""
+    """Retry-After lengthens the pause, up to a day."""
     await store.save(user, OLD, ALICE)
     assert least - 0.01 <= await _pause(store, user, admin, asked) <= most + 0.01
 
 
-async def test_a_pause_that_has_ended_is_granted_and_counted_on(store: ConnectionStore, user: UUID) -> None:
+async def test_a_pause_that_has_ended_is_granted_and_counted_on(
+    store: ConnectionStore, user: UUID, admin: asyncpg.Connection
+) -> None:
     """After its pause a connection may be refreshed again, and the failure shows until the refresh is saved."""
     await store.fail_refresh(await begun(store, user), RefreshFailure(reason="unavailable"))
-    turn = await until_granted(store, user, OLD.expires_at)
-    assert (turn.lapsed, turn.connection and turn.connection.failure is not None) == (False, True)
+    turn = await until_granted(store, user, SEEN)
+    assert turn.connection is not None
+    assert turn.connection.failure is not None
+    assert (await stored_state(admin, user))["lapsed"] is False
     done = await store.finish_refresh(turn, grant("new"))
     assert done is not None
-    assert done.failure is None
+    assert (done.failure, done.recovered) == (None, "unavailable")
 
 
 @pytest.mark.parametrize("pools", [1, 4])
@@ -375,9 +433,7 @@ async def test_one_of_many_is_granted(database: Database, user: UUID, pools: int
         ]
         await stores[0].save(user, OLD, ALICE)
         for _ in range(5):
-            turns = await asyncio.gather(
-                *(stores[i % pools].begin_refresh(user, seen=OLD.expires_at) for i in range(20))
-            )
+            turns = await asyncio.gather(*(stores[i % pools].begin_refresh(user, seen=SEEN) for i in range(20)))
             assert Counter(turn.outcome for turn in turns) == {Outcome.GRANTED: 1, Outcome.BUSY: 19}
             (winner,) = (turn for turn in turns if turn.outcome is Outcome.GRANTED)
             await stores[-1].fail_refresh(winner, RefreshFailure())
@@ -410,11 +466,13 @@ async def test_tokens_are_encrypted_at_rest(database: Database, users: list[UUID
     async with ConnectionStore.open(database.dsn, cipher=cipher) as store:
         turn = await begun(store, users[0])
         assert turn.connection is not None
-        assert turn.connection == await store.get(users[0])
+        assert content(turn.connection) == content(await store.get(users[0]))
         assert turn.connection.access_token == "access-old"
         for name, refresh in (("old", "old"), ("new", "new"), ("newer", "new")):
             if name == "newer":
-                turn = await store.begin_refresh(users[0], seen=NOW + timedelta(days=1))
+                async with database_clock(admin) as clock:
+                    await clock.step(61)  # the last one is no longer young
+                    turn = await store.begin_refresh(users[0], seen=(await store.get(users[0])).fingerprint)
             if name != "old":
                 done = await store.finish_refresh(turn, grant(name, refresh=name == "new"))
                 assert done is not None
@@ -424,7 +482,7 @@ async def test_tokens_are_encrypted_at_rest(database: Database, users: list[UUID
                 cipher.encrypt(f"refresh-{refresh}", user_id=users[0], column="refresh_token"),
             )
         await admin.execute("update public.spotify_connections set access_token = refresh_token")
-        for read in (store.get(users[0]), store.begin_refresh(users[0], seen=NOW)):
+        for read in (store.get(users[0]), store.begin_refresh(users[0], seen=SEEN)):
             with pytest.raises(DecryptionError):
                 await read
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,11 +11,13 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from spotconn import ConnectionStore, Outcome, SchemaMismatch
+from spotconn import ConnectionStore, Outcome, RefreshFailure, SchemaMismatch
 from spotconn._database import schema, statements
 from spotconn._database.pending_connects import PendingConnect
 from spotconn._database.schema import read_sql
+from spotconn.models import fingerprint
 from spotconn.testing import apply_schema
+from support.connections import grant
 from support.database import Dsn
 from support.documented_table import create_documented_table
 from support.schema_state import schema_state, stored_rows
@@ -24,6 +25,7 @@ from support.schema_state import schema_state, stored_rows
 VERSION_2 = (Path(__file__).parent / "schema_2.sql").read_text(encoding="utf-8")
 ENDS = datetime(2026, 11, 24, tzinfo=UTC)
 LATER = datetime(2099, 1, 1, tzinfo=UTC)
+SEEN = fingerprint("access")
 
 # The statements of 0.1.0.
 GET = "select * from spotconn.get_connection($1)"
@@ -48,6 +50,7 @@ class Users(NamedTuple):
     leased: UUID
     unavailable: UUID
     revoked: UUID
+    void: UUID
     connecting: UUID
 
 
@@ -97,29 +100,56 @@ async def old(dsn: Dsn, scratch: asyncpg.Connection) -> AsyncIterator[OldProcess
 async def stored(old: OldProcess, scratch: asyncpg.Connection) -> Users:
     """What the process has stored."""
     added = await scratch.fetch(
-        "insert into auth.users (id) select gen_random_uuid() from generate_series(1, 5) returning id"
+        "insert into auth.users (id) select gen_random_uuid() from generate_series(1, 6) returning id"
     )
     users = Users(*(row["id"] for row in added))
-    for user in users[:4]:
+    for user in users[:5]:
         await old.save(user)
     assert (await old.begin(users.leased))["outcome"] == "granted"
     assert await old.fail(users.unavailable, "unavailable")
     assert await old.fail(users.revoked, "revoked")
+    assert await old.fail(users.void, "revoked")
+    await scratch.execute(
+        "update public.spotify_connections set expires_at = expires_at - interval '1 microsecond' where user_id = $1",
+        users.void,
+    )
     await old.start_connect(users.connecting, "state")
     return users
 
 
+STATE_2 = "lease_id, lease_until, failure, failures, failed_at, retry_at"
+STATES = f"select user_id, {STATE_2} from spotconn.refresh_state where user_id = any($1::uuid[]) order by user_id"
+
+
 async def test_every_row_of_version_2_is_kept(dsn: Dsn, scratch: asyncpg.Connection, stored: Users) -> None:
-    """Connections, leases, recorded failures and pending connects stay as they were, and still count."""
+    """Connections, leases, recorded failures and pending connects stay as they were, and still count; what was recorded
+    of a version that has passed goes.
+    """
     before = await stored_rows(scratch)
-    assert [len(rows) for rows in before.values()] == [5, 4, 3, 1]
+    assert [len(rows) for rows in before.values()] == [6, 5, 4, 1]
+    counting = [stored.leased, stored.unavailable, stored.revoked]
+    states = await scratch.fetch(STATES, counting)
     await apply_schema(dsn(), plain_postgres=False)
-    assert await stored_rows(scratch) == before
+    after = await stored_rows(scratch)
+    for table in ("auth.users", "public.spotify_connections"):
+        assert after[table] == before[table]
+    assert [row[:4] for row in after["spotconn.pending_connect"]] == before["spotconn.pending_connect"]
+    assert await scratch.fetch(STATES, counting) == states
+    rows = await scratch.fetch(
+        "select user_id, encode(fingerprint, 'hex') as fingerprint, leased_at < lease_until as leased, paused_at, "
+        "failed_at, saved_at, granted_at, saves, refusals, lapsed from spotconn.refresh_state"
+    )
+    assert {row["user_id"] for row in rows} == set(counting)
+    for row in rows:
+        assert row["fingerprint"] == fingerprint("refresh")
+        assert row["leased"] is (True if row["user_id"] == stored.leased else None)
+        assert row["paused_at"] == row["failed_at"]
+        assert tuple(row)[5:] == (None, None, 0, 0, False)
     async with ConnectionStore.open(dsn("app"), max_size=1) as store:
-        outcomes = [(await store.begin_refresh(user, seen=LATER)).outcome for user in stored[:4]]
-        assert outcomes == [Outcome.GRANTED, Outcome.BUSY, Outcome.BLOCKED, Outcome.BLOCKED]
-        failures = [(await store.get(user)).failure for user in (stored.unavailable, stored.revoked)]
-        assert [failure and failure.reason for failure in failures] == ["unavailable", "revoked"]
+        outcomes = [(await store.begin_refresh(user, seen=SEEN)).outcome for user in stored[:5]]
+        assert outcomes == [Outcome.GRANTED, Outcome.BUSY, Outcome.PAUSED, Outcome.REFUSED, Outcome.GRANTED]
+        failures = [(await store.get(user)).failure for user in stored[2:5]]
+        assert [failure and failure.reason for failure in failures] == ["unavailable", "revoked", None]
         assert await store.pending.take(stored.connecting, "state") == PendingConnect("verifier", expired=False)
 
 
@@ -154,15 +184,22 @@ async def test_the_documented_table_becomes_what_a_new_database_has(
 
 
 async def test_version_3_applied_twice_changes_nothing(dsn: Dsn, scratch: asyncpg.Connection, stored: Users) -> None:
-    """The second time leaves schema and rows as they are after the first."""
+    """The second time leaves schema and rows as they are after the first and some use: leases, failures and counts."""
     await apply_schema(dsn(), plain_postgres=False)
+    async with ConnectionStore.open(dsn("app"), max_size=1) as store:
+        turn = await store.begin_refresh(stored.void, seen=SEEN)
+        assert await store.fail_refresh(turn, RefreshFailure(reason="refused")) is not None
+        turn = await store.begin_refresh(stored.plain, seen=SEEN)
+        await store.finish_refresh(turn, grant("new"))
+        assert (await store.get(stored.plain)).saves == 1
+        await store.pending.put(stored.plain, "another", "verifier", life=600)
     before = await schema_state(scratch), await stored_rows(scratch)
     await apply_schema(dsn(), plain_postgres=False)
     assert (await schema_state(scratch), await stored_rows(scratch)) == before
 
 
 async def test_each_change_is_notified_once(dsn: Dsn, scratch: asyncpg.Connection, stored: Users) -> None:
-    """Delete, update and truncate are notified, each once, and the heartbeat follows them."""
+    """Delete, update and truncate are notified, each once, a refresh is not, and the heartbeat follows them."""
     await apply_schema(dsn(), plain_postgres=False)
     payloads: list[str] = []
     arrived = asyncio.Event()
@@ -177,15 +214,12 @@ async def test_each_change_is_notified_once(dsn: Dsn, scratch: asyncpg.Connectio
         await store.delete(stored.plain)
         async with store.as_user(stored.leased) as session:
             await session.execute("update public.spotify_connections set email = null")
+        turn = await store.begin_refresh(stored.void, seen=SEEN)
+        assert await store.finish_refresh(turn, grant("silent")) is not None
     await scratch.execute("truncate public.spotify_connections cascade")
     assert await scratch.fetchval("select spotconn.heartbeat('nonce')")
     await arrived.wait()
-    changes = [json.loads(payload) for payload in payloads[:-1]]
-    assert payloads[-1] == "heartbeat nonce"
-    deleted, updated, truncated = changes
-    assert deleted == {"user_id": str(stored.plain)}
-    assert (updated["user_id"], datetime.fromisoformat(updated["expires_at"])) == (str(stored.leased), ENDS)
-    assert truncated == {}
+    assert payloads == [str(stored.plain), str(stored.leased), "*", "heartbeat nonce"]
 
 
 async def test_an_old_process_says_that_it_must_be_upgraded(
@@ -201,20 +235,29 @@ async def test_an_old_process_says_that_it_must_be_upgraded(
             pass
 
 
-async def test_an_old_process_that_goes_on_relies_on_its_ttl(dsn: Dsn, old: OldProcess, stored: Users) -> None:
-    """Its calls of the store still work; its proof that it hears of changes is refused, so it relies on its TTL."""
+async def test_an_old_process_that_goes_on_refreshes_nothing(dsn: Dsn, old: OldProcess, stored: Users) -> None:
+    """It still reads, connects and disconnects. What it says of a refresh is refused, so that no refresh token is used
+    under two protocols, and so is its proof that it hears of changes, so it relies on its TTL.
+    """
+    turn = await old.begin(stored.plain)
+    assert turn["outcome"] == "granted"
     await apply_schema(dsn(), plain_postgres=False)
     user = stored.plain
-    turn = await old.begin(user)
-    assert turn["outcome"] == "granted"
-    finished = await old.session.fetchrow(FINISH, user, turn["expires_at"], "access-2", None, LATER, None)
-    assert finished is not None
-    assert (await old.session.fetchrow(GET, user)) == finished
-    assert len(await old.session.fetch(GET_MANY, list(stored))) == 4
+    for call in (
+        old.begin(stored.void),
+        old.session.fetchrow(FINISH, user, turn["expires_at"], "access-2", None, LATER, None),
+        old.session.fetchrow(FAIL, user, turn["expires_at"], turn["lease_id"], "unavailable", 600.0),
+        old.session.fetchval(PROVE, "nonce"),
+    ):
+        with pytest.raises(asyncpg.UndefinedFunctionError):
+            await call
+    row = await old.session.fetchrow(GET, user)
+    assert row is not None
+    assert (row["access_token"], row["expires_at"], row["failure"], row["retry_at"]) == ("access", ENDS, None, None)
+    assert len(await old.session.fetch(GET_MANY, list(stored))) == 5
+    assert (await old.save(user))["access_token"] == "access"
     assert await old.session.fetchval(TAKE_CONNECT, stored.connecting, _hashed("state")) == "verifier"
     assert await old.session.fetchval(DELETE, user)
-    with pytest.raises(asyncpg.UndefinedFunctionError):
-        await old.session.fetchval(PROVE, "nonce")
 
 
 async def test_this_library_on_version_2_says_to_apply_the_schema(dsn: Dsn, old: OldProcess) -> None:

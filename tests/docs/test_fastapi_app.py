@@ -72,7 +72,8 @@ async def test_a_connected_user_is_served(
         await connect(store, spotify, user, ttl=ttl, scope=frozenset(SCOPES))
         answer = await client.get("/me", headers={"X-User": str(user)})
         assert (answer.status_code, answer.json()["spotify_user_id"]) == (200, "alice")
-    spotify.reject_access_token((await store.get(user)).access_token)
+    stored = await connect(store, spotify, user, scope=frozenset(SCOPES))
+    spotify.reject_access_token(stored.access_token)
     answer = await client.get("/top-tracks", headers={"X-User": str(user)})
     assert (answer.status_code, len(answer.json()["tracks"])) == (200, 5)
 

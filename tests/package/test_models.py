@@ -18,6 +18,7 @@ from spotconn import (
     RecordedFailure,
     RefreshFailure,
     RefreshTurn,
+    StoredTexts,
     TokenGrant,
     freshness,
 )
@@ -37,6 +38,8 @@ def connection(**changes: Any) -> Connection:
         "access_token": "marked-access",
         "refresh_token": "marked-refresh",
         "expires_at": END,
+        "remaining": 60.0,
+        "texts": StoredTexts("marked-access", "marked-refresh"),
         "connected_at": END,
         "display_name": None,
         "email": None,

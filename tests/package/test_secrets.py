@@ -52,6 +52,7 @@ KEY, OLD_KEY, STRANGE_KEY = (AesGcmSivCipher.generate_key() for _ in range(3))
 HOUSE = "alter table public.spotify_connections"
 BROKEN = (Answer.truncated(), Answer.unavailable(), Answer.reset(), Answer(body=b"<html>"))
 STALE = RefreshFailure(reason="unavailable")
+OLDER = "update spotconn.refresh_state set granted_at = null"
 
 
 @dataclass
@@ -126,13 +127,14 @@ async def the_store(house: House) -> None:
 async def the_turns(house: House) -> None:
     detector, store, user = house.detector, house.store, house.users[0]
     stored = await house.connected(user)
-    turn = await store.begin_refresh(user, seen=stored.expires_at)
+    turn = await store.begin_refresh(user, seen=stored.fingerprint)
     grant = house.spotify.authorize("alice")
-    detector.record(turn, grant, await store.begin_refresh(user, seen=stored.expires_at))
+    detector.record(turn, grant, await store.begin_refresh(user, seen=stored.fingerprint))
     bad = grant.model_copy(update={"refresh_token": f"{grant.refresh_token}\0"})
     await detector.fails(store.finish_refresh(turn, bad))
     detector.record(await store.finish_refresh(turn, grant), await store.fail_refresh(turn, STALE))
-    await detector.fails(store.finish_refresh(await store.begin_refresh(house.users[1], seen=stored.expires_at), grant))
+    gone = await store.begin_refresh(house.users[1], seen=stored.fingerprint)
+    await detector.fails(store.finish_refresh(gone, grant))
 
 
 @drives("ConnectionStore.as_user", "ConnectionStore.open")
@@ -171,7 +173,7 @@ async def the_cipher(house: House) -> None:
             ring.encrypt(stored.refresh_token, user_id=uuid4(), column="refresh_token"),
         )
         await detector.fails(ours.get(user))
-        await detector.fails(theirs.begin_refresh(user, seen=stored.expires_at))
+        await detector.fails(theirs.begin_refresh(user, seen=stored.fingerprint))
         await house.connected(user)  # in plain text, which one that requires encryption refuses
         (refusal,) = (await theirs.get_many([user])).values()
         assert isinstance(refusal, DecryptionError)
@@ -230,6 +232,7 @@ async def the_manager(house: House) -> None:
     detector, tokens, user, spotify = house.detector, house.tokens, house.users[0], house.spotify
     await house.connected(user)
     token = await tokens.get_valid_token(user)
+    await house.admin.execute(OLDER)
     another = await tokens.replace_rejected(user, token)
     assert another != token
     detector.record(tokens, await tokens.status(user))
@@ -239,8 +242,11 @@ async def the_manager(house: House) -> None:
     await detector.fails(tokens.disconnect(token))
     await detector.fails(tokens.get_valid_token(user, scopes=["never-granted"]))
     await detector.fails(tokens.get_valid_token(user, min_ttl=1e6))
-    spotify.revoke("alice")
     await detector.fails(tokens.replace_rejected(user, another))
+    await house.connected(user)
+    await house.admin.execute(OLDER)
+    spotify.revoke("alice")
+    await detector.fails(tokens.replace_rejected(user, (await house.store.get(user)).access_token))
     detector.record(await tokens.disconnect(user), await tokens.status(user))
     await detector.fails(tokens.get_valid_token(user))
     for answer in BROKEN:
@@ -369,7 +375,7 @@ async def the_environment(house: House) -> None:
 async def the_admin(house: House) -> None:
     detector, user = house.detector, house.users[0]
     stored = await house.connected(user)
-    await house.store.fail_refresh(await house.store.begin_refresh(user, seen=stored.expires_at), STALE)
+    await house.store.fail_refresh(await house.store.begin_refresh(user, seen=stored.fingerprint), STALE)
     long = timedelta(days=365)
     async with ConnectionAdmin.open(house.operator, cipher=AesGcmSivCipher([KEY, OLD_KEY])) as admin:
         detector.record(

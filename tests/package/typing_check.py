@@ -27,6 +27,7 @@ from spotconn import (
     ConnectionStore,
     Profile,
     ReauthorizationRequired,
+    RecordedFailure,
     RefreshFailure,
     RefreshTurn,
     RekeyProgress,
@@ -108,12 +109,12 @@ async def a_store(dsn: str, user_id: UUID, grant: TokenGrant, profile: Profile, 
     ConnectionStore(dsn)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
-async def a_refresh(store: ConnectionStore, user_id: UUID, seen: datetime, grant: TokenGrant) -> None:
+async def a_refresh(store: ConnectionStore, user_id: UUID, seen: str, grant: TokenGrant) -> None:
     turn = await store.begin_refresh(user_id, seen=seen)
     assert_type(turn, RefreshTurn)
     assert_type(turn.connection, Connection | None)
     assert_type(await store.finish_refresh(turn, grant), Connection | None)
-    assert_type(await store.fail_refresh(turn, RefreshFailure(reason="expired")), bool)
+    assert_type(await store.fail_refresh(turn, RefreshFailure(reason="refused")), RecordedFailure | None)
     RefreshFailure(reason="tired")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await store.fail_refresh(turn, "expired")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 

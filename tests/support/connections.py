@@ -23,14 +23,29 @@ async def connect(
     ttl: float = 3600,
     scope: frozenset[str] | None = frozenset({"user-read-email"}),
 ) -> Connection:
-    """Store a connection to an account of the fake, whose access token ends `ttl` seconds from now."""
+    """Store a connection to an account of the fake, whose access token ends `ttl` seconds from now.
+
+    Without `expires_in` the token does not count as just granted, so it may be replaced at once.
+    """
     spotify.add_account(account)
     grant = spotify.authorize(account, scope or ())
     ends = datetime.now(UTC) + timedelta(seconds=ttl)
-    grant = grant.model_copy(update={"expires_at": ends, "scope": scope})
+    grant = grant.model_copy(update={"expires_at": ends, "expires_in": None, "scope": scope})
     return await store.save(user_id, grant, Profile(spotify_user_id=account))
 
 
 async def rows(admin: asyncpg.Connection) -> list[asyncpg.Record]:
     """All stored connections, seen as nobody's user."""
     return await admin.fetch("select * from public.spotify_connections order by user_id")
+
+
+def content(connection: Connection) -> Connection:
+    """A connection without what differs between two reads of the same row: the seconds left."""
+    return connection.model_copy(update={"remaining": 0.0})
+
+
+async def stored_state(admin: asyncpg.Connection, user: UUID) -> asyncpg.Record:
+    """What is recorded of a user's refresh token."""
+    row = await admin.fetchrow("select * from spotconn.refresh_state where user_id = $1", user)
+    assert row is not None
+    return row

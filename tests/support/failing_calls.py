@@ -32,16 +32,18 @@ from spotconn import (
     TokenGrant,
     TokenManager,
 )
-from spotconn.models import Outcome, RefreshTurn
+from spotconn.models import Outcome, RefreshTurn, fingerprint
 from spotconn.testing import Answer, FakeSpotify
 from support.consent import REDIRECT_URI
 from support.database import Database
 from support.fault_proxy import FaultProxy
+from support.times import set_times
 
 TOKEN, STRANGER = "marked-token", uuid4()
 CALLBACK = f"{REDIRECT_URI}?code=marked-code&state=0.marked"
 NOWHERE = "postgresql://app:app@127.0.0.1:1/spotconn"
 NOW = datetime.now(UTC)
+SEEN = fingerprint(TOKEN)
 NAIVE = datetime(2026, 1, 1)  # noqa: DTZ001  the point
 SHORT = 0.05
 """Seconds for what a test waits out."""
@@ -91,7 +93,7 @@ def manager(store: ConnectionStore, accounts: SpotifyAccounts) -> TokenManager:
 
 def hurry(setup: Setup) -> None:
     """Give each refresh that begins from now on little time at Spotify."""
-    setup.tokens._source.refresher._timeout = 4 * SHORT
+    set_times(setup.tokens, timeout=4 * SHORT)
 
 
 # What makes a call fail.
@@ -226,7 +228,11 @@ async def exchange(setup: Setup) -> object:
 
 def granted(setup: Setup) -> RefreshTurn:
     return RefreshTurn(
-        outcome=Outcome.GRANTED, user_id=setup.user, connection=setup.connected, lease_id=setup.connected.id
+        outcome=Outcome.GRANTED,
+        user_id=setup.user,
+        connection=setup.connected,
+        lease_id=setup.connected.id,
+        lease_until=NOW,
     )
 
 
@@ -249,7 +255,10 @@ FAILURES = [
     Failure("ConnectionStore.delete", DatabaseUnavailable, lambda at: at.store.delete(at.user), away),
     Failure("ConnectionStore.verify", DatabaseUnavailable, lambda at: at.store.verify(), away),
     Failure(
-        "ConnectionStore.begin_refresh", DatabaseUnavailable, lambda at: at.store.begin_refresh(at.user, seen=NOW), away
+        "ConnectionStore.begin_refresh",
+        DatabaseUnavailable,
+        lambda at: at.store.begin_refresh(at.user, seen=SEEN),
+        away,
     ),
     Failure("ConnectionStore.finish_refresh", ValueError, lambda at: at.store.finish_refresh(gone(at), GRANT)),
     Failure(

@@ -14,19 +14,20 @@ from support.connections import connect
 from support.database import Database
 from support.fault_proxy import FaultProxy
 from support.invariants import check_lease, check_row, recorded, stored_row
+from support.times import set_times
 
-LEASE = 1.0
+LEASE = 4.0
 STORE_TIMEOUT = 5.0
-REFRESH_TIMEOUT = 6.0
-"""Seconds that nothing needs but what a fault stops: the machine itself may stand still for two."""
+REFRESH_TIMEOUT = 2.5
+"""Seconds that nothing needs but what a fault stops. The lease leaves a second and a half to the database's answer."""
 SHORT_STORE_TIMEOUT = 0.4
 SHORT_REFRESH_TIMEOUT = 0.8
 """Seconds for what a test waits out."""
 SETTLES = 10.0
 """Seconds after which what waits for the end of a fault has failed: far more than is needed."""
-LONGEST_WAIT = 2.0
+LONGEST_WAIT = LEASE
 """Seconds that a caller is told to wait at most: for a lease, or for a pause."""
-SERVED = 10.0
+SERVED = 15.0
 """Seconds within which a caller who tries again is served: a wait, some work, and far more for a slow machine."""
 
 _BACKENDS = "select count(*) from pg_stat_activity where usename = 'app'"
@@ -53,12 +54,12 @@ class FaultHarness:
 
     def hurry_spotify(self) -> None:
         """Give each refresh that begins from now on little time at Spotify."""
-        self.tokens._source.refresher._timeout = SHORT_REFRESH_TIMEOUT
+        set_times(self.tokens, timeout=SHORT_REFRESH_TIMEOUT)
 
     def give_time(self) -> None:
         """End what was hurried."""
         self.store.pool.timeout = STORE_TIMEOUT
-        self.tokens._source.refresher._timeout = REFRESH_TIMEOUT
+        set_times(self.tokens, timeout=REFRESH_TIMEOUT)
 
     @asynccontextmanager
     async def admin(self) -> AsyncGenerator[asyncpg.Connection]:
@@ -72,7 +73,7 @@ class FaultHarness:
 
     async def saved(self) -> None:
         """Wait until nothing that Spotify granted is left to be saved."""
-        if saver := self.tokens._source.refresher.unsaved._saver:
+        if saver := self.tokens._source.refresher.unsaved._savers.get(self.user):
             await asyncio.wait_for(asyncio.shield(saver), SETTLES)
         assert self.tokens._source.refresher.unsaved.get(self.user) is None
 
@@ -120,10 +121,7 @@ async def superuser(database: Database) -> AsyncGenerator[asyncpg.Connection]:
 def manager(store: ConnectionStore, accounts: SpotifyAccounts, *, cache_ttl: float) -> TokenManager:
     """With a lease that a test can wait out, and a cache that the loss of a listener does not empty."""
     store.changes = None
-    tokens = TokenManager(store, accounts, refresh_timeout=REFRESH_TIMEOUT, cache_ttl=cache_ttl)
-    # Shorter than the time for Spotify, which no fleet may have: here nobody else takes the lease over meanwhile.
-    tokens._source.refresher._lease = LEASE
-    return tokens
+    return TokenManager(store, accounts, refresh_timeout=REFRESH_TIMEOUT, lease=LEASE, cache_ttl=cache_ttl)
 
 
 @asynccontextmanager

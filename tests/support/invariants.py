@@ -11,7 +11,8 @@ _ROW = "select * from public.spotify_connections where user_id = $1"
 _STATE = """
     select state.*, extract(epoch from state.lease_until - clock_timestamp())::float as lease_left
     from spotconn.refresh_state as state
-    join public.spotify_connections as stored on stored.user_id = state.user_id and stored.expires_at = state.version
+    join public.spotify_connections as stored
+        on stored.user_id = state.user_id and state.fingerprint = sha256(convert_to(stored.refresh_token, 'UTF8'))
     where state.user_id = $1
 """
 
@@ -38,7 +39,7 @@ async def check_row(
     row = await stored_row(admin, user)
     changed = {name for name, value in row.items() if value != before[name]}
     assert changed <= {"access_token", "refresh_token", "expires_at"}
-    # The end is the version: it moves with the token and only with it.
+    # The end moves with the token and only with it.
     assert ("access_token" in changed) is ("expires_at" in changed)
     assert spotify.accepts(row["access_token"]), "the stored access token is one that Spotify knows"
     assert spotify.accepts_refresh(row["refresh_token"]) is refreshable, (
@@ -47,7 +48,7 @@ async def check_row(
     await check_lease(admin, user, lease=lease)
     state = await recorded(admin, user)
     # Who takes the lease over finds out that the refresh token is gone.
-    assert state is None or state["failure"] in {None, "unavailable", *([] if refreshable else ["revoked"])}
+    assert state is None or state["failure"] in {None, "unavailable", *([] if refreshable else ["revoked", "invalid"])}
 
 
 async def check_lease(admin: asyncpg.Connection, user: UUID, *, lease: float) -> None:
@@ -63,6 +64,6 @@ async def stored_row(admin: asyncpg.Connection, user: UUID) -> asyncpg.Record:
 
 
 async def recorded(admin: asyncpg.Connection, user: UUID) -> dict[str, Any] | None:
-    """What is recorded of the present version of a user's row: its lease and its failure."""
+    """What is recorded of the stored refresh token of a user: its lease and its failure."""
     state = await admin.fetchrow(_STATE, user)
     return None if state is None else {"leased": state["lease_id"] is not None, "failure": state["failure"]}

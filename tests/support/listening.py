@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from spotconn import NotConnected, TokenManager
 
@@ -22,6 +22,10 @@ async def trusted(tokens: TokenManager, user: UUID) -> None:
     """Let a manager listen, and then remember the token of a user until it is stale."""
     await tokens.get_valid_token(user)
     await until(lambda: tokens._cache.trusted)
+    marker = uuid4()
+    with tokens._cache.reading(marker) as pending:  # what was notified before is handled before
+        await tokens.store.pool._pool.execute("select pg_notify('spotconn', $1)", str(marker))
+        await until(lambda: pending.void)
     tokens._cache.invalidate(user)
     await tokens.get_valid_token(user)
     assert tokens._cache.entries[user].fresh_until > time.time() + 60

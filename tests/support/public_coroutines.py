@@ -22,6 +22,7 @@ from spotconn import (
     TokenGrant,
     TokenManager,
 )
+from spotconn.models import StoredTexts, fingerprint
 from support.consent import REDIRECT_URI
 
 CLASSES = (TokenManager, ConnectionStore, ConnectionAdmin, SpotifyAccounts, ConnectFlow)
@@ -65,13 +66,15 @@ class Objects:
             display_name=None,
             email=None,
             failure=None,
+            remaining=-1,
+            texts=StoredTexts("old-access", "old-refresh"),
         )
         return RefreshTurn(
             outcome=Outcome.GRANTED,
             user_id=self.user,
             connection=stored,
             lease_id=uuid4(),
-            lapsed=False,
+            lease_until=PAST,
             retry_after=None,
         )
 
@@ -107,9 +110,9 @@ CALLS: dict[str, Call] = {
     "ConnectionStore.get_many": lambda on: on.store.get_many([on.user]),
     "ConnectionStore.save": lambda on: on.store.save(on.user, on.grant, Profile(spotify_user_id="alice")),
     "ConnectionStore.delete": lambda on: on.store.delete(on.user),
-    "ConnectionStore.begin_refresh": lambda on: on.store.begin_refresh(on.user, seen=datetime.now(UTC)),
+    "ConnectionStore.begin_refresh": lambda on: on.store.begin_refresh(on.user, seen=fingerprint("old-access")),
     "ConnectionStore.finish_refresh": lambda on: on.store.finish_refresh(on.turn, on.grant),
-    "ConnectionStore.fail_refresh": lambda on: on.store.fail_refresh(on.turn, RefreshFailure(reason="revoked")),
+    "ConnectionStore.fail_refresh": lambda on: on.store.fail_refresh(on.turn, RefreshFailure(reason="refused")),
     "ConnectionStore.as_user": _act,
     "ConnectionAdmin.expiring": lambda on: _first(on.admin.expiring(within=timedelta(days=365))),
     "ConnectionAdmin.failing": lambda on: _first(on.admin.failing()),

@@ -1,6 +1,7 @@
 """Two managers over one database and one Spotify, and what must hold of them whatever happens."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
@@ -22,6 +23,7 @@ from spotconn import (
 )
 from spotconn.testing import FakeSpotify
 from support.database import Database
+from support.database_clock import DatabaseClock
 
 ACCOUNTS = ("alice", "bob", "carol")
 CACHE_TTLS = (0.0, 30.0)
@@ -73,6 +75,11 @@ class StateHarness:
         accounts = SpotifyAccounts("demo-client", "demo-secret", accounts_url=self._url, clock=self.clock)
         return TokenManager(store, accounts, refresh_timeout=4, lease=6, cache_ttl=ttl, clock=self.clock)
 
+    async def pass_time(self, seconds: float) -> None:
+        """Set the clock of all forward, that of the database, too."""
+        self.offset += seconds
+        await DatabaseClock(self.admin).set_offset(self.offset)
+
     async def reopen(self, which: int) -> None:
         """Another manager in the place of one: what it remembered and paused for is gone."""
         old = self.managers[which]
@@ -84,6 +91,7 @@ class StateHarness:
         for manager in self.managers:
             await manager.aclose()
             await manager.accounts.aclose()
+        await DatabaseClock(self.admin).restore()
         await self._stack.aclose()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         assert not others, "a task was left"
@@ -120,8 +128,9 @@ class StateHarness:
 
     async def let_pauses_pass(self) -> None:
         await self.admin.execute(
-            "update spotconn.refresh_state set lease_until = lease_until - interval '1 hour', "
-            "retry_at = retry_at - interval '1 day'"
+            "update spotconn.refresh_state set leased_at = leased_at - interval '1 hour', "
+            "lease_until = lease_until - interval '1 hour', paused_at = paused_at - interval '2 days', "
+            "retry_at = retry_at - interval '2 days', granted_at = granted_at - interval '1 hour'"
         )
 
     async def terminate(self) -> None:
@@ -156,21 +165,23 @@ class StateHarness:
         return cached | {expected.account}
 
     async def settle(self) -> None:
-        """Wait for what goes on by itself: background refreshes and the saving of kept grants."""
+        """Wait for what goes on by itself: background refreshes, and the saving and comparing of grants."""
         while tasks := [task for manager in self.managers for task in self._tasks(manager)]:
             await asyncio.wait(tasks, timeout=30)
 
     def _tasks(self, manager: TokenManager) -> list[asyncio.Task[object]]:
-        saver = manager._source.refresher.unsaved._saver
+        refresher = manager._source.refresher
         flights = manager._source.reads.tasks | manager._source.refreshes.tasks
-        return [*flights, *([saver] if saver and not saver.done() else [])]
+        comparing = refresher.saved._comparing
+        others = [*refresher.unsaved._savers.values(), *([comparing] if comparing else [])]
+        return [*flights, *(task for task in others if not task.done())]
 
     async def _row(self, user: UUID) -> asyncpg.Record | None:
         async with self._looking:
             return await self.admin.fetchrow(
-                "select *, now() as now from public.spotify_connections left join "
-                "(select user_id, version, lease_until, failure from spotconn.refresh_state) as state using (user_id) "
-                "where user_id = $1",
+                "select *, spotconn.now() as now from public.spotify_connections left join "
+                "(select user_id, fingerprint, lease_until, failure, retry_at from spotconn.refresh_state) as state "
+                "using (user_id) where user_id = $1",
                 user,
             )
 
@@ -186,7 +197,8 @@ class StateHarness:
                 continue
             assert row["spotify_user_id"] == expected.account
             assert self.spotify.accepts_refresh(row["refresh_token"]) or expected.revoked, "the refresh token is lost"
-            if row["version"] == row["expires_at"] and row["failure"] in {"expired", "revoked", "invalid"}:
+            recorded = row["fingerprint"] == hashlib.sha256(row["refresh_token"].encode()).digest()
+            if recorded and row["failure"] in {"expired", "revoked", "invalid"}:
                 assert expected.revoked, "a connection is recorded as dead that Spotify accepts"
             assert row["lease_until"] is None or row["lease_until"] - row["now"] <= timedelta(seconds=6)
 

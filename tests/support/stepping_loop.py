@@ -2,6 +2,8 @@
 
 import asyncio
 import heapq
+import itertools
+import random
 import signal
 import traceback
 from collections import deque
@@ -19,6 +21,9 @@ LONGEST_STEP = 1.0
 """Seconds of processor time that all steps of one order may take; they take some milliseconds."""
 AGAIN = 0.05
 """Seconds until the next step that does not end is broken off."""
+
+MOST_DEPARTURES = 8
+"""Places at which an order drawn by lot does not take the first choice."""
 
 
 class SteppingLoop(asyncio.AbstractEventLoop):
@@ -77,6 +82,10 @@ class SteppingLoop(asyncio.AbstractEventLoop):
         timer = heapq.heappop(self._timers)
         self._now = max(self._now, timer.when())
         self._ready.append(timer)
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass; timers that are due then fire late."""
+        self._now += seconds
 
     def begin(self, coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """Make a task and run its first step now, as part of a callback that runs at this point."""
@@ -184,7 +193,10 @@ class Trail:
 
     Attributes:
         labels: what was chosen, in words.
+        bounded: whether it takes the first choice from the horizon of its scenario on.
     """
+
+    bounded = True
 
     def __init__(self, prefix: Sequence[int] = ()) -> None:
         self._prefix = prefix
@@ -193,12 +205,18 @@ class Trail:
 
     def choose(self, labels: Sequence[str]) -> int:
         """Choose one of several continuations."""
-        place = len(self._taken)
-        chosen = self._prefix[place] if place < len(self._prefix) else 0
+        chosen = self._choice(len(self._taken), labels)
         if chosen >= len(labels):
             raise RuntimeError("the same choices did not lead to the same order")
         self._taken.append((chosen, len(labels)))
         return chosen
+
+    def __len__(self) -> int:
+        """The number of choices that were taken."""
+        return len(self._taken)
+
+    def _choice(self, place: int, _labels: Sequence[str]) -> int:
+        return self._prefix[place] if place < len(self._prefix) else 0
 
     def note(self, label: str) -> None:
         """Keep in words what comes next."""
@@ -228,6 +246,31 @@ class Trail:
         return "\n  ".join(words)
 
 
+class Sample(Trail):
+    """An order drawn by lot from all, without a horizon.
+
+    Callbacks are interrupted at some places, drawn from the whole length of an order. While none is ready, every second
+    order draws each time what happens next; the others take the first choice there, too, but at those places.
+
+    Args:
+        lots: draws it all.
+        length: the number of choices among which the places lie.
+    """
+
+    bounded = False
+
+    def __init__(self, lots: random.Random, length: int) -> None:
+        super().__init__()
+        self._lots = lots
+        self._departures = {lots.randrange(length) for _ in range(lots.randint(0, MOST_DEPARTURES))} if length else ()
+        self._idles_by_lot = length > 0 and lots.random() < 0.5
+
+    def _choice(self, place: int, labels: Sequence[str]) -> int:
+        if place in self._departures:
+            return self._lots.randrange(1, len(labels))
+        return self._lots.randrange(len(labels)) if self._idles_by_lot and labels[0] != STEP else 0
+
+
 STEP = "step"
 """The label of a callback."""
 
@@ -239,3 +282,15 @@ def trails() -> Iterator[Trail]:
         trail = Trail(prefix)
         yield trail
         prefix = trail.following()
+
+
+def samples(name: str) -> Iterator[Trail]:
+    """Draw orders by lot, the same ones for a name each time; the first of them takes the first choice throughout.
+
+    Late choices come up as often as early ones. Each trail is to be followed to its end before the next is asked for.
+    """
+    length = 0
+    for number in itertools.count():
+        trail = Sample(random.Random(f"{name} {number}"), length)
+        yield trail
+        length = max(length, len(trail))

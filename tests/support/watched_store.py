@@ -1,7 +1,6 @@
 """A store that tells what is asked of it, and calls that make a manager export everything it can."""
 
 import asyncio
-from datetime import datetime
 from uuid import UUID
 
 import asyncpg
@@ -19,7 +18,7 @@ class WatchedStore(ConnectionStore):
         super().__init__(pool)
         self.requested, self.busy = asyncio.Event(), asyncio.Event()
 
-    async def begin_refresh(self, user_id: UUID | str, *, seen: datetime, lease: float = 15) -> RefreshTurn:
+    async def begin_refresh(self, user_id: UUID | str, *, seen: str, lease: float = 15) -> RefreshTurn:
         self.requested.set()
         turn = await super().begin_refresh(user_id, seen=seen, lease=lease)
         if turn.outcome is Outcome.BUSY:
@@ -28,9 +27,11 @@ class WatchedStore(ConnectionStore):
 
 
 async def everything(tokens: TokenManager, store: WatchedStore, spotify: FakeSpotify, users: list[UUID]) -> None:
-    """A refresh, a hit of the cache, a wait for a lease and a connection that has ended."""
+    """A read, a refresh, a hit of the cache, a wait for a lease and a connection that has ended."""
+    await connect(store, spotify, users[1], account="bob")
+    await tokens.get_valid_token(users[1])
     stored = await connect(store, spotify, users[0], ttl=-1)
-    turn = await store.begin_refresh(users[0], seen=stored.expires_at, lease=30)
+    turn = await store.begin_refresh(users[0], seen=stored.fingerprint, lease=30)
     call = asyncio.create_task(tokens.get_valid_token(users[0]))
     await store.busy.wait()
     await store.fail_refresh(turn, RefreshFailure())

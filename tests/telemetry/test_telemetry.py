@@ -12,7 +12,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from opentelemetry.sdk.metrics.export import Histogram, Sum
+from opentelemetry.sdk.metrics.export import Gauge, Histogram, Sum
 from opentelemetry.trace import SpanKind, StatusCode
 
 from spotconn import (
@@ -141,7 +141,7 @@ async def test_a_lease_that_runs_out_is_waited_for_and_taken_over(
 ) -> None:  # fmt: skip
     """The call has waited, and then this process refreshed: it counts as refreshed, and the wait is timed."""
     stored = await connect(watched, spotify, user, ttl=-1)
-    await watched.begin_refresh(user, seen=stored.expires_at, lease=30)
+    await watched.begin_refresh(user, seen=stored.fingerprint, lease=30)
     call = asyncio.create_task(tokens.get_valid_token(user))
     await watched.busy.wait()
     await admin.execute("update spotconn.refresh_state set lease_until = now()")
@@ -155,7 +155,7 @@ async def test_a_wait_in_vain(
 ) -> None:
     """A holder that never answers: the error is counted, and so is the wait."""
     stored = await connect(store, spotify, user, ttl=-1)
-    await store.begin_refresh(user, seen=stored.expires_at, lease=30)
+    await store.begin_refresh(user, seen=stored.fingerprint, lease=30)
     async with TokenManager(store, accounts, refresh_timeout=0.5, lease=2) as tokens:
         exported.instrument(tokens)
         with pytest.raises(RefreshInProgress):
@@ -307,6 +307,7 @@ async def test_a_refresh_in_the_background_has_a_trace_of_its_own(
     await connect(store, spotify, user, ttl=100)
     with exported.tracing.get_tracer("service").start_as_current_span("request") as request:
         await tokens.get_valid_token(user)
+    await asyncio.wait(tokens._source.refreshes.tasks)
     await tokens.aclose()
     assert exported.outcomes() == {("fresh",): 1}
     assert exported.points(REFRESH) == {(): 1}
@@ -324,6 +325,7 @@ async def test_a_refresh_in_the_background_without_a_trace(
     """Where the caller has no span there is nothing to link to."""
     await connect(store, spotify, user, ttl=100)
     await tokens.get_valid_token(user)
+    await asyncio.wait(tokens._source.refreshes.tasks)
     await tokens.aclose()
     assert (exported.span("spotconn.refresh").parent, list(exported.span("spotconn.refresh").links)) == (None, [])
 
@@ -380,12 +382,13 @@ async def test_the_cache_is_counted_over_all_managers(
     def entries() -> float:
         return exported.points(ENTRIES).get((), 0)
 
+    for user in users:  # before the managers listen: a change that they hear of would remove an entry
+        await connect(store, spotify, user, account=str(user))
     async with TokenManager(store, accounts) as one, TokenManager(store, accounts) as two:
         exported.instrument(one)
         exported.instrument(two)
         before = entries()
         for user in users:
-            await connect(store, spotify, user, account=str(user))
             await one.get_valid_token(user)
         await two.get_valid_token(users[0])
         assert entries() - before == 4
@@ -406,6 +409,8 @@ async def test_names_units_and_kinds(
         REQUESTS: ("{request}", Sum, True),
         RESPONSES: ("{response}", Sum, True),
         REAUTHORIZE: ("{connection}", Sum, True),
+        "spotconn.spotify.unexpected_refusals": ("{refusal}", Sum, True),
+        "spotconn.database.clock.offset": ("s", Gauge, None),
         ENTRIES: ("{entry}", Sum, False),
         REFRESH: ("s", Histogram, None),
         LEASE: ("s", Histogram, None),

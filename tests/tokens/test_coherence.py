@@ -61,13 +61,13 @@ def watched_by_listener(tell: Callable[[], None]) -> Callable[[], float]:
 
 
 @asynccontextmanager
-async def heard_from(database: Database) -> AsyncGenerator[list[Any]]:
+async def heard_from(database: Database) -> AsyncGenerator[list[str]]:
     """What is notified meanwhile."""
-    heard: list[Any] = []
+    heard: list[str] = []
 
     def notified(_session: object, _pid: object, _channel: object, payload: object) -> None:
         if not str(payload).startswith("heartbeat "):
-            heard.append(json.loads(str(payload)))
+            heard.append(str(payload))
 
     listening = await asyncpg.connect(database.dsn)
     await listening.add_listener(CHANNEL, notified)
@@ -126,7 +126,7 @@ async def test_while_it_listens_a_token_outlives_the_ttl_without_a_read(
 async def test_a_process_keeps_what_it_has_refreshed_itself(
     opened: Opening, database: Database, store: ConnectionStore, spotify: FakeSpotify, user: UUID
 ) -> None:
-    """It hears of its own refresh; what it remembers is that very version."""
+    """No process is notified of a refresh, which makes no cached token wrong."""
     await connect(store, spotify, user)
     tokens = await opened()
     await trusted(tokens, user)
@@ -134,7 +134,10 @@ async def test_a_process_keeps_what_it_has_refreshed_itself(
         await connect(store, spotify, user, ttl=-1)
         await until(lambda: user not in tokens._cache.entries)
         token = await tokens.get_valid_token(user)
-        await until(lambda: len(heard) == 2)
+        the_end = uuid4()
+        await store.pool._pool.execute("select pg_notify($1, $2)", CHANNEL, str(the_end))
+        await until(lambda: str(the_end) in heard)
+    assert heard == [str(user), str(the_end)]
     assert tokens._cache.entries[user].access_token == token
 
 
@@ -203,7 +206,7 @@ async def test_a_lost_connection_empties_the_cache_and_is_made_again(
     await tokens.get_valid_token(user)
     await store.delete(user)
     assert await served_for(tokens, user) <= 0.3
-    await until(lambda: tokens._source.subscriber._interval > 1)
+    await until(lambda: tokens._source.subscriber._backoff.failures > 3)
     proxy.heal()
     await connect(store, spotify, user)
     await trusted(tokens, user)
@@ -289,7 +292,7 @@ async def test_without_the_triggers_nothing_is_trusted(
         assert "triggers that tell of changes are gone" in caplog.text
         later = await opened(cache_ttl=0.3)
         await later.get_valid_token(user)
-        await until(lambda: later._source.subscriber._interval > 0.5)
+        await until(lambda: later._source.subscriber._backoff.failures > 1)
         assert not later._cache.trusted
     finally:
         await apply_schema(database.admin_dsn)
@@ -353,7 +356,7 @@ async def test_the_listening_connection_leads_to_the_same_database(
         assert tokens.store.changes is not None
         tokens.store.changes._timeout = 0.2
         await tokens.get_valid_token(user)
-        await until(lambda: tokens._source.subscriber._interval > 0.5)
+        await until(lambda: tokens._source.subscriber._backoff.failures > 1)
         assert not tokens._cache.trusted
         await tokens.aclose()
     finally:
@@ -425,8 +428,8 @@ async def test_a_short_ttl_costs_no_more_than_ten_proofs_a_second(
     await connect(store, spotify, user)
     tokens = await opened(cache_ttl=0.001, clock=watched_by_listener(lambda: asked.append(time.monotonic())))
     await tokens.get_valid_token(user)
-    await until(lambda: len(asked) == 6)
-    assert asked[5] - asked[0] > 0.4
+    await until(lambda: len(asked) >= 16)  # it looks at the clock three times at most for each
+    assert asked[15] - asked[0] > 0.4
 
 
 async def test_a_pool_of_ones_own_listens_where_it_is_told_to(
@@ -500,13 +503,7 @@ async def test_the_notifications_are_those_of_every_writer(
         await admin.execute("update public.spotify_connections set expires_at = 'infinity'")
         await admin.execute("truncate public.spotify_connections cascade")
         await until(lambda: len(heard) == 5)
-    assert heard == [
-        {"user_id": one, "expires_at": "2027-01-31T17:30:00.5+05:30"},
-        {"user_id": one},
-        {"user_id": two, "expires_at": heard[2]["expires_at"]},
-        {"user_id": two, "expires_at": "infinity"},
-        {},
-    ]
+    assert heard == [one, one, two, two, "*"]
 
 
 async def test_a_login_that_is_refused_is_told_and_tried_again(
@@ -518,7 +515,7 @@ async def test_a_login_that_is_refused_is_told_and_tried_again(
     store.changes = ChangeFeed(store.pool._pool, database.dsn.replace(":app@", ":hush-hush@"), {})
     async with TokenManager(store, accounts) as tokens:
         await tokens.get_valid_token(user)
-        await until(lambda: tokens._source.subscriber._interval > 0.5)
+        await until(lambda: tokens._source.subscriber._backoff.failures > 1)
         assert await tokens.get_valid_token(user)
     assert "the database refused the login" in caplog.text
     assert "hush" not in caplog.text

@@ -1,8 +1,10 @@
 """Every combination of row, lease, failure and freshness, and the one thing that is done about each."""
 
+import asyncio
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import product
 from uuid import UUID
 
@@ -20,103 +22,128 @@ from spotconn import (
     SpotifyUnavailable,
     TokenManager,
 )
+from spotconn.models import fingerprint
 from spotconn.testing import FakeSpotify
 from support.connections import connect
+from support.memory_database import Row, State, decide
 
 FRESHNESS = {"fresh": 3600, "stale": 60, "in the margin": 10, "expired": -60}
 """Seconds that the stored token is still good for; the window is 300 seconds and the margin 30."""
-LEASES = ("none", "live", "lapsed")
-FAILURES = ("none", "due", "waiting", "expired", "revoked", "invalid")
-TERMINAL = ("expired", "revoked", "invalid")
-SEEN = {"older": 1, "equal": 0, "newer": -1}
-"""What the row is against what the caller has seen, and the seconds from the row's version to that."""
+LEASES = {"none": None, "live": (-10, 300), "lapsed": (-20, -1), "void": (300, 600)}
+"""Seconds from now at which the lease has begun and at which it ends. Void: the clock was set back meanwhile."""
+FAILURES = {
+    "none": None,
+    "unavailable, due": ("unavailable", -20, -1),
+    "unavailable, waiting": ("unavailable", -20, 300),
+    "refused, due": ("revoked", -20, -1),
+    "refused, waiting": ("invalid", -20, 300),
+    "refused, void": ("invalid", 300, 600),
+    "refused, final": ("expired", -20, None),
+}
+"""What is recorded, and the seconds from now at which that was and until which it counts."""
+GRANTED = {"long ago": -3000, "lately": -10, "never": None, "ahead": 300}
+"""Seconds from now at which Spotify has granted the stored access token."""
 
 
 @dataclass(frozen=True)
 class Case:
     freshness: str
-    of_this_version: bool
+    of_this_token: bool
     lease: str
     failure: str
+    granted: str
 
-    @property
-    def usable(self) -> bool:
-        return self.freshness in {"fresh", "stale"}
+    def state(self, connection: Connection, now: float) -> State:
+        """What is known of the refresh token of a row, or of another one."""
+        state = State(fingerprint(connection.texts.refresh_token if self.of_this_token else "another"))
+        if (lease := LEASES[self.lease]) is not None:
+            state.lease_id = UUID(int=1)
+            state.leased_at, state.lease_until = now + lease[0], now + lease[1]
+        if (failure := FAILURES[self.failure]) is not None:
+            state.failure, paused, until = failure
+            state.failed_at = state.paused_at = now + paused
+            state.retry_at = None if until is None else now + until
+        if (granted := GRANTED[self.granted]) is not None:
+            state.granted_at = now + granted
+        return state
 
-    def outcome(self, *, newer: bool) -> Outcome:
+    def outcome(self, connection: Connection, now: float, seen: str) -> Outcome:
         """What the database must decide."""
-        if newer:
-            return Outcome.SUPERSEDED
-        if self.of_this_version and self.failure in {"waiting", *TERMINAL}:
-            return Outcome.BLOCKED
-        if self.of_this_version and self.lease == "live":
-            return Outcome.BUSY
-        return Outcome.GRANTED
+        row = Row("", connection.texts.access_token, "", now + FRESHNESS[self.freshness], None)
+        state = self.state(connection, now) if self.of_this_token else None
+        return Outcome(decide(row, state, seen, now)[0])
 
-    def error(self) -> type[SpotconnError] | None:
-        """What a caller must hear; None for a token."""
-        if self.usable:
+    def error(self, outcome: Outcome) -> type[SpotconnError] | None:
+        """What a caller must hear who asks for any token; None for a token."""
+        if self.freshness in {"fresh", "stale"}:
             return None
-        match self.outcome(newer=False):
-            case Outcome.BLOCKED:
-                return ReauthorizationRequired if self.failure in TERMINAL else SpotifyUnavailable
-            case Outcome.BUSY:
-                return RefreshInProgress
-            case _:
-                return None
+        return {
+            Outcome.REFUSED: ReauthorizationRequired,
+            Outcome.PAUSED: SpotifyUnavailable,
+            Outcome.BUSY: RefreshInProgress,
+        }.get(outcome)
 
-    def calls(self) -> int:
+    def calls(self, outcome: Outcome) -> int:
         """How often Spotify must be asked, in the background or not."""
-        return int(self.freshness != "fresh" and self.outcome(newer=False) is Outcome.GRANTED)
+        in_background = self.freshness == "stale" and self.of_this_token and self.failure.startswith("refused")
+        return int(self.freshness != "fresh" and outcome is Outcome.GRANTED and not in_background)
 
 
 def cases() -> Iterator[Case]:
-    for case in product(FRESHNESS, (True, False), LEASES, FAILURES):
+    for case in product(FRESHNESS, (True, False), LEASES, FAILURES, GRANTED):
         yield Case(*case)
 
 
 async def arrange(admin: asyncpg.Connection, connection: Connection, case: Case) -> None:
     """Write lease and failure beside a row."""
-    now = datetime.now(UTC)
-    other = connection.expires_at - timedelta(hours=1)
-    lease_id = None if case.lease == "none" else UUID(int=1)
-    lease_until = {"none": None, "live": now + timedelta(minutes=5), "lapsed": now - timedelta(seconds=1)}[case.lease]
-    failure = {"none": None, "due": "unavailable", "waiting": "unavailable"}.get(case.failure, case.failure)
-    retry_at = {"due": now - timedelta(seconds=1), "waiting": now + timedelta(minutes=5)}.get(case.failure)
+    state = case.state(connection, time.time())
     await admin.execute(
-        "insert into spotconn.refresh_state (user_id, version, lease_id, lease_until, failure, failed_at, retry_at) "
-        "values ($1, $2, $3, $4, $5, $6, $7)",
+        "insert into spotconn.refresh_state as state (user_id, fingerprint, lease_id, leased_at, lease_until, failure, "
+        "failed_at, paused_at, retry_at, granted_at) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) "
+        "on conflict (user_id) do update set fingerprint = $2, lease_id = $3, leased_at = $4, lease_until = $5, "
+        "failure = $6, failed_at = $7, paused_at = $8, retry_at = $9, granted_at = $10",
         connection.user_id,
-        connection.expires_at if case.of_this_version else other,
-        lease_id,
-        lease_until,
-        failure,
-        failure and now,
-        retry_at,
+        bytes.fromhex(state.fingerprint),
+        state.lease_id,
+        moment(state.leased_at),
+        moment(state.lease_until),
+        state.failure,
+        moment(state.failed_at),
+        moment(state.paused_at),
+        moment(state.retry_at),
+        moment(state.granted_at),
     )
 
 
+def moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+@pytest.mark.timeout(120)
 async def test_each_combination_has_one_outcome(
     store: ConnectionStore, spotify: FakeSpotify, user: UUID, admin: asyncpg.Connection
 ) -> None:
-    """begin_refresh decides each as the table says, and no second caller is granted what one has."""
-    met = 0
-    for case, (seen, seconds) in product(cases(), SEEN.items()):
-        stored = await connect(store, spotify, user, ttl=FRESHNESS[case.freshness])
-        await arrange(admin, stored, case)
-        version = stored.expires_at + timedelta(seconds=seconds)
-        first = await store.begin_refresh(user, seen=version)
-        second = await store.begin_refresh(user, seen=version)
-        expected = case.outcome(newer=seen == "newer")
-        assert first.outcome is expected, (case, seen)
-        assert second.outcome is (Outcome.BUSY if expected is Outcome.GRANTED else expected), (case, seen)
-        assert first.lapsed == (expected is Outcome.GRANTED and case.of_this_version and case.lease == "lapsed"), case
-        assert first.connection is not None
-        assert first.connection.access_token == stored.access_token
-        met += 1
-    assert met == 4 * 2 * 3 * 6 * 3
+    """begin_refresh decides each as the database of the order tests, and no second caller gets what one has."""
+    met = set[Outcome]()
+    for freshness, ttl in FRESHNESS.items():
+        stored = await connect(store, spotify, user, ttl=ttl)
+        for case, seen in product(cases(), (stored.fingerprint, fingerprint("another"))):
+            if case.freshness != freshness:
+                continue
+            await arrange(admin, stored, case)
+            expected = case.outcome(stored, time.time(), seen)
+            first = await store.begin_refresh(user, seen=seen)
+            assert first.outcome is expected, (case, seen)
+            assert first.connection is not None
+            assert first.connection.access_token == stored.access_token
+            if expected is Outcome.GRANTED:
+                opinion = case.of_this_token and case.failure.startswith("refused")  # nobody waits for a second one
+                second = Outcome.REFUSED if opinion else Outcome.BUSY
+                assert (await store.begin_refresh(user, seen=seen)).outcome is second, (case, seen)
+            met.add(expected)
     await store.delete(user)
-    assert (await store.begin_refresh(user, seen=datetime.now(UTC))).outcome is Outcome.GONE
+    met.add((await store.begin_refresh(user, seen=fingerprint("another"))).outcome)
+    assert met == set(Outcome)
 
 
 @pytest.mark.timeout(120)
@@ -124,24 +151,27 @@ async def test_each_combination_gives_a_good_token_or_one_error(
     store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify, user: UUID, admin: asyncpg.Connection
 ) -> None:
     """A token is one that Spotify accepts and that has not expired; Spotify is asked only where it must be."""
-    met = 0
     for case in cases():
+        if case.granted not in {"long ago", "lately"}:
+            continue
         stored = await connect(store, spotify, user, ttl=FRESHNESS[case.freshness])
         await arrange(admin, stored, case)
+        outcome = case.outcome(stored, time.time(), stored.fingerprint)
         calls = spotify.token_calls
         got: str | type[SpotconnError]
-        in_vain = case.error() is RefreshInProgress
-        async with TokenManager(store, accounts, refresh_timeout=0.4 if in_vain else 10) as tokens:
+        in_vain = case.error(outcome) is RefreshInProgress
+        async with TokenManager(store, accounts, refresh_timeout=0.2 if in_vain else 10) as tokens:
             try:
                 got = await tokens.get_valid_token(user)
             except SpotconnError as error:
                 got = type(error)
+            if in_background := tokens._source.refreshes.tasks:
+                await asyncio.wait(in_background)
         if isinstance(got, str):
-            assert case.error() is None, case
+            assert case.error(outcome) is None, case
             assert spotify.accepts(got), case
-            assert (got == stored.access_token) == case.usable, case
+            keeps = case.freshness in {"fresh", "stale"} or outcome is Outcome.JUST_SAVED
+            assert (got == stored.access_token) == keeps, case
         else:
-            assert got is case.error(), case
-        assert spotify.token_calls - calls == case.calls(), case
-        met += 1
-    assert met == 4 * 2 * 3 * 6
+            assert got is case.error(outcome), case
+        assert spotify.token_calls - calls == case.calls(outcome), case

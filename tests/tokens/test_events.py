@@ -46,7 +46,7 @@ async def test_a_failure_and_the_recovery_are_told(
                 break
             except SpotifyUnavailable as paused:
                 await asyncio.sleep(paused.retry_after or 0)
-    failed, refreshed, recovered = told
+    failed, recovered, refreshed = told
     assert isinstance(failed, events.RefreshFailed)
     assert "503" in failed.message
     assert isinstance(refreshed, events.Refreshed)

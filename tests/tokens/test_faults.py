@@ -114,7 +114,7 @@ AWAITS = [
     Await("save's answer", at(b"finish_refresh", answer=True), (str,), 1),
     Await("failure", at(b"fail_refresh"), (SpotifyUnavailable,), 2, REFUSED),
     Await("failure's answer", at(b"fail_refresh", answer=True), (SpotifyUnavailable,), 2, REFUSED),
-    Await("second look", at(b"get_connection", skip=1), (DatabaseUnavailable,), 2, (FALSE_REFUSAL,)),
+    Await("refusal", at(b"fail_refresh"), (DatabaseUnavailable,), 2, (FALSE_REFUSAL,)),
 ]
 
 
@@ -126,8 +126,9 @@ async def answered(scene: FaultHarness, statement: bytes = b"begin_refresh") -> 
 
 def tells_more(fault: Callable[[FaultHarness], Awaitable[None]], where: Await) -> bool:
     """Whether a fault at a place is another than one that is tried already."""
-    if where.name == "second look":
-        return fault is not slow  # it would end, and record what Spotify said
+    if where.name == "refusal":
+        # These record what Spotify said, a half-open link where it lets the statement through in the end.
+        return fault not in {slow, deaf, half_open}
     return not where.name.endswith("'s answer") or fault not in {restart, slow}
 
 
@@ -175,6 +176,28 @@ async def test_a_lost_database_loses_no_connection(
         assert {one for one in (outcome, *others) if isinstance(one, str)} <= {token}
         assert scene.spotify.token_calls == where.calls
         await scene.check()
+
+
+async def test_a_refusal_whose_record_is_not_acknowledged_is_told_by_the_next_call(database: Database) -> None:
+    """The caller hears that the database was away; the next one hears what is recorded, and Spotify is asked once."""
+    async with fault_harness(database) as scene:
+        scene.spotify.script(FALSE_REFUSAL)
+        with scene.proxy.hold(b"fail_refresh") as held:
+            caller = asyncio.create_task(scene.tokens.get_valid_token(scene.user))
+            await answered(scene)
+            scene.hurry_database()
+            await held.reached()
+            await deaf(scene)
+            held.release()
+            with pytest.raises(DatabaseUnavailable):
+                await caller
+        scene.proxy.heal()
+        scene.give_time()
+        with pytest.raises(ReauthorizationRequired) as raised:
+            await scene.tokens.get_valid_token(scene.user)
+        assert raised.value.reason == "revoked"
+        assert await scene.lease_and_failure() == (False, "revoked")
+        assert scene.spotify.token_calls == 1
 
 
 @pytest.mark.parametrize("fault", [away, half_open])

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import timedelta
 from uuid import UUID
 
 import asyncpg
@@ -13,13 +14,12 @@ from spotconn import (
     ConfigurationError,
     ConnectionStore,
     Outcome,
+    ReauthorizationRequired,
     RefreshInProgress,
     SpotifyAccounts,
     SpotifyUnavailable,
     TokenManager,
 )
-from spotconn._tokens import refresh as protocol
-from spotconn.events import Events
 from spotconn.testing import Answer, FakeSpotify
 from support.connections import connect
 
@@ -30,16 +30,12 @@ async def tokens(store: ConnectionStore, accounts: SpotifyAccounts) -> AsyncIter
         yield manager
 
 
-def now() -> datetime:
-    return datetime.now(UTC)
-
-
 async def test_a_busy_connection_is_waited_for_no_longer_than_the_deadline(
     store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify, user: UUID
 ) -> None:
     """While another process holds the lease, the caller waits, then hears RefreshInProgress; Spotify is not asked."""
-    await connect(store, spotify, user, ttl=-1)
-    await store.begin_refresh(user, seen=now(), lease=30)
+    stored = await connect(store, spotify, user, ttl=-1)
+    await store.begin_refresh(user, seen=stored.fingerprint, lease=30)
     async with TokenManager(store, accounts, refresh_timeout=0.5) as tokens:
         with pytest.raises(RefreshInProgress) as raised:
             await tokens.get_valid_token(user)
@@ -51,8 +47,8 @@ async def test_a_dead_holder_delays_others_by_its_lease_at_most(
     tokens: TokenManager, store: ConnectionStore, spotify: FakeSpotify, user: UUID
 ) -> None:
     """When a holder never answers, the next caller takes over as soon as the lease has run out."""
-    await connect(store, spotify, user, ttl=-1)
-    turn = await store.begin_refresh(user, seen=now(), lease=0.1)
+    stored = await connect(store, spotify, user, ttl=-1)
+    turn = await store.begin_refresh(user, seen=stored.fingerprint, lease=0.1)
     assert turn.outcome is Outcome.GRANTED
     assert spotify.accepts(await tokens.get_valid_token(user))
     assert spotify.token_calls == 1
@@ -73,42 +69,37 @@ async def test_the_second_look_finds_a_siblings_write(
     assert (await store.get(user)).failure is None
 
 
-async def test_after_a_lapsed_lease_the_second_look_waits(
-    tokens: TokenManager,
-    store: ConnectionStore,
-    accounts: SpotifyAccounts,
-    spotify: FakeSpotify,
-    user: UUID,
-    monkeypatch: pytest.MonkeyPatch,
+async def test_after_a_lapsed_lease_a_refusal_is_not_final(
+    tokens: TokenManager, store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify, user: UUID
 ) -> None:
-    """A holder that overran its lease may still save: its grant is found before the connection is given up."""
-    monkeypatch.setattr(protocol, "LAPSED_PAUSE", 2.5)
+    """A holder that overran its lease may still save: nobody waits for it, and its save ends the recorded refusal."""
     stored = await connect(store, spotify, user, ttl=-1)
-    late = await store.begin_refresh(user, seen=now(), lease=0.01)
+    late = await store.begin_refresh(user, seen=stored.fingerprint, lease=0.01)
     grant = await accounts.refresh(stored.refresh_token)
-    with spotify.hold() as held:
-        caller = asyncio.create_task(tokens.get_valid_token(user))
-        await held.reached()
-        held.release()
-        for _ in range(100):  # without the wait it would be given up by then
-            await store.get(user)
-        saved = await store.finish_refresh(late, grant)
+    with pytest.raises(ReauthorizationRequired):
+        await tokens.get_valid_token(user)
+    failure = (await store.get(user)).failure
+    assert failure is not None
+    assert failure.retry_at is not None
+    assert failure.retry_at - failure.since == timedelta(minutes=1)
+    saved = await store.finish_refresh(late, grant)
     assert saved is not None
-    assert await caller == saved.access_token
-    assert (await store.get(user)).failure is None
+    assert (saved.recovered, saved.failure) == ("revoked", None)
+    assert await tokens.get_valid_token(user) == saved.access_token
+    assert spotify.token_calls == 2
 
 
 async def test_a_refused_app_marks_no_user(
     store: ConnectionStore, spotify: FakeSpotify, user: UUID, accounts: SpotifyAccounts
 ) -> None:
     """invalid_client is a ConfigurationError that records nothing and frees the lease at once."""
-    await connect(store, spotify, user, ttl=-1)
+    stored = await connect(store, spotify, user, ttl=-1)
     wrong = SpotifyAccounts("demo-client", "wrong", accounts_url=accounts._accounts_url)
     async with wrong, TokenManager(store, wrong) as tokens:
         with pytest.raises(ConfigurationError):
             await tokens.get_valid_token(user)
     assert (await store.get(user)).failure is None
-    assert (await store.begin_refresh(user, seen=now())).outcome is Outcome.GRANTED
+    assert (await store.begin_refresh(user, seen=stored.fingerprint)).outcome is Outcome.GRANTED
 
 
 async def test_a_release_that_fails_does_not_hide_the_cause(
@@ -167,8 +158,9 @@ async def test_shutdown_is_bounded(
 ) -> None:
     """A flight that outlasts the lease is cut off at shutdown, and that is logged."""
     await connect(store, spotify, user, ttl=-1)
-    tokens = TokenManager(store, accounts, refresh_timeout=0.2, lease=0.21)
-    tokens._source.refresher = protocol.Refresher(store, accounts, Events(None), timeout=30, lease=30)
+    tokens = TokenManager(store, accounts, refresh_timeout=0.2, lease=0.5)
+    refresher = tokens._source.refresher
+    refresher._times = refresher._holder._times = replace(refresher._times, timeout=30, lease=31)
     with spotify.hold() as held:
         caller = asyncio.create_task(tokens.get_valid_token(user))
         await held.reached()

@@ -138,7 +138,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([10, 31, 1800, 3400, 3600]))
     def time_passes(self, seconds: int) -> None:
-        self.harness.offset += seconds
+        self._run(self.harness.pass_time(seconds))
 
     @rule()
     def pauses_pass(self) -> None:

@@ -93,7 +93,8 @@ async def test_no_connection_is_told_as_such(ask: Ask, tokens: TokenManager, use
 async def test_a_second_401_goes_to_the_caller(tokens: TokenManager, alice: Connection, spotify: FakeSpotify) -> None:
     """A request is repeated once; then each package raises its own error, and tekore's holds no token."""
     for expected, ask in ((tekore.Unauthorised, by_tekore), (spotipy.SpotifyException, by_spotipy)):
-        spotify.reject_access_token((await tokens.store.get(alice.user_id)).access_token)
+        stored = await connect(tokens.store, spotify, alice.user_id, scope=alice.scope)
+        spotify.reject_access_token(stored.access_token)
         spotify.script(UNKNOWN)
         calls = spotify.refresh_calls
         with pytest.raises(expected) as raised:

@@ -1,8 +1,6 @@
 """The checks of `spotconn doctor` on an open session. All that they change is rolled back."""
 
-import time
 from collections.abc import Awaitable, Callable
-from typing import Literal
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
@@ -14,6 +12,7 @@ from spotconn._command.catalog import (
     ROLES_THAT_READ_TOKENS,
     TABLES_WITHOUT_ROW_SECURITY,
 )
+from spotconn._command.clocks import check_clock_function, check_clocks
 from spotconn._command.finding import Finding
 from spotconn._command.probe import TIMEOUT, Probe
 from spotconn._database.errors import APPLY_SCHEMA
@@ -21,10 +20,6 @@ from spotconn._database.pool import is_pooled
 from spotconn._database.schema import SCHEMA_VERSION
 
 OLDEST_SERVER = 150000
-NOTABLE_SKEW = 1.0
-"""Seconds between the clocks from which the doctor warns."""
-HARMFUL_SKEW = 10.0
-"""Seconds between the clocks from which the doctor fails: tokens are served until 30 seconds before their end."""
 
 
 async def _check_tls(probe: Probe) -> Finding:
@@ -178,27 +173,6 @@ async def _check_encryption(probe: Probe) -> Finding:
     )
 
 
-async def _check_clocks(probe: Probe) -> Finding:
-    before = time.time()
-    database_time = await probe.value("select extract(epoch from pg_catalog.clock_timestamp())::float8")
-    after = time.time()
-    return clock_finding(database_time - (before + after) / 2, unsure=(after - before) / 2)
-
-
-def clock_finding(skew: float, *, unsure: float) -> Finding:
-    """Return the finding about the difference of the clocks.
-
-    Args:
-        skew: seconds by which the database is ahead of this host.
-        unsure: error of the measurement in seconds.
-    """
-    text = f"the database is {abs(skew):.2f} s {'ahead of' if skew > 0 else 'behind'} this host"
-    if abs(skew) <= NOTABLE_SKEW + unsure:
-        return Finding(state="ok", subject="clocks", text=text)
-    state: Literal["warn", "fail"] = "warn" if abs(skew) <= HARMFUL_SKEW else "fail"
-    return Finding(state=state, subject="clocks", text=text, remedy="keep both on network time")
-
-
 CHECKS: dict[str, Callable[[Probe], Awaitable[Finding]]] = {
     "TLS": _check_tls,
     "server": _check_server_version,
@@ -211,6 +185,7 @@ CHECKS: dict[str, Callable[[Probe], Awaitable[Finding]]] = {
     "changes": _check_notifications,
     "token readers": _check_token_privileges,
     "stored tokens": _check_encryption,
-    "clocks": _check_clocks,
+    "clock function": check_clock_function,
+    "clocks": check_clocks,
 }
 """The checks by the subject of their findings, in the order of the report."""

@@ -11,6 +11,7 @@ from spotconn._database.acquire import TIMEOUT, Session, acquire
 from spotconn._database.errors import map_errors
 from spotconn._database.pool import close_pool
 from spotconn._observer import NOBODY, Observer
+from spotconn._stopwatch import Stopwatch
 from spotconn.errors import RowSecurityError
 
 _ANOTHER_USER = (
@@ -59,11 +60,14 @@ class BoundPool:
     async def row_of(self, user_id: UUID, query: str, *args: object) -> asyncpg.Record | None:
         """Return the first row of a statement about one user, who is its first argument and its column `user_id`.
 
+        A stopwatch among the arguments is read once a connection has been acquired.
+
         Raises:
             RowSecurityError: the row belongs to another user.
         """
         async with self.acquire() as connection:
-            row = await map_errors(connection.fetchrow(query, user_id, *args, timeout=self.timeout))
+            values = [arg.elapsed if isinstance(arg, Stopwatch) else arg for arg in args]
+            row = await map_errors(connection.fetchrow(query, user_id, *values, timeout=self.timeout))
             if row is not None:
                 check_users(connection, {row["user_id"]} <= {user_id, None})
         return row

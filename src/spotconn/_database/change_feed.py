@@ -1,11 +1,9 @@
 """Notifications of changes to the table, sent by its triggers and received on a connection of their own."""
 
 import asyncio
-import json
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -25,12 +23,8 @@ _HEARTBEAT = "heartbeat "
 class ChangeHandler(Protocol):
     """Receives changes. No method may raise."""
 
-    def on_change(self, user_id: UUID, version: datetime) -> None:
-        """Handle that `version` of the connection of a user is stored."""
-        ...
-
     def invalidate(self, user_id: UUID) -> None:
-        """Handle that the connection of a user is gone."""
+        """Handle that the connection of a user has changed."""
         ...
 
     def clear(self) -> None:
@@ -164,13 +158,8 @@ async def _arriving_within(seconds: float) -> AsyncGenerator[None]:
 def _dispatch(handler: ChangeHandler, payload: str) -> None:
     """Pass on a notification of `spotconn.notify_change`; one that cannot be parsed may mean any change."""
     try:
-        change = json.loads(payload)
-        user_id = UUID(change["user_id"])
-        version = datetime.fromisoformat(change["expires_at"]) if "expires_at" in change else None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        user_id = UUID(payload)
+    except ValueError:
         handler.clear()
         return
-    if version is None:
-        handler.invalidate(user_id)
-    else:
-        handler.on_change(user_id, version)
+    handler.invalidate(user_id)

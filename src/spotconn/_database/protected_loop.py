@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 
@@ -29,12 +29,23 @@ class _ProtectedLoop:
         """Return an attribute of the loop itself."""
         return getattr(self._loop, name)
 
-    async def create_connection(self, *args: Any, **options: Any) -> Any:
-        """As the loop's own."""
-        return self._protected(await self._loop.create_connection(*args, **options))
+    async def create_connection(self, factory: Callable[[], Any], *args: Any, **options: Any) -> Any:
+        """Create a connection as the loop does, and protect it."""
+        made: list[Any] = []
+
+        def recording() -> Any:
+            made.append(factory())
+            return made[-1]
+
+        try:
+            return self._protected(await self._loop.create_connection(recording, *args, **options))
+        except BaseException:
+            for protocol in made:
+                _retrieve_later(protocol)
+            raise
 
     async def create_unix_connection(self, *args: Any, **options: Any) -> Any:
-        """As the loop's own."""
+        """Create a connection as the loop does, and protect it."""
         return self._protected(await self._loop.create_unix_connection(*args, **options))
 
     def _protected(self, made: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -45,6 +56,22 @@ class _ProtectedLoop:
         with suppress(TypeError):  # a transport of uvloop that takes no weak reference
             keep_from_children(made[0])
         return made
+
+
+def _retrieve_later(protocol: object) -> None:
+    """Keep the event loop from logging an error that nobody waits for.
+
+    Where a log-in is cancelled before its connection is made, asyncpg's protocol for TLS leaves a future behind that
+    fails once the connection is closed.
+    """
+    waiter: object = getattr(protocol, "on_data", None)
+    if isinstance(waiter, asyncio.Future):
+        cast("asyncio.Future[object]", waiter).add_done_callback(_retrieve)
+
+
+def _retrieve(done: "asyncio.Future[object]") -> None:
+    if not done.cancelled():
+        done.exception()
 
 
 def protected(connect: Connect) -> Connect:

@@ -1,7 +1,8 @@
 """Encryption of every stored token with the first key of the ring, beside the running service.
 
-A rewrite changes neither `expires_at` nor the tokens themselves, so it does not make a refresh fail. It is saved only
-over the values that were read, so a concurrent refresh, reconnect or disconnect always wins.
+A rewrite changes only the text of the tokens, and what is known of a refresh token is carried over to its new text. It
+is saved only over the values that were read, so a concurrent refresh, reconnect or disconnect always wins. A row whose
+refresh is under way is left for later: that refresh is saved over the text that was sent.
 """
 
 import hashlib
@@ -16,29 +17,46 @@ from spotconn.overview import RekeyProgress
 
 MAX_PASSES = 5
 """Passes over all connections. The second rewrites what the first lost to concurrent writes."""
+LONGEST_WAIT = 30.0
+"""Seconds that a pass waits for refreshes under way at most."""
 
 COUNT_OLD = """
 select count(*) from public.spotify_connections
 where not (starts_with(access_token, $1) and starts_with(refresh_token, $1))
 """
 READ_OLD = """
-select user_id, expires_at, access_token, refresh_token from public.spotify_connections
+select user_id, access_token, refresh_token from public.spotify_connections
 where user_id >= $1 and not (starts_with(access_token, $3) and starts_with(refresh_token, $3))
 order by user_id
 limit $2
 """
-# The lock keeps two of these statements from a deadlock over rows. The old values are compared by their hash, because
-# the server may log arguments, and these may be plain text.
+# The lock keeps two of these transactions from a deadlock over rows.
 LOCK = "select pg_advisory_xact_lock(hashtext('spotconn.rekey'))"
+LOCK_ROWS = """
+select user_id from public.spotify_connections where user_id = any($1::uuid[]) order by user_id for no key update
+"""
+# In a statement of its own, after the rows are locked: nobody acquires a lease without that lock.
+LEASED = """
+select user_id, extract(epoch from lease_until - spotconn.now())::float8 as remaining from spotconn.refresh_state
+where user_id = any($1::uuid[]) and spotconn.runs(leased_at, lease_until, spotconn.now())
+"""
+# The old values are compared by their hash, because the server may log arguments, and these may be plain text.
 WRITE = """
-update public.spotify_connections as stored
-set access_token = rewritten.access_token, refresh_token = rewritten.refresh_token
-from unnest($1::uuid[], $2::timestamptz[], $3::bytea[], $4::text[], $5::text[])
-    as rewritten (user_id, version, old, access_token, refresh_token)
-where stored.user_id = rewritten.user_id
-    and stored.expires_at = rewritten.version
-    and sha256(convert_to(stored.access_token || ' ' || stored.refresh_token, 'UTF8')) = rewritten.old
-returning stored.user_id
+with rewritten as (
+    update public.spotify_connections as stored
+    set access_token = rewritten.access_token, refresh_token = rewritten.refresh_token
+    from unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::text[], $5::text[])
+        as rewritten (user_id, old, fingerprint, access_token, refresh_token)
+    where stored.user_id = rewritten.user_id
+        and sha256(convert_to(stored.access_token || ' ' || stored.refresh_token, 'UTF8')) = rewritten.old
+    returning stored.user_id, rewritten.fingerprint, stored.refresh_token
+), carried as (
+    update spotconn.refresh_state as state
+    set fingerprint = sha256(convert_to(rewritten.refresh_token, 'UTF8'))
+    from rewritten
+    where state.user_id = rewritten.user_id and state.fingerprint = rewritten.fingerprint
+)
+select user_id from rewritten
 """
 
 
@@ -50,7 +68,8 @@ class Rewriter:
         cipher: with whose first key all tokens are to be encrypted.
         total: connections to rewrite.
         done: connections rewritten.
-        lost: rewrites that lost to a concurrent write.
+        lost: rewrites that lost to a concurrent write, or were left for later.
+        wait: seconds until the refreshes are over whose rows were left for later in this pass.
         unreadable: users with a value that did not decrypt in this pass.
     """
 
@@ -58,6 +77,7 @@ class Rewriter:
     total: int
     done: int = 0
     lost: int = 0
+    wait: float = 0.0
     unreadable: set[UUID] = field(default_factory=set[UUID])
 
     @property
@@ -65,10 +85,21 @@ class Rewriter:
         """The progress so far."""
         return RekeyProgress(total=self.total, done=self.done, lost=self.lost)
 
-    def rewrite(self, rows: list[asyncpg.Record]) -> list[tuple[object, ...]]:
-        """Return the arguments of `WRITE`, by column, without the rows that do not decrypt."""
-        rewritten = [arguments for row in rows if (arguments := self._row(row)) is not None]
-        return list(zip(*rewritten, strict=True))
+    def begin_pass(self) -> None:
+        """Begin a pass over all connections."""
+        self.unreadable.clear()
+        self.wait = 0.0
+
+    def rewrite(self, rows: list[asyncpg.Record]) -> dict[UUID, tuple[object, ...]]:
+        """Return the arguments of `WRITE` by user, without the rows that do not decrypt."""
+        return {row["user_id"]: arguments for row in rows if (arguments := self._row(row)) is not None}
+
+    def leave(self, rewritten: dict[UUID, tuple[object, ...]], leased: list[asyncpg.Record]) -> None:
+        """Leave the rows for later whose refresh is under way."""
+        for row in leased:
+            if rewritten.pop(row["user_id"], None) is not None:
+                self.wait = max(self.wait, row["remaining"])
+                self.lost += 1
 
     def count(self, *, attempted: int, saved: int) -> None:
         """Count a batch."""
@@ -85,6 +116,8 @@ class Rewriter:
             DecryptionError: some values do not decrypt.
             ConfigurationError: live processes keep writing under another key.
         """
+        if remaining > len(self.unreadable) and self.wait:
+            raise ConfigurationError(f"{remaining} connections are left, some of them being refreshed: run rekey again")
         if remaining > len(self.unreadable):
             raise ConfigurationError(
                 f"{remaining} connections are again under another key: a running process still encrypts with it; "
@@ -105,7 +138,8 @@ class Rewriter:
         except DecryptionError:
             self.unreadable.add(row["user_id"])
             return None
-        return (row["user_id"], row["expires_at"], hashlib.sha256(old).digest(), *tokens)
+        fingerprint = hashlib.sha256(row["refresh_token"].encode()).digest()
+        return (row["user_id"], hashlib.sha256(old).digest(), fingerprint, *tokens)
 
     def _value(self, row: asyncpg.Record, column: TokenColumn) -> str:
         stored: str = row[column]

@@ -1,5 +1,6 @@
 """Conversion of rows to the values of the library, and back."""
 
+from datetime import MAXYEAR, UTC, datetime
 from uuid import UUID
 
 import asyncpg
@@ -7,7 +8,7 @@ import asyncpg
 from spotconn._tracebacks import renewed
 from spotconn.cipher import TokenCipher, TokenColumn
 from spotconn.errors import DecryptionError
-from spotconn.models import Connection, Outcome, RecordedFailure, RefreshTurn
+from spotconn.models import Connection, Outcome, RecordedFailure, RefreshTurn, StoredTexts
 from spotconn.overview import ConnectionOverview
 
 
@@ -37,13 +38,25 @@ class RowConverter:
             spotify_user_id=row["spotify_user_id"],
             access_token=self.cipher.decrypt(row["access_token"], user_id=user_id, column="access_token"),
             refresh_token=self.cipher.decrypt(row["refresh_token"], user_id=user_id, column="refresh_token"),
-            expires_at=row["expires_at"],
-            connected_at=row["connected_at"],
+            expires_at=_end(row["expires_at"]),
+            remaining=row["remaining"],
+            connected_at=_authorized_at(row["connected_at"]),
             display_name=row["display_name"],
             email=row["email"],
             scope=None if row["scope"] is None else frozenset(row["scope"].split()),
-            failure=_failure(row),
+            failure=recorded_failure(row),
+            saves=row["saves"],
+            family=row["family"],
+            texts=StoredTexts(row["access_token"], row["refresh_token"]),
         )
+
+    def saved(self, row: asyncpg.Record, user_id: UUID) -> Connection:
+        """Return the connection of an answer of `spotconn.finish_refresh`, with the failure that it has ended.
+
+        Raises:
+            DecryptionError: a token does not decrypt as one of this user's.
+        """
+        return self.connection(row, user_id).model_copy(update={"recovered": row["recovered"]})
 
     def connections(self, rows: list[asyncpg.Record]) -> dict[UUID, Connection | DecryptionError]:
         """Return the connections of rows by user id, with the error in place of one that does not decrypt."""
@@ -61,7 +74,7 @@ class RowConverter:
             user_id=user_id,
             connection=None if outcome is Outcome.GONE else self.connection(row, user_id),
             lease_id=row["lease_id"],
-            lapsed=row["lapsed"],
+            lease_until=row["lease_until"],
             retry_after=row["retry_after"],
         )
 
@@ -84,13 +97,24 @@ def overview(row: asyncpg.Record) -> ConnectionOverview:
         spotify_user_id=row["spotify_user_id"],
         display_name=row["display_name"],
         email=row["email"],
-        connected_at=row["connected_at"],
-        expires_at=row["expires_at"],
-        failure=_failure(row),
+        connected_at=_authorized_at(row["connected_at"]),
+        expires_at=_end(row["expires_at"]),
+        failure=recorded_failure(row),
     )
 
 
-def _failure(row: asyncpg.Record) -> RecordedFailure | None:
+def recorded_failure(row: asyncpg.Record) -> RecordedFailure | None:
+    """Return the failure recorded in a row, if there is one."""
     if row["failure"] is None:
         return None
     return RecordedFailure(reason=row["failure"], since=row["failed_at"], retry_at=row["retry_at"])
+
+
+def _end(moment: datetime) -> datetime:
+    """Return an `expires_at` with its time zone. The driver returns an infinite one as the first or last without."""
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def _authorized_at(moment: datetime | None) -> datetime | None:
+    """Return a `connected_at`. One that is infinite, or that no six months can follow, is no date."""
+    return None if moment is None or moment.tzinfo is None or moment.year == MAXYEAR else moment

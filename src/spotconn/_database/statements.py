@@ -1,16 +1,26 @@
 """The statements of the store, each a call of a function of the schema `spotconn`, and those of the admin."""
+# ruff: noqa: S608  they are put together from constants
 
-# Of the store. Each names the user that its row belongs to, so that the answer can be checked.
-GET = "select * from spotconn.get_connection($1)"
-GET_MANY = "select * from spotconn.get_connections($1)"
-SAVE = "select * from spotconn.save_connection($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+# Of the store. Each names the user that its row belongs to, so that the answer can be checked, and its columns, which a
+# later schema may add to.
+_CONNECTION = (
+    "id, user_id, spotify_user_id, access_token, refresh_token, expires_at, connected_at, display_name, email, scope, "
+    "failure, failed_at, retry_at, saves, family, remaining"
+)
+_COLUMNS = ", ".join(f"(answer.connection).{column}" for column in _CONNECTION.split(", "))
+GET = f"select {_CONNECTION} from spotconn.get_connection($1)"
+GET_MANY = f"select {_CONNECTION} from spotconn.get_connections($1)"
+SAVE = f"select {_CONNECTION} from spotconn.save_connection($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 DELETE = "select $1::uuid as user_id, spotconn.delete_connection($1) as deleted"
 BEGIN_REFRESH = (
-    "select turn.outcome, turn.lease_id, turn.lapsed, turn.retry_after, (turn.connection).* "
-    "from spotconn.begin_refresh($1, $2, $3) as turn"
+    f"select answer.outcome, answer.lease_id, answer.lease_until, answer.retry_after, {_COLUMNS} "
+    "from spotconn.begin_refresh($1, $2, $3) as answer"
 )
-FINISH_REFRESH = "select * from spotconn.finish_refresh($1, $2, $3, $4, $5, $6)"
-FAIL_REFRESH = "select $1::uuid as user_id, spotconn.fail_refresh($1, $2, $3, $4, $5) as recorded"
+FINISH_REFRESH = (
+    f"select answer.saved, answer.recovered, {_COLUMNS} "
+    "from spotconn.finish_refresh($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) as answer"
+)
+FAIL_REFRESH = "select $1::uuid as user_id, failure, failed_at, retry_at from spotconn.fail_refresh($1, $2, $3, $4, $5)"
 ACT_AS = "select spotconn.act_as($1)"
 SCHEMA_VERSION = "select spotconn.schema_version()"
 ROW_SECURITY_BINDS = "select spotconn.row_security_binds()"
@@ -30,19 +40,21 @@ EXPIRING = _OVERVIEW.format(
 )
 FAILING = _OVERVIEW.format(condition="failure is not null")
 
-# A connection that is refused again meanwhile is not in a later batch.
+# A connection that is refused again meanwhile is not in a later batch. One that is due already is not counted twice.
 RECHECK = """
 with batch as (
     select state.user_id from spotconn.refresh_state as state
     join public.spotify_connections as stored
-        on stored.user_id = state.user_id and stored.expires_at = state.version
+        on stored.user_id = state.user_id
+        and coalesce(state.fingerprint = sha256(convert_to(stored.refresh_token, 'UTF8')), false)
     where state.user_id >= $1 and state.failure in ('expired', 'revoked', 'invalid') and state.failed_at >= $3
+        and (state.refusals > 0 or state.retry_at is null or state.retry_at > spotconn.now())
     order by state.user_id
     limit $2
-    for update of state
+    for no key update of stored, state
 ), changed as (
     update spotconn.refresh_state as state
-    set failure = 'unavailable', failures = 0, retry_at = now()
+    set retry_at = spotconn.now(), refusals = 0
     from batch where state.user_id = batch.user_id
 )
 select user_id from batch order by user_id
@@ -51,13 +63,14 @@ select user_id from batch order by user_id
 STATS = """
 select
     count(*) as connections,
-    count(*) filter (where lease_until > now()) as refreshing,
+    count(*) filter (where spotconn.runs(leased_at, lease_until, spotconn.now())) as refreshing,
     count(*) filter (where failure = 'unavailable') as unavailable,
     count(*) filter (where failure = 'expired') as expired,
     count(*) filter (where failure = 'revoked') as revoked,
     count(*) filter (where failure = 'invalid') as invalid
 from public.spotify_connections as stored
-left join spotconn.refresh_state as state on state.user_id = stored.user_id and state.version = stored.expires_at
+left join spotconn.refresh_state as state
+    on state.user_id = stored.user_id and state.fingerprint = sha256(convert_to(stored.refresh_token, 'UTF8'))
 """
 KEYS = """
 select case when starts_with(value, 'spotconn') then split_part(value, '.', 2) end as key, count(*)

@@ -15,15 +15,14 @@ from spotconn._spotify.authorization import AppRefused, GrantType, RequestNotPro
 from spotconn.errors import (
     ConfigurationError,
     ConnectFailed,
-    ReauthorizationReason,
     ReauthorizationRequired,
     SpotconnError,
     SpotifyUnavailable,
 )
-from spotconn.models import Profile, TokenGrant
+from spotconn.models import LONGEST_EXPIRES_IN, Profile, TokenGrant
 
-LONGEST_EXPIRES_IN = 365 * 24 * 3600
-"""Seconds; Spotify sends 3600. A greater value makes the answer unreadable."""
+GREATEST_EXPIRES_IN = 365 * 24 * 3600
+"""Seconds; Spotify sends 3600. More than LONGEST_EXPIRES_IN counts as that; an even greater value is unreadable."""
 
 LONGEST_TEXT = 200
 """Characters of a text of Spotify that an error repeats."""
@@ -148,6 +147,7 @@ def _token_grant(answer: dict[str, Any], now: float) -> TokenGrant:
         access_token=answer["access_token"],
         refresh_token=answer.get("refresh_token") or None,
         expires_at=_to_datetime(now + answer["expires_in"]),
+        expires_in=min(answer["expires_in"], LONGEST_EXPIRES_IN),
         scope=frozenset(scope.split()) if isinstance(scope, str) else None,
     )
 
@@ -170,7 +170,7 @@ def _is_token(value: object) -> bool:
 
 def _is_lifetime(value: object) -> bool:
     # A bool is an int in Python; NaN fails the comparison.
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LONGEST_EXPIRES_IN
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= GREATEST_EXPIRES_IN
 
 
 def _profile(answer: dict[str, Any]) -> Profile:
@@ -208,7 +208,7 @@ def _oauth_error(status: int, answer: dict[str, Any], now: float, grant_type: Gr
             refusal = f"Spotify refuses this app's credentials ({_stated(code, description)})"
             return AppRefused(f"{refusal}: check SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET")
         case "invalid_grant" if status == BAD_REQUEST and grant_type == "refresh_token":
-            return ReauthorizationRequired(_reason(description), _to_datetime(now))
+            return ReauthorizationRequired("invalid", _to_datetime(now))  # the text does not tell why
         case "invalid_grant" if status == BAD_REQUEST:
             stated = _stated(code, description)
             return ConnectFailed("code_rejected", f"Spotify rejected the authorization code ({stated}); start again")
@@ -216,13 +216,6 @@ def _oauth_error(status: int, answer: dict[str, Any], now: float, grant_type: Gr
             return ConfigurationError(f"Spotify refuses the request of this app ({_stated(code, description)})")
         case _:
             return None
-
-
-def _reason(description: object) -> ReauthorizationReason:
-    text = description.lower() if isinstance(description, str) else ""
-    if "expired" in text:
-        return "expired"
-    return "revoked" if "revoked" in text else "invalid"
 
 
 def _stated(code: str, description: object) -> str:

@@ -57,7 +57,6 @@ def client_factory(*base_urls: str) -> Callable[[], httpx.AsyncClient]:
     direct = {url: None for url in base_urls if httpx.URL(url).scheme == "http"}
     return partial(
         httpx.AsyncClient,
-        timeout=httpx.Timeout(10, connect=5),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         cookies=no_cookies,
         mounts=direct,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import httpx
@@ -9,6 +10,7 @@ import httpx
 from spotconn._affinity import Affinity, keep_from_children
 from spotconn._spotify.authorization import RequestNotProcessed
 from spotconn._spotify.clients import Clients, client_factory
+from spotconn._spotify.retry import BeginBy
 from spotconn.errors import SpotifyUnavailable
 
 LARGEST_BODY = 64 * 1024
@@ -17,8 +19,8 @@ LARGEST_BODY = 64 * 1024
 # Not compressed, so that a small answer cannot unpack into a large one.
 _HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
-
-
+# Who waits for the answer bounds the time: a timer of the client would throw away an answer that has arrived.
+_TIMEOUT = httpx.Timeout(None, connect=5)
 _BEFORE_BYTES = (".connect_tcp.started", ".start_tls.started", ".send_request_headers.started")
 
 
@@ -56,6 +58,7 @@ class HttpClient:
         method: Literal["GET", "POST"],
         url: str,
         *,
+        begin_by: BeginBy,
         observed: AbstractContextManager[Callable[[int], None]],
         headers: Mapping[str, str] | None = None,
         data: dict[str, str] | None = None,
@@ -66,6 +69,7 @@ class HttpClient:
         Args:
             method: HTTP method.
             url: the whole URL.
+            begin_by: the time after which the request is not sent.
             observed: entered around the request; gives what is called with the status of the answer.
             headers: added to those that every request has.
             data: the form to send.
@@ -85,7 +89,8 @@ class HttpClient:
                     data=data,
                     auth=auth,
                     follow_redirects=False,
-                    extensions={"trace": self._trace},
+                    timeout=_TIMEOUT,
+                    extensions={"trace": partial(self._trace, begin_by)},
                 )
                 async with streamed as response:
                     # A client of the caller's own may have had this connection before.
@@ -102,10 +107,12 @@ class HttpClient:
         if self.own is not None:
             await self.own.aclose()
 
-    async def _trace(self, event: str, info: Mapping[str, Any]) -> None:
-        """Protect each new connection from children of fork, and send nothing in one. Called by httpcore ("trace")."""
+    async def _trace(self, begin_by: BeginBy, event: str, info: Mapping[str, Any]) -> None:
+        """Protect new connections from forks; send nothing in a child, nor too late. Called by httpcore ("trace")."""
         if event.endswith(_BEFORE_BYTES):
-            self._affinity.check_home()  # the process may have forked while it connected
+            # The process may have forked, or stood still, while it connected.
+            self._affinity.check_home()
+            begin_by.check()
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             _protect(info["return_value"])
 

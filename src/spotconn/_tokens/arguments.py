@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from spotconn._spotify.retry import READING_TIME
+
 MAX_MIN_TTL = 3000.0
 """Seconds: the most that a caller may ask of a token's remaining life; Spotify's tokens live 3600."""
 
@@ -32,7 +34,8 @@ class Times:
         _check(self.margin >= 0, "expiry_margin: expected 0 or more seconds")
         _check(self.window >= self.margin, "refresh_window: expected no less than expiry_margin")
         _check(self.timeout > 0, "refresh_timeout: expected more than 0 seconds")
-        _check(self.lease > self.timeout, "lease: expected more than refresh_timeout")
+        least = self.timeout + READING_TIME
+        _check(self.lease > least, f"lease: expected more than refresh_timeout and {READING_TIME} seconds")
 
 
 def check_cache(*, ttl: float, size: int) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 from uuid import UUID
 
 from spotconn._affinity import Affinity
-from spotconn._tokens.freshness import Freshness, freshness
-from spotconn._tokens.refresh import reauthorization
+from spotconn._tokens.freshness import Freshness, freshness_of
+from spotconn._tokens.stored_token import StoredToken
 from spotconn._tracebacks import Failure, renewed, scrub
 from spotconn.errors import (
     ConfigurationError,
@@ -56,27 +56,29 @@ class Policy:
         clock: gives seconds since the epoch.
     """
 
-    renew: Callable[[Connection], Awaitable[Connection]]
+    renew: Callable[[UUID, StoredToken], Awaitable[StoredToken]]
     window: float
     margin: float
     clock: Callable[[], float]
 
-    def from_row(self, stored: Connection) -> str | SpotconnError | None:
+    def from_row(self, stored: StoredToken) -> str | SpotconnError | None:
         """Return the answer from the row alone, or None if a refresh is due."""
         state = self._freshness(stored)
-        refused = None if state is Freshness.FRESH else reauthorization(stored)
+        if state is Freshness.FRESH:
+            return stored.access_token
+        refused = stored.final_refusal()
         if state is Freshness.EXPIRED:
             return refused
-        return stored.access_token if state is Freshness.FRESH or refused else None
+        return stored.access_token if refused else None
 
-    async def refreshed(self, stored: Connection) -> str | SpotconnError:
+    async def refreshed(self, user_id: UUID, stored: StoredToken) -> str | SpotconnError:
         """Return the answer after a refresh; while the stored token is good, a failure is no answer.
 
         Raises:
             ConfigurationError, SchemaMismatch, RowSecurityError: they would be the answer for every user.
         """
         try:
-            newer = await self.renew(stored)
+            newer = await self.renew(user_id, stored)
         except _FOR_ALL:
             raise
         except SpotconnError as error:
@@ -85,8 +87,8 @@ class Policy:
             return newer.access_token
         return failure if self._freshness(stored) is Freshness.EXPIRED else stored.access_token
 
-    def _freshness(self, stored: Connection) -> Freshness:
-        return freshness(stored.expires_at, self.clock(), window=self.window, margin=self.margin)
+    def _freshness(self, stored: StoredToken) -> Freshness:
+        return freshness_of(stored.ends - self.clock(), window=self.window, margin=self.margin)
 
 
 class Batches:
@@ -209,7 +211,7 @@ class _Run:
         self._policy = policy
         self._user_ids = user_ids
         self._concurrency = concurrency
-        self._due: asyncio.Queue[Connection] = asyncio.Queue(concurrency)
+        self._due: asyncio.Queue[tuple[UUID, StoredToken]] = asyncio.Queue(concurrency)
         self._answers: asyncio.Queue[Answer | None] = asyncio.Queue(BATCH)
 
     def start(self) -> asyncio.Task[Failure | Exception | None]:
@@ -257,25 +259,30 @@ class _Run:
     async def _read(self, user_ids: list[UUID]) -> None:
         """Answer what a batch can answer, then hand on what is to be refreshed."""
         stored = await self._stored(user_ids)
-        due: list[Connection] = []
+        due: list[tuple[UUID, StoredToken]] = []
         for user_id in user_ids:
             found = stored.get(user_id) or NotConnected("no Spotify connection is stored for this user")
-            answer = self._policy.from_row(found) if isinstance(found, Connection) else found
+            answer = self._policy.from_row(found) if isinstance(found, StoredToken) else found
             if answer is not None:
                 await self._answers.put((user_id, answer))
-            elif isinstance(found, Connection):
-                due.append(found)
-        for connection in due:
-            await self._due.put(connection)
+            elif isinstance(found, StoredToken):
+                due.append((user_id, found))
+        for one in due:
+            await self._due.put(one)
 
-    async def _stored(self, user_ids: list[UUID]) -> "dict[UUID, Connection | SpotconnError]":
+    async def _stored(self, user_ids: list[UUID]) -> "dict[UUID, StoredToken | SpotconnError]":
+        read_at = self._policy.clock()
         try:
-            return {**await self._store.get_many(user_ids)}
+            rows = await self._store.get_many(user_ids)
         except DatabaseUnavailable as error:
             return {user_id: renewed(error) for user_id in user_ids}
+        return {
+            user_id: StoredToken.of(row, read_at) if isinstance(row, Connection) else row
+            for user_id, row in rows.items()
+        }
 
     async def _refresh(self) -> None:
         while True:
-            stored = await self._due.get()
-            await self._answers.put((stored.user_id, await self._policy.refreshed(stored)))
+            user_id, stored = await self._due.get()
+            await self._answers.put((user_id, await self._policy.refreshed(user_id, stored)))
             self._due.task_done()

@@ -9,32 +9,22 @@ import itertools
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
 from uuid import UUID
 
-from spotconn.errors import ReauthorizationReason
-from spotconn.models import Connection
+from spotconn._tokens.stored_token import StoredToken
 
 
 @dataclass(slots=True)
-class CacheEntry:
-    """A cached connection, without its refresh token. Its times are seconds since the epoch.
+class CacheEntry(StoredToken):
+    """A cached token. Its times are seconds since the epoch by the clock of this process.
 
     Attributes:
-        access_token: of the connection.
-        expires_at: its end, and the version of the connection.
-        scope: of the connection.
-        reauthorization: of the connection.
         since: when it was cached. It does not count before that, by a clock that was set back.
         fresh_until: the end of the time in which the hot path serves it.
         until: the end of the time in which it counts at all.
     """
 
-    access_token: str = field(repr=False)
-    expires_at: datetime
-    scope: frozenset[str] | None
-    reauthorization: ReauthorizationReason | None
     since: float
     fresh_until: float
     until: float
@@ -42,27 +32,21 @@ class CacheEntry:
 
 @dataclass(slots=True, eq=False)
 class PendingRead:
-    """A read under way, and the notifications about its user meanwhile.
+    """A read under way, and whether its user was notified of meanwhile.
 
     Attributes:
         user_id: the caller's own object, because a look-up with the same object is cheapest.
         trusted: whether notifications have arrived since it began.
-        void: whether its result is out of date in any case.
-        notified: the version in the last notification.
+        void: whether its result is out of date.
     """
 
     user_id: UUID
     trusted: bool
     void: bool = False
-    notified: datetime | None = None
-
-    def is_current(self, version: datetime) -> bool:
-        """Return whether a version is, as far as is known, the one that is stored."""
-        return not self.void and self.notified in {None, version}
 
 
 class ConnectionCache:
-    """Caches connections by user. Beyond `size`, the oldest entry goes.
+    """Caches tokens by user. Beyond `size`, the oldest entry goes.
 
     Args:
         ttl: seconds that an entry is good for while the cache is not trusted; 0 turns the cache off.
@@ -115,16 +99,16 @@ class ConnectionCache:
         """Return a number that changes when reads of a user that are under way become out of date."""
         return self._epochs.get(user_id, 0)
 
-    def put(self, connection: Connection, pending: PendingRead, *, now: float, stale_at: float) -> None:
-        """Cache a connection that was read, unless it is out of date already.
+    def put(self, token: StoredToken, pending: PendingRead, *, now: float, stale_at: float) -> None:
+        """Cache a token that was read, unless it is out of date already.
 
         Args:
-            connection: the result of the read.
+            token: the result of the read.
             pending: of the read.
             now: seconds since the epoch.
             stale_at: when the token is due for a refresh, in seconds since the epoch.
         """
-        if not self._size or not pending.is_current(connection.expires_at):
+        if not self._size or pending.void:
             return
         until = now + self._ttl
         if pending.trusted:
@@ -133,23 +117,15 @@ class ConnectionCache:
         if len(self.entries) >= self._size:
             del self.entries[next(iter(self.entries))]
         self.entries[pending.user_id] = CacheEntry(
-            connection.access_token,
-            connection.expires_at,
-            connection.scope,
-            connection.reauthorization,
+            token.access_token,
+            token.fingerprint,
+            token.ends,
+            token.scope,
+            token.refusal,
             since=now,
             fresh_until=min(stale_at, until),
             until=until,
         )
-
-    def on_change(self, user_id: UUID, version: datetime) -> None:
-        """Drop every other version of a user's connection than the one now stored, also from reads under way."""
-        self._begin_epoch(user_id)
-        for pending in self._pending_reads.get(user_id, ()):
-            pending.notified = version
-        entry = self.entries.get(user_id)
-        if entry is not None and entry.expires_at != version:
-            del self.entries[user_id]
 
     def supersede(self, pending: PendingRead) -> None:
         """Invalidate a user, except for the read whose row was just written by this process."""

@@ -24,7 +24,11 @@ def freshness(expires_at: datetime, now: float, *, window: float, margin: float)
         window: seconds before the end in which the token is STALE.
         margin: seconds before the end from which it counts as EXPIRED.
     """
-    remaining = expires_at.timestamp() - now
+    return freshness_of(expires_at.timestamp() - now, window=window, margin=margin)
+
+
+def freshness_of(remaining: float, *, window: float, margin: float) -> Freshness:
+    """Return how fresh an access token is that ends in `remaining` seconds."""
     if remaining <= margin:
         return Freshness.EXPIRED
     return Freshness.STALE if remaining <= window else Freshness.FRESH

@@ -1,268 +1,284 @@
-"""The refresh protocol: how one process reads a connection, and gets another in place of one found wanting.
+"""The refresh protocol: how one process reads a token, and gets another in place of one found wanting.
 
-The database decides who refreshes; no connection to it is held while Spotify is asked. Every write is a
-compare-and-set on `expires_at`, the version of a connection, so a disconnect or a reconnect always wins. A grant is
-kept from Spotify's answer until it is saved.
+The database decides who refreshes; no connection to it is held while Spotify is asked. A refresh is saved where the row
+still holds the refresh token that was sent, so a disconnect or a reconnect always wins. A grant is kept from Spotify's
+answer until it is saved.
 """
 
 import asyncio
-import logging
-import random
-from datetime import datetime
-from typing import NamedTuple, assert_never
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar, assert_never
 from uuid import UUID
 
 from spotconn import events
-from spotconn._observer import NOBODY
+from spotconn._affinity import Affinity
+from spotconn._backoff import Backoff
+from spotconn._observer import NOBODY, Observer
+from spotconn._stopwatch import Stopwatch
+from spotconn._tokens.arguments import Times
+from spotconn._tokens.cache import ConnectionCache
+from spotconn._tokens.lease_holder import LeaseHolder
 from spotconn._tokens.local_backoff import LocalBackoffs
+from spotconn._tokens.saved_grants import MOST_RESTORES, SavedGrants
+from spotconn._tokens.stored_token import StoredToken, reauthorization
 from spotconn._tokens.unsaved_grants import UnsavedGrants
 from spotconn.accounts import SpotifyAccounts
-from spotconn.errors import (
-    ConfigurationError,
-    NotConnected,
-    ReauthorizationRequired,
-    RefreshInProgress,
-    SpotconnError,
-    SpotifyUnavailable,
-)
-from spotconn.models import Connection, Outcome, RefreshFailure, RefreshTurn, TokenGrant
+from spotconn.errors import DatabaseUnavailable, NotConnected, RefreshInProgress, SpotconnError, SpotifyUnavailable
+from spotconn.models import Connection, Outcome, RefreshTurn
 from spotconn.store import ConnectionStore
 
-_log = logging.getLogger("spotconn")
+T = TypeVar("T")
 
-FIRST_PAUSE = 0.05
-"""Seconds before the first second look at a busy connection; each next pause is twice as long."""
-LONGEST_PAUSE = 1.0
-"""Seconds of the longest such pause."""
-LAPSED_PAUSE = 1.0
-"""Seconds that an earlier holder of a lapsed lease is given to save what it got."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+"""Seconds between two looks at a connection that another process refreshes."""
 
 
-class Replacement(NamedTuple):
-    """What came in place of a connection found wanting.
+@dataclass(slots=True)
+class Replacement:
+    """What came in place of a token found wanting.
 
     Attributes:
-        connection: the other one.
-        just_granted: whether its token comes straight from Spotify, so that there is no better one.
+        token: another one; the same if it was granted so lately that there is no better one.
+        best: whether there is no better one to be had now.
+        retry_after: seconds until the same token may be replaced.
     """
 
-    connection: Connection
-    just_granted: bool
+    token: StoredToken
+    best: bool
+    retry_after: float | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Attempt:
+    """One try to replace a token of a user.
+
+    Attributes:
+        user_id: whose.
+        wanting: the token found wanting.
+        begun: runs since the call began.
+        leased: runs since before the database was asked for the turn: the lease has begun no earlier.
+        read_at: a moment before that, in seconds since the epoch by the clock of this process.
+        waited: seconds slept while another process refreshed.
+        restored: how often an earlier row was mended.
+    """
+
+    user_id: UUID
+    wanting: StoredToken
+    begun: Stopwatch
+    leased: Stopwatch
+    read_at: float
+    waited: float = 0.0
+    restored: int = 0
 
 
 class Refresher:
-    """Reads connections and refreshes those found wanting.
+    """Reads tokens and replaces those found wanting.
 
     Args:
         store: holds the connections.
         accounts: refreshes them.
+        cache: holds the tokens that this process has read.
         emitter: emits what happens to them.
-        timeout: seconds to wait for another process, and seconds for Spotify's answer.
-        lease: seconds after which another process may take a refresh over.
+        affinity: of the manager: once that is closed, no new refresh begins.
+        times: of the manager.
+        clock: gives seconds since the epoch.
 
     Attributes:
+        backoffs: of this host, by user.
         unsaved: grants that are not saved yet.
+        saved: grants that this process has saved.
         observer: is told of refreshes and of waits for those of others.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  the parts that it puts together
         self,
         store: ConnectionStore,
         accounts: SpotifyAccounts,
+        cache: ConnectionCache,
         emitter: events.Events,
+        affinity: Affinity,
+        times: Times,
         *,
-        timeout: float,
-        lease: float,
+        clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._accounts = accounts
-        self._events = emitter
-        self._timeout = timeout
-        self._lease = lease
-        self._backoffs = LocalBackoffs()
-        self.unsaved = UnsavedGrants(store)
-        self.observer = NOBODY
+        self._affinity = affinity
+        self._times = times
+        self._clock = clock
+        self.backoffs = LocalBackoffs()
+        self.saved = SavedGrants(store, emitter)
+        self.unsaved = UnsavedGrants(store, self.saved, cache, emitter)
+        self._holder = LeaseHolder(store, accounts, self.unsaved, self.backoffs, emitter, affinity, times, clock=clock)
+        self.observer: Observer = NOBODY
 
-    async def read(self, user_id: UUID) -> Connection:
-        """Return the stored connection of a user, or as it will be once an unsaved grant is saved.
+    def observe(self, observer: Observer) -> None:
+        """Report to an observer."""
+        self.observer = self._holder.observer = observer
+
+    async def read(self, user_id: UUID) -> StoredToken:
+        """Return the stored token of a user, or that of an unsaved grant.
 
         Raises:
             NotConnected: there is none.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError, DecryptionError: it could not be read.
         """
-        saved = None
-        try:
-            saved = await self.unsaved.save(user_id)
-        except Exception:
-            if (unsaved := self.unsaved.get(user_id)) is not None:
-                return unsaved
-            raise
-        return saved or await self._store.get(user_id)
+        if (saved := await self._save_first(user_id)) is not None:
+            return saved
+        read_at = self._clock()
+        return self._token_of(await self._answer(self._store.get(user_id)), read_at)
 
-    async def refresh(self, user_id: UUID, seen: datetime) -> Replacement:
-        """Return another connection than the one found wanting, refreshed by this process or by another.
-
-        Args:
-            user_id: whose connection.
-            seen: the version (`expires_at`) of the one found wanting; an earlier one is of no use either.
+    async def refresh(self, user_id: UUID, wanting: StoredToken) -> Replacement:
+        """Return another token than the one found wanting, granted to this process or to another.
 
         Raises:
             NotConnected, ReauthorizationRequired: the user must connect.
             SpotifyUnavailable, RefreshInProgress, DatabaseUnavailable: not now.
             ConfigurationError, SchemaMismatch, RowSecurityError, DecryptionError: something is wrong here.
+            RuntimeError: the manager or the accounts are closed.
         """
         self._accounts.affinity.check()  # before a lease is taken
-        unsaved = self.unsaved.get(user_id)
+        ours = await self._save_first(user_id, wanting)
+        if ours is not None and ours.access_token != wanting.access_token:
+            return Replacement(ours, best=True)
+        wanting = ours or wanting
+        if error := self.backoffs.error(user_id, _now()):
+            return await self._other_stored(user_id, wanting, error)
+        attempt = _Attempt(user_id, wanting, Stopwatch(self._clock), Stopwatch(self._clock), self._clock())
         try:
-            await self.unsaved.save(user_id)
-        except Exception:
-            if unsaved is None or unsaved.expires_at <= seen:
-                raise
-            return Replacement(unsaved, just_granted=True)
-        if error := self._backoffs.error(user_id, _now()):
-            return await self._stored(user_id, seen, error)
-        return await self._take_turns(user_id, seen)
+            return await self._take_turns(attempt)
+        finally:
+            if attempt.waited:
+                self.observer.leased(user_id, attempt.waited)
 
     def paused(self, user_id: UUID) -> bool:
         """Return whether this host has reason not to ask Spotify for a user now."""
-        return self._backoffs.error(user_id, _now()) is not None
+        return self.backoffs.error(user_id, _now()) is not None
 
-    async def _stored(self, user_id: UUID, seen: datetime, error: SpotconnError) -> Replacement:
-        """Return the stored connection if it is newer than `seen`, while this host has reason not to ask Spotify."""
-        connection = await self._store.get(user_id)
-        if connection.expires_at > seen:
-            return Replacement(connection, just_granted=False)
-        raise reauthorization(connection) or error
+    @contextmanager
+    def rejecting(self, user_id: UUID, access_token: str) -> Generator[None]:
+        """Context manager: a caller waits for another token than one that the Web API has refused."""
+        self.unsaved.reject(user_id, access_token)
+        self.saved.reject(user_id, access_token)
+        with self._holder.rejecting(access_token):
+            yield
 
-    async def _take_turns(self, user_id: UUID, seen: datetime) -> Replacement:
-        deadline = _now() + self._timeout
-        interval, waited = FIRST_PAUSE, 0.0
+    def on_write(self, user_id: UUID) -> None:
+        """Handle that a user has connected or disconnected through this process, or may have."""
+        self.unsaved.doubt(user_id)
+        self._holder.doubt(user_id)
+        self.backoffs.end(user_id)
+
+    async def _save_first(self, user_id: UUID, wanting: StoredToken | None = None) -> StoredToken | None:
+        """Save the unsaved grant of a user, if there is one, and return its token, saved or not.
+
+        Raises:
+            SpotconnError: it could not be saved, and its token is the one found wanting, or may not be served.
+        """
+        unsaved = self.unsaved.get(user_id)
+        read_at = self._clock()
         try:
-            while True:
-                turn = await self._store.begin_refresh(user_id, seen=seen, lease=self._lease)
-                connection = await self._act(turn)
-                if connection is not None:
-                    # Who had to wait has what another process was just granted.
-                    just_granted = turn.outcome is Outcome.GRANTED or waited > 0
-                    return Replacement(connection, just_granted)
-                # Jittered, so that the processes that wait do not all look at the same moment.
-                wait = interval * random.uniform(0.5, 1)  # noqa: S311  no secret hangs on it
-                if deadline - _now() <= wait:
-                    busy = "another process is refreshing this connection"
-                    raise RefreshInProgress(busy, retry_after=turn.retry_after)
-                await asyncio.sleep(wait)
-                waited += wait
-                interval = min(2 * interval, LONGEST_PAUSE)
-        finally:
-            if waited:
-                self.observer.leased(user_id, waited)
+            saved = await self.unsaved.save(user_id)
+        except Exception:
+            unsaved = unsaved and self.unsaved.get(user_id)  # the user may have disconnected meanwhile
+            if unsaved is None or (wanting is not None and unsaved.access_token == wanting.access_token):
+                raise
+            return unsaved
+        return None if saved is None else StoredToken.of(saved, read_at)
 
-    async def _act(self, turn: RefreshTurn) -> Connection | None:
+    def _token_of(self, connection: Connection, read_at: float) -> StoredToken:
+        """Return the token of a connection that was just read, which also shows the clock of the database."""
+        if connection.remaining > 0:  # an end that counts as past may be any
+            self.observer.clock(connection.expires_at.timestamp() - connection.remaining - read_at)
+        return StoredToken.of(connection, read_at)
+
+    async def _answer(self, call: Awaitable[T]) -> T:
+        """Return the answer of the database; after it was away, compare what this process has saved with the rows."""
+        try:
+            answer = await call
+        except DatabaseUnavailable:
+            self.saved.database_lost()
+            raise
+        self.saved.database_answered()
+        return answer
+
+    async def _other_stored(self, user_id: UUID, wanting: StoredToken, error: SpotconnError) -> Replacement:
+        """Return the stored token if it is another one, while this host has reason not to ask Spotify."""
+        read_at = self._clock()
+        connection = await self._answer(self._store.get(user_id))
+        found = StoredToken.of(connection, read_at)
+        if found.access_token != wanting.access_token and connection.remaining > 0:
+            return Replacement(found, best=False)
+        raise found.final_refusal() or error
+
+    async def _take_turns(self, attempt: _Attempt) -> Replacement:
+        backoff = Backoff(first=FIRST_PAUSE, longest=LONGEST_PAUSE)
+        looks = 0
+        while True:
+            looks += 1
+            self._affinity.check()
+            # Another flight of this user may have been granted a token meanwhile, of which the database does not know.
+            ours = await self._save_first(attempt.user_id, attempt.wanting)
+            if ours is not None and ours.access_token != attempt.wanting.access_token:
+                return Replacement(ours, best=True)
+            attempt.leased, attempt.read_at = Stopwatch(self._clock), self._clock()
+            turn = await self._answer(
+                self._store.begin_refresh(attempt.user_id, seen=attempt.wanting.fingerprint, lease=self._times.lease)
+            )
+            replacement = await self._act(turn, attempt)
+            if replacement is not None:
+                return replacement
+            delay = backoff.next_pause()
+            if attempt.begun.elapsed + delay >= self._times.timeout and (turn.outcome is Outcome.BUSY or looks > 1):
+                raise _late(turn)
+            await asyncio.sleep(delay)
+            if turn.outcome is Outcome.BUSY:
+                attempt.waited += delay
+
+    async def _act(self, turn: RefreshTurn, attempt: _Attempt) -> Replacement | None:
         """Do what the database decided. None means: look again."""
+        if turn.connection is None:
+            raise NotConnected("no Spotify connection is stored for this user")
+        if attempt.restored < MOST_RESTORES and await self.saved.restore(turn.connection, turn.lease_id):
+            attempt.restored += 1
+            return None
+        found = self._token_of(turn.connection, attempt.read_at)
         match turn.outcome:
-            case Outcome.GONE:
-                raise NotConnected("no Spotify connection is stored for this user")
-            case Outcome.SUPERSEDED:
-                return turn.connection
-            case Outcome.BLOCKED:
-                raise self._blocked(turn)
-            case Outcome.BUSY:
+            case Outcome.SUPERSEDED if found.access_token == attempt.wanting.access_token:
+                attempt.wanting = found  # a rekey has stored another text of the same token
                 return None
+            case Outcome.SUPERSEDED:
+                return Replacement(found, best=attempt.waited > 0)  # who has waited has what was just granted
+            case Outcome.JUST_SAVED:
+                return Replacement(found, best=True, retry_after=turn.retry_after)
+            case Outcome.REFUSED | Outcome.PAUSED:
+                raise self._blocked(turn, turn.connection)
             case Outcome.GRANTED:
                 with self.observer.refreshing(turn.user_id):
-                    return await self._refresh(turn)
+                    token = await self._holder.refresh(turn, turn.connection, attempt.leased)
+                return None if token is None else Replacement(token, best=True)
+            case Outcome.BUSY | Outcome.GONE:  # gone has no connection
+                return None
             case _:
                 assert_never(turn.outcome)
 
-    def _blocked(self, turn: RefreshTurn) -> SpotconnError:
+    def _blocked(self, turn: RefreshTurn, connection: Connection) -> SpotconnError:
         """Return the error for a connection whose recorded failure still counts."""
-        if refusal := reauthorization(_of(turn)):
+        if refusal := reauthorization(connection.failure):
             return refusal
         error = SpotifyUnavailable("Spotify did not refresh this connection lately", retry_after=turn.retry_after)
-        self._backoffs.begin(turn.user_id, error, _now())
+        self.backoffs.begin(turn.user_id, error, _now())
         return error
 
-    async def _refresh(self, turn: RefreshTurn) -> Connection | None:
-        """Ask Spotify, as the holder of the lease. None means: another write came first.
 
-        The holder of the lease gets the full timeout, however long it waited for it: an answer that comes too late
-        for its callers may hold the only refresh token that is still good.
-        """
-        stored, begun = _of(turn), _now()
-        try:
-            grant = await self._accounts.refresh(stored.refresh_token, timeout=self._timeout)
-        except ReauthorizationRequired as refusal:
-            return await self._second_look(turn, refusal)
-        except (SpotifyUnavailable, ConfigurationError) as error:
-            await self._failed(turn, error)
-            raise
-        self._backoffs.end(turn.user_id)
-        return await self._save(turn, grant, _now() - begun)
-
-    async def _save(self, turn: RefreshTurn, grant: TokenGrant, duration: float) -> Connection | None:
-        stored = _of(turn)
-        self.unsaved.add(turn, stored, grant)
-        try:
-            saved = await self.unsaved.save(turn.user_id)
-        except Exception:  # noqa: BLE001  also of a cipher of the caller's: the grant is good
-            saved = self.unsaved.get(turn.user_id)
-        if saved is None:
-            return None
-        self._events.emit(events.Refreshed(user_id=turn.user_id, expires_at=saved.expires_at, duration=duration))
-        if stored.failure is not None:
-            self._events.emit(events.Recovered(user_id=turn.user_id, failure=stored.failure.reason))
-        return saved
-
-    async def _second_look(self, turn: RefreshTurn, refusal: ReauthorizationRequired) -> Connection | None:
-        """Record that the user must authorize again, unless the refused token is no longer the stored one."""
-        stored = _of(turn)
-        if turn.lapsed:
-            # An earlier holder let its lease run out; it may be saving the token that replaced the refused one.
-            await asyncio.sleep(LAPSED_PAUSE)
-        current = await self._store.get(turn.user_id)
-        if current.expires_at != stored.expires_at:
-            return None
-        if not await self._store.fail_refresh(turn, RefreshFailure(reason=refusal.reason)):
-            return None  # the lease has passed to another, who decides
-        self._events.emit(events.ReauthorizationRequired(user_id=turn.user_id, reason=refusal.reason))
-        raise refusal
-
-    async def _failed(self, turn: RefreshTurn, error: SpotifyUnavailable | ConfigurationError) -> None:
-        """End the lease and back off: every process after Spotify's answer, only this one after a fault of its own."""
-        # What Spotify answered of this connection counts for every process; a fault of this host's network does not,
-        # nor do the app's credentials, which another process may have right.
-        if isinstance(error, SpotifyUnavailable) and error.answered:
-            failure = RefreshFailure(reason="unavailable", retry_after=error.retry_after)
-        else:
-            failure = RefreshFailure()
-            self._backoffs.begin(turn.user_id, error, _now())
-        try:
-            await self._store.fail_refresh(turn, failure)
-        except SpotconnError as unrecorded:
-            # The lease ends by itself; the caller's error is the one that counts.
-            _log.warning("a failed refresh could not be recorded: %s", unrecorded)
-        self._events.emit(
-            events.RefreshFailed(
-                user_id=turn.user_id,
-                error=type(error).__name__,
-                message=str(error),
-                retry_after=error.retry_after if isinstance(error, SpotifyUnavailable) else None,
-            )
-        )
+def _late(turn: RefreshTurn) -> SpotconnError:
+    """Return the error of a caller whose time is over."""
+    if turn.outcome is Outcome.BUSY:
+        return RefreshInProgress("another process is refreshing this connection", retry_after=turn.retry_after)
+    return DatabaseUnavailable("the database answers too slowly to refresh within a lease; try again later")
 
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _of(turn: RefreshTurn) -> Connection:
-    if turn.connection is None:
-        raise ValueError(f"turn: no connection in one that is {turn.outcome.value}")
-    return turn.connection
-
-
-def reauthorization(connection: Connection) -> ReauthorizationRequired | None:
-    """Return the error for a connection whose recorded failure is final, or None."""
-    if connection.failure is None or connection.reauthorization is None:
-        return None
-    return ReauthorizationRequired(connection.reauthorization, connection.failure.since)

@@ -108,6 +108,8 @@ async def finish(tasks: Iterable[asyncio.Task[None]], *, seconds: float) -> None
     if not running:
         return
     _, late = await asyncio.wait(running, timeout=seconds)
+    if late:  # this process may have stood still: what has arrived is read first
+        _, late = await asyncio.wait(late, timeout=STOP_TIMEOUT)
     for task in late:
         task.cancel()
     if late:

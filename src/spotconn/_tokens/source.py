@@ -1,25 +1,24 @@
-"""A connection whose token serves a call: from the cache, from the database, or by a refresh."""
+"""A token that serves a call: from the cache, from the database, or by a refresh."""
 
 import asyncio
 import logging
 import random
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from datetime import datetime
 from functools import partial
 from uuid import UUID
 
 from spotconn._affinity import Affinity
 from spotconn._observer import NOBODY, Observer
 from spotconn._tokens.arguments import Times
-from spotconn._tokens.cache import CacheEntry, ConnectionCache, PendingRead
-from spotconn._tokens.freshness import Freshness, freshness
+from spotconn._tokens.cache import ConnectionCache, PendingRead
+from spotconn._tokens.freshness import Freshness, freshness_of
 from spotconn._tokens.refresh import Refresher, Replacement
 from spotconn._tokens.single_flight import SingleFlight, finish
+from spotconn._tokens.stored_token import StoredToken
 from spotconn._tokens.subscriber import Subscriber
 from spotconn._tracebacks import Failure
 from spotconn.errors import AskUser, MissingScope, RefreshInProgress, SpotifyUnavailable
-from spotconn.models import Connection
 
 _log = logging.getLogger("spotconn")
 
@@ -27,14 +26,14 @@ MOST_REPLACEMENTS = 2
 """Refreshes for which one call waits: the token that another process has stored may have to be replaced once more."""
 SAVE_TIMEOUT = 10.0
 """Seconds that closing goes on trying to save what the database has not taken before."""
+COMPARE_TIMEOUT = 2.0
+"""Seconds that closing goes on comparing what this process has saved with rows that may have gone back in time."""
 SPREAD_BITS = 16
 """Bits of a user id, which are random: enough to spread refreshes."""
 
-Found = CacheEntry | Connection
-
 
 class ConnectionSource:
-    """Finds connections for calls, and refreshes those whose token does not serve.
+    """Finds tokens for calls, and refreshes those that do not serve.
 
     Args:
         refresher: reads and refreshes connections.
@@ -47,7 +46,7 @@ class ConnectionSource:
     Attributes:
         reads: reads under way, by user and epoch of the cache: one that began before a notification does not serve
             a call that comes after it.
-        refreshes: refreshes under way, by user and by the version found wanting.
+        refreshes: refreshes under way, by user and by the access token found wanting.
         refresher: as given.
         subscriber: as given.
         observer: is told who waits.
@@ -70,14 +69,14 @@ class ConnectionSource:
         # Each process has another window for each user, so that a fleet does not refresh at the same moment and no
         # process does the work of all.
         self._salt = random.getrandbits(SPREAD_BITS)
-        self.reads = SingleFlight[tuple[UUID, int], Connection]("spotconn-read")
-        self.refreshes = SingleFlight[tuple[UUID, datetime], Replacement]("spotconn-refresh")
+        self.reads = SingleFlight[tuple[UUID, int], StoredToken]("spotconn-read")
+        self.refreshes = SingleFlight[tuple[UUID, str], Replacement]("spotconn-refresh")
         self.refresher = refresher
         self.subscriber = subscriber
         self.observer: Observer = NOBODY
 
-    async def find(self, user_id: UUID, needed: frozenset[str], least: float) -> Found:
-        """Return a connection whose token has the scopes and is good for more than `least` seconds.
+    async def find(self, user_id: UUID, needed: frozenset[str], least: float) -> StoredToken:
+        """Return a token that has the scopes and is good for more than `least` seconds.
 
         A token that Spotify has only just granted is good enough in any case: there is no better one. One that ends
         soon is refreshed in the background.
@@ -86,7 +85,7 @@ class ConnectionSource:
             MissingScope: a scope is known not to be granted.
             SpotconnError: as `Refresher.read` and `Refresher.refresh`.
         """
-        found: Found | None = self._cache.get(user_id, self._clock())
+        found: StoredToken | None = self._cache.get(user_id, self._clock())
         if found is None or self._remaining(found) <= least or _missing(found, needed):
             with self.observer.waiting(user_id):
                 found = await self._fetch(user_id, found, needed, least)
@@ -95,22 +94,23 @@ class ConnectionSource:
         self._refresh_if_stale(user_id, found)
         return found
 
-    async def replace_rejected(self, user_id: UUID, rejected_token: str) -> Connection:
-        """Return a connection with another access token than the one that the Web API has refused."""
-        self._cache.invalidate(user_id)
-        with self.observer.waiting(user_id):
-            found = await self._read(user_id, useless=rejected_token)
-            if found.access_token == rejected_token:
-                return (await self._replacement(user_id, found.expires_at)).connection
-            return (
-                found
-                if self._remaining(found) > self._times.margin
-                else await self._replace(user_id, found, self._times.margin)
-            )
+    async def replace_rejected(self, user_id: UUID, rejected_token: str) -> StoredToken:
+        """Return another access token than the one that the Web API has refused.
 
-    async def renew(self, stored: Connection) -> Connection:
-        """Return another connection than the stored one."""
-        return await self._replace(stored.user_id, stored, self._times.margin)
+        Raises:
+            SpotifyUnavailable: it was granted less than a minute ago: another one would be refused, too.
+            SpotconnError: as `Refresher.read` and `Refresher.refresh`.
+        """
+        self._cache.invalidate(user_id)
+        with self.observer.waiting(user_id), self.refresher.rejecting(user_id, rejected_token):
+            found = await self._read(user_id, useless=rejected_token)
+            if found.access_token != rejected_token and self._remaining(found) > self._times.margin:
+                return found
+            return await self._replace(user_id, found, self._times.margin, useless=rejected_token)
+
+    async def renew(self, user_id: UUID, stored: StoredToken) -> StoredToken:
+        """Return another token than the stored one, unless that was just granted."""
+        return await self._replace(user_id, stored, self._times.margin)
 
     def window_of(self, user_id: UUID) -> float:
         """Return the seconds before its end from which this process refreshes a token: the last quarter is spread."""
@@ -118,14 +118,15 @@ class ConnectionSource:
         return max(self._times.window * (1 - spread / 4), self._times.margin)
 
     def forget(self, user_id: UUID) -> None:
-        """Forget a user who has disconnected, with a grant that is not saved yet."""
+        """Forget a user who has connected or disconnected through this process, or may have."""
         self._cache.invalidate(user_id)
-        self.refresher.unsaved.drop(user_id)
+        self.refresher.on_write(user_id)
 
     def abandon(self) -> None:
         """Leave everything to the parent process, in a child of fork."""
         self._cache.close()
         self.refresher.unsaved.clear()
+        self.refresher.saved.clear()
         self.subscriber.abandon()
 
     async def aclose(self, others: set[asyncio.Task[None]]) -> None:
@@ -139,56 +140,68 @@ class ConnectionSource:
             try:
                 await self.subscriber.close()
             finally:
-                await self.refresher.unsaved.flush(seconds=SAVE_TIMEOUT)
+                try:
+                    await self.refresher.unsaved.flush(seconds=SAVE_TIMEOUT)
+                finally:
+                    await self.refresher.saved.aclose(seconds=COMPARE_TIMEOUT)
 
-    async def _fetch(self, user_id: UUID, found: Found | None, needed: frozenset[str], least: float) -> Found:
-        """Return what serves a call for which the cached connection does not."""
+    async def _fetch(
+        self, user_id: UUID, found: StoredToken | None, needed: frozenset[str], least: float
+    ) -> StoredToken:
+        """Return what serves a call for which the cached token does not."""
         if found is None or _missing(found, needed):  # the user may have granted it since, through another process
             found = await self.reads.join((user_id, self._cache.epoch(user_id)), partial(self._read, user_id))
         return found if self._remaining(found) > least else await self._replace(user_id, found, least)
 
-    def _refresh_if_stale(self, user_id: UUID, found: Found) -> None:
+    def _refresh_if_stale(self, user_id: UUID, found: StoredToken) -> None:
         """Start a refresh in the background if the token ends soon and nothing speaks against it."""
-        if self._remaining(found) > self._times.window:
+        remaining = self._remaining(found)
+        if remaining > self._times.window:
             return
-        ends = found.expires_at
-        state = freshness(ends, self._clock(), window=self.window_of(user_id), margin=self._times.margin)
-        if state is Freshness.FRESH or found.reauthorization or (user_id, ends) in self.refreshes:
+        state = freshness_of(remaining, window=self.window_of(user_id), margin=self._times.margin)
+        key = user_id, found.access_token
+        if state is Freshness.FRESH or found.refusal or key in self.refreshes:
             return
         if self._affinity.closed or self.refresher.paused(user_id):
             return
-        flight = self.refreshes.begin((user_id, ends), partial(self._refresh, user_id, ends))
+        flight = self.refreshes.begin(key, partial(self._refresh, user_id, found))
         flight.outcome.add_done_callback(_log_failure)
 
-    async def _replace(self, user_id: UUID, found: Found, least: float) -> Connection:
-        """Return another connection than the one found wanting, as good as `find` has it."""
-        seen, other = found.expires_at, None
+    async def _replace(
+        self, user_id: UUID, found: StoredToken, least: float, *, useless: str | None = None
+    ) -> StoredToken:
+        """Return another token than the one found wanting, as good as `find` has it, and not the useless one."""
         for _ in range(MOST_REPLACEMENTS):
-            other, just_granted = await self._replacement(user_id, seen)
-            if self._remaining(other) > (0 if just_granted else least):
-                return other
-            seen = other.expires_at
-        if other is None or self._remaining(other) <= 0:  # this process stood still, or Spotify's token was old
+            replacement = await self._replacement(user_id, found)
+            found = replacement.token
+            if found.access_token == useless:
+                if replacement.retry_after is not None:
+                    text = "the Web API refuses an access token that was granted less than a minute ago"
+                    raise SpotifyUnavailable(text, retry_after=replacement.retry_after)
+            elif self._remaining(found) > (0 if replacement.best else least):
+                return found
+        if found.access_token == useless or self._remaining(found) <= 0:  # this process stood still, or it was old
             raise SpotifyUnavailable("Spotify's new access token has run out already; is this host's clock right?")
-        return other
+        return found
 
-    async def _replacement(self, user_id: UUID, seen: datetime) -> Replacement:
+    async def _replacement(self, user_id: UUID, wanting: StoredToken) -> Replacement:
         self._affinity.check()  # closed meanwhile
-        return await self.refreshes.join((user_id, seen), partial(self._refresh, user_id, seen))
+        key = user_id, wanting.access_token
+        return await self.refreshes.join(key, partial(self._refresh, user_id, wanting))
 
-    async def _read(self, user_id: UUID, useless: str | None = None) -> Connection:
-        """Return the stored connection, and remember it unless its access token is known to be useless."""
+    async def _read(self, user_id: UUID, useless: str | None = None) -> StoredToken:
+        """Return the stored token, and remember it unless it is known to be useless."""
         with self._reading(user_id) as pending:
-            connection = await self.refresher.read(user_id)
-            if connection.access_token != useless:
-                self._remember(connection, pending)
-        return connection
+            token = await self.refresher.read(user_id)
+            if token.access_token != useless:
+                self._remember(token, pending)
+        return token
 
-    async def _refresh(self, user_id: UUID, seen: datetime) -> Replacement:
+    async def _refresh(self, user_id: UUID, wanting: StoredToken) -> Replacement:
         with self._reading(user_id) as pending:
-            replacement = await self.refresher.refresh(user_id, seen)
+            replacement = await self.refresher.refresh(user_id, wanting)
             self._cache.supersede(pending)
-            self._remember(replacement.connection, pending)
+            self._remember(replacement.token, pending)
         return replacement
 
     @contextmanager
@@ -201,18 +214,17 @@ class ConnectionSource:
                 self._cache.invalidate(user_id)
                 raise
 
-    def _remember(self, connection: Connection, pending: PendingRead) -> None:
-        if self.refresher.unsaved.get(connection.user_id) is not None:
+    def _remember(self, token: StoredToken, pending: PendingRead) -> None:
+        if self.refresher.unsaved.get(pending.user_id) is not None:
             pending.trusted = False  # not read: a change of the row may have been heard of before
-        stale_at = connection.expires_at.timestamp() - self.window_of(connection.user_id)
-        self._cache.put(connection, pending, now=self._clock(), stale_at=stale_at)
+        self._cache.put(token, pending, now=self._clock(), stale_at=token.ends - self.window_of(pending.user_id))
 
-    def _remaining(self, found: Found) -> float:
+    def _remaining(self, found: StoredToken) -> float:
         """Return the seconds until an access token ends."""
-        return found.expires_at.timestamp() - self._clock()
+        return found.ends - self._clock()
 
 
-def _missing(found: Found, needed: frozenset[str]) -> frozenset[str]:
+def _missing(found: StoredToken, needed: frozenset[str]) -> frozenset[str]:
     """Return the needed scopes that are known not to be granted."""
     return frozenset() if found.scope is None else needed - found.scope
 

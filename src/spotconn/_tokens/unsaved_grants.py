@@ -2,52 +2,111 @@
 
 import asyncio
 import logging
-import random
-from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from uuid import UUID
 
-from spotconn.errors import DatabaseUnavailable, SpotconnError
+from spotconn import events
+from spotconn._backoff import Backoff
+from spotconn._stopwatch import Stopwatch
+from spotconn._tokens.cache import ConnectionCache
+from spotconn._tokens.saved_grants import SavedGrants
+from spotconn._tokens.stored_token import StoredToken
+from spotconn.errors import SpotconnError
 from spotconn.models import Connection, RefreshTurn, TokenGrant
 from spotconn.store import ConnectionStore
 
 _log = logging.getLogger("spotconn")
 
-INTERVAL = 0.5
-"""Seconds between two rounds of saving, less a random half: shorter than LAPSED_PAUSE of the protocol."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 4.0
+"""Seconds between two attempts to save a grant."""
+MOST_SAVERS = 3
+"""Grants that are saved at once again, so that rows that are locked do not take all connections of the pool."""
+STOP_TIMEOUT = 1.0
+"""Seconds that a cancelled attempt has to end."""
 
 
-@dataclass(frozen=True)
-class _UnsavedGrant:
+@dataclass(eq=False)
+class UnsavedGrant:
+    """A grant of Spotify for a turn at a refresh.
+
+    Attributes:
+        turn: in which it was granted.
+        grant: as Spotify gave it.
+        requested: runs since Spotify was asked.
+        token: what is served until it is saved.
+        rejected: whether the Web API has refused the access token that it replaces.
+        useless: whether the Web API has refused its own access token.
+        doubtful: whether the user has connected or disconnected since, or may have: then it is not served.
+    """
+
     turn: RefreshTurn
     grant: TokenGrant
-    connection: Connection
+    requested: Stopwatch
+    token: StoredToken
+    rejected: bool = False
+    useless: bool = False
+    doubtful: bool = False
+
+    @property
+    def age(self) -> Stopwatch | float:
+        """Seconds since Spotify was asked; the whole life of a useless token."""
+        return self.grant.expires_in or 0.0 if self.useless else self.requested
 
 
 class UnsavedGrants:
     """Holds each grant until it is saved, so that only the death of this process can lose one.
 
+    Each user's grant is saved by itself: one that cannot be saved holds up no other.
+
     Args:
         store: saves them.
+        saved: remembers each that was saved.
+        cache: is invalidated where another write came first.
+        emitter: emits what a grant has ended.
     """
 
-    def __init__(self, store: ConnectionStore) -> None:
+    def __init__(
+        self, store: ConnectionStore, saved: SavedGrants, cache: ConnectionCache, emitter: events.Events
+    ) -> None:
         self._store = store
-        self._unsaved: dict[UUID, _UnsavedGrant] = {}
-        self._saver: asyncio.Task[None] | None = None
+        self._saved = saved
+        self._cache = cache
+        self._events = emitter
+        self._unsaved: dict[UUID, UnsavedGrant] = {}
+        self._savers: dict[UUID, asyncio.Task[None]] = {}
+        self._slots = asyncio.Semaphore(MOST_SAVERS)
 
-    def add(self, turn: RefreshTurn, stored: Connection, grant: TokenGrant) -> None:
-        """Add the grant for a turn at the refresh of `stored`."""
-        self._unsaved[turn.user_id] = _UnsavedGrant(turn, grant, _refreshed(stored, grant))
+    def add(self, unsaved: UnsavedGrant) -> None:
+        """Add a grant, in place of one of the same user for which Spotify was asked earlier.
 
-    def get(self, user_id: UUID) -> Connection | None:
-        """Return the connection as it will be once its grant is saved, or None if the user has no unsaved grant."""
+        Two are under way where another writer has replaced the refresh token since the first was asked for; they may
+        come in either sequence, and the later one is of the row that stands.
+        """
+        other = self._unsaved.get(unsaved.turn.user_id)
+        if other is None or other.requested.elapsed >= unsaved.requested.elapsed:
+            self._unsaved[unsaved.turn.user_id] = unsaved
+
+    def get(self, user_id: UUID) -> StoredToken | None:
+        """Return the token of a user's unsaved grant that may be served, if there is one."""
         unsaved = self._unsaved.get(user_id)
-        return None if unsaved is None else unsaved.connection
+        return None if unsaved is None or unsaved.doubtful else unsaved.token
 
-    def drop(self, user_id: UUID) -> None:
-        """Drop the grant of a user who has disconnected."""
-        self._unsaved.pop(user_id, None)
+    def holds(self, user_id: UUID) -> bool:
+        """Return whether a user has a grant that is not saved yet."""
+        return user_id in self._unsaved
+
+    def doubt(self, user_id: UUID) -> None:
+        """Serve the grant of a user no more: they have connected or disconnected, or may have."""
+        if (unsaved := self._unsaved.get(user_id)) is not None:
+            unsaved.doubtful = True
+
+    def reject(self, user_id: UUID, access_token: str) -> None:
+        """Save a grant as ended, if the Web API has refused this access token of it."""
+        unsaved = self._unsaved.get(user_id)
+        if unsaved is not None and unsaved.grant.access_token == access_token:
+            unsaved.useless = True
 
     def clear(self) -> None:
         """Drop all grants, in a process that must not save them."""
@@ -65,19 +124,18 @@ class UnsavedGrants:
         try:
             return await self._save(user_id)
         except BaseException:  # also a cancellation
-            self._start_saver()
+            self._start_saver(user_id)
             raise
 
     async def flush(self, *, seconds: float) -> None:
-        """Save all grants. Log as critical those that cannot be saved within `seconds`, and drop them."""
+        """Try for the last time to save all grants. Log as critical those that cannot be saved within `seconds`."""
         try:
-            if self._saver is not None:
-                self._saver.cancel()
-                await asyncio.wait([self._saver])
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._save_all()
+            await self._stop_savers()  # they may be in a pause
+            self._savers.clear()
+            if savers := [self._start_saver(user_id) for user_id in self._unsaved]:
+                await asyncio.wait(savers, timeout=seconds)
         finally:  # also after a cancellation
+            await self._stop_savers()
             for user_id in self._unsaved:
                 _log.critical(
                     "the refreshed connection of user %s could not be saved before shutdown; if Spotify has replaced "
@@ -86,46 +144,78 @@ class UnsavedGrants:
                 )
             self._unsaved.clear()
 
+    async def _stop_savers(self) -> None:
+        savers = list(self._savers.values())
+        for saver in savers:
+            saver.cancel()
+        if savers:
+            await asyncio.wait(savers, timeout=STOP_TIMEOUT)
+
     async def _save(self, user_id: UUID) -> Connection | None:
         unsaved = self._unsaved.get(user_id)
         if unsaved is None:
             return None
-        saved = await self._store.finish_refresh(unsaved.turn, unsaved.grant)
+        saved = await self._store.refreshes.finish(
+            unsaved.turn, unsaved.grant, age=unsaved.age, rejected=unsaved.rejected
+        )
         if self._unsaved.get(user_id) is unsaved:
             del self._unsaved[user_id]
+            self._remember(unsaved, saved)
         return saved
 
-    def _start_saver(self) -> None:
-        if self._saver is None or self._saver.done():
-            _log.error("a refreshed connection cannot be saved now; it is served all the same, and saving goes on")
-            self._saver = asyncio.create_task(self._save_all(), name="spotconn-saver")
+    def _remember(self, unsaved: UnsavedGrant, saved: Connection | None) -> None:
+        """Remember a grant that was saved, or that another write has kept from it."""
+        before, grant = unsaved.turn.connection, unsaved.grant
+        if before is None:
+            return
+        texts = self._store.refreshes.encrypt(before, grant) if saved is None else saved.texts
+        saves = (before.saves or 0) + 1 if saved is None else saved.saves or 0
+        family = before.family if saved is None else saved.family
+        self._saved.add(
+            before,
+            texts,
+            grant.access_token,
+            saves=saves,
+            family=family,
+            expires_in=grant.expires_in or 0.0,
+            requested=unsaved.requested,
+        )
+        if unsaved.useless:
+            self._saved.reject(before.user_id, grant.access_token)
+        if saved is None:  # another write came first, or the row has gone back in time
+            self._cache.invalidate(before.user_id)
+            self._saved.compare([before.user_id])
+        elif saved.recovered is not None:
+            self._events.emit(events.Recovered(user_id=before.user_id, failure=saved.recovered))
 
-    async def _save_all(self) -> None:
-        while self._unsaved:
-            await self._save_round()
-            if self._unsaved:
-                await asyncio.sleep(INTERVAL * random.uniform(0.5, 1))  # noqa: S311  no secret hangs on it
+    def _start_saver(self, user_id: UUID) -> asyncio.Task[None]:
+        saver = self._savers.get(user_id)
+        if saver is None or saver.done():
+            # In a context of its own: it outlives the call that starts it, and is no part of its trace.
+            saver = asyncio.create_task(self._keep_saving(user_id), name="spotconn-saver", context=Context())
+            self._savers[user_id] = saver
+            saver.add_done_callback(partial(self._ended, user_id))
+        return saver
 
-    async def _save_round(self) -> None:
-        for user_id in list(self._unsaved):
+    def _ended(self, user_id: UUID, saver: asyncio.Task[None]) -> None:
+        if self._savers.get(user_id) is saver:
+            del self._savers[user_id]
+
+    async def _keep_saving(self, user_id: UUID) -> None:
+        backoff = Backoff(first=FIRST_PAUSE, longest=LONGEST_PAUSE)
+        while user_id in self._unsaved:
             try:
-                await self._save(user_id)
-            except DatabaseUnavailable:
-                return  # it is away for the others too
+                async with self._slots:
+                    await self._save(user_id)
+                continue
             except SpotconnError as error:
-                _log.warning("a refreshed connection cannot be saved: %s", error)
+                _log_failure(user_id, error, first=not backoff.failures)
             except Exception as error:  # noqa: BLE001  of a cipher of the caller's: nothing ends the saving but `flush`
-                _log.warning("a refreshed connection cannot be saved: %s", type(error).__name__)
+                _log_failure(user_id, type(error).__name__, first=not backoff.failures)
+            await asyncio.sleep(backoff.next_pause())
 
 
-def _refreshed(stored: Connection, grant: TokenGrant) -> Connection:
-    """Return what finish_refresh will make of the row."""
-    return stored.model_copy(
-        update={
-            "access_token": grant.access_token,
-            "refresh_token": grant.refresh_token or stored.refresh_token,
-            "expires_at": grant.expires_at,
-            "scope": stored.scope if grant.scope is None else grant.scope,
-            "failure": None,
-        }
-    )
+def _log_failure(user_id: UUID, reason: object, *, first: bool) -> None:
+    """Log the first failure as an error and repeats at debug level."""
+    text = "the refreshed connection of user %s cannot be saved; it is served all the same, and saving goes on: %s"
+    _log.log(logging.ERROR if first else logging.DEBUG, text, user_id, reason)

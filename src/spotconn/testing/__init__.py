@@ -1,13 +1,14 @@
 """The test kit of the library, public so that a service that uses the library can be tested in the same way.
 
 `FakeSpotify` behaves as Spotify's accounts service and `GET /v1/me`; `EmbeddedPostgres` is a private server on
-loopback; `apply_schema` and `add_user` prepare a database; `FakeClock` is a clock that a test moves. pytest finds them
-as fixtures. Install with `pip install "spotconn[testing]"`.
+loopback; `apply_schema` and `add_user` prepare a database; `FakeClock` is a clock that a test moves, and
+`step_database_clock` moves that of the database. pytest finds fixtures that use them. Install with
+`pip install "spotconn[testing]"`.
 """
 
 from spotconn.testing._answers import Answer, Hold
 from spotconn.testing._clock import FakeClock
-from spotconn.testing._database import add_user, apply_schema
+from spotconn.testing._database import add_user, apply_schema, step_database_clock
 from spotconn.testing._postgres import EmbeddedPostgres, postgres_binaries
 
 try:
@@ -26,4 +27,5 @@ __all__ = [
     "add_user",
     "apply_schema",
     "postgres_binaries",
+    "step_database_clock",
 ]

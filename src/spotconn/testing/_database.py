@@ -9,6 +9,12 @@ from spotconn._database.schema import read_sql
 TIMEOUT = 30.0
 """Seconds to connect and for each statement."""
 
+_CLOCK = (
+    "create or replace function spotconn.now() returns timestamptz language sql stable set search_path = '' "
+    "return pg_catalog.clock_timestamp()"
+)
+_AHEAD = "select round(extract(epoch from spotconn.now() - clock_timestamp())::numeric, 3)::float8"
+
 
 async def apply_schema(dsn: str, *, plain_postgres: bool = True) -> None:
     """Apply the library's schema; may be repeated.
@@ -26,15 +32,34 @@ async def apply_schema(dsn: str, *, plain_postgres: bool = True) -> None:
         await connection.close(timeout=TIMEOUT)
 
 
-async def remove_users(dsn: str) -> None:
-    """Remove all users of auth.users, and with them their connections.
+async def step_database_clock(dsn: str, seconds: float) -> None:
+    """Set the database's clock forward, by which access tokens end, leases last and refusals are counted.
+
+    It replaces the function `spotconn.now()`, for all who use the database; its own clock goes on. The steps add up,
+    and `apply_schema` ends them. Step a `FakeClock` by as much, so that a manager and a simulated Spotify agree.
 
     Args:
-        dsn: URL of a login that may write auth.users.
+        dsn: URL of a login that owns the schema spotconn.
+        seconds: how far; back if negative.
+    """
+    connection = await asyncpg.connect(dsn, timeout=TIMEOUT, command_timeout=TIMEOUT)
+    try:
+        ahead: float = await connection.fetchval(_AHEAD)
+        await connection.execute(_CLOCK + f" + interval '{ahead + seconds:f} seconds'")
+    finally:
+        await connection.close(timeout=TIMEOUT)
+
+
+async def reset(dsn: str) -> None:
+    """Remove all users of auth.users, and with them their connections, and end the steps of the clock.
+
+    Args:
+        dsn: URL of a login that may write auth.users and owns the schema spotconn.
     """
     connection = await asyncpg.connect(dsn, timeout=TIMEOUT, command_timeout=TIMEOUT)
     try:
         await connection.execute("delete from auth.users")
+        await connection.execute(_CLOCK)
     finally:
         await connection.close(timeout=TIMEOUT)
 

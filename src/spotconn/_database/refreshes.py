@@ -1,0 +1,184 @@
+"""The three statements of the refresh protocol: begin, and finish or fail."""
+
+import re
+from datetime import timedelta
+from uuid import UUID
+
+import asyncpg
+
+from spotconn._database import statements
+from spotconn._database.bound_pool import BoundPool
+from spotconn._database.errors import APPLY_SCHEMA
+from spotconn._database.rows import RowConverter, recorded_failure, scope_text
+from spotconn._stopwatch import Stopwatch
+from spotconn.errors import SchemaMismatch
+from spotconn.models import (
+    Connection,
+    RecordedFailure,
+    RefreshFailure,
+    RefreshTurn,
+    StoredTexts,
+    TokenGrant,
+    fingerprint,
+)
+
+MOST_SAVES = 3
+"""Attempts to save one grant where a rekey changes the stored text in between."""
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+
+
+class Refreshes:
+    """Begins and ends refreshes of stored connections.
+
+    Args:
+        pool: of the store.
+        rows: of the store.
+    """
+
+    def __init__(self, pool: BoundPool, rows: RowConverter) -> None:
+        self._pool = pool
+        self._rows = rows
+
+    async def begin(self, user_id: UUID, seen: str, lease: float) -> RefreshTurn:
+        """Return the answer of the database to a process that found an access token wanting.
+
+        Raises:
+            ValueError: `seen` is no fingerprint.
+        """
+        if not _FINGERPRINT.fullmatch(seen):
+            raise ValueError("seen: expected the fingerprint of a connection")
+        row = await self._pool.row_of(user_id, statements.BEGIN_REFRESH, bytes.fromhex(seen), timedelta(seconds=lease))
+        if row is None:
+            raise SchemaMismatch(f"spotconn.begin_refresh gave no answer; {APPLY_SCHEMA}")
+        return self._rows.turn(row, user_id)
+
+    async def finish(
+        self, turn: RefreshTurn, grant: TokenGrant, *, age: Stopwatch | float, rejected: bool = False
+    ) -> Connection | None:
+        """Save a grant where the row still holds the refresh token that it replaces; None if it does not.
+
+        Args:
+            turn: a granted one.
+            grant: of Spotify.
+            age: seconds since Spotify was asked.
+            rejected: whether the Web API has refused the access token that is replaced.
+        """
+        before, _ = _granted(turn)
+        texts = self.encrypt(before, grant)
+        replaced, held = before.texts.refresh_token, before.texts.access_token
+        for _ in range(MOST_SAVES):
+            row = await self._save(
+                turn.user_id,
+                replaced,
+                held,
+                texts.access_token,
+                None if texts.refresh_token == before.texts.refresh_token else texts.refresh_token,
+                grant.expires_at,
+                grant.expires_in,
+                age,
+                scope_text(grant.scope),
+                turn.lease_id,
+                turn.lease_until,
+                rejected,
+                None,
+                None,
+            )
+            if row is None:
+                return None
+            connection = self._rows.saved(row, turn.user_id)
+            # An acknowledgement that was lost: the row holds this very grant.
+            if row["saved"] or connection.refresh_token == _replacement(before, grant):
+                recovered = connection.recovered or (before.failure and before.failure.reason)
+                return connection.model_copy(update={"recovered": recovered})
+            # A rekey stores another text of the same refresh token; any other text belongs to another writer.
+            if connection.refresh_token != before.refresh_token:
+                return None
+            replaced = connection.texts.refresh_token
+            if connection.access_token == before.access_token:
+                held = connection.texts.access_token
+        return None
+
+    def encrypt(self, before: Connection, grant: TokenGrant) -> StoredTexts:
+        """Return the texts to store for a grant: its refresh token only if it is another than before."""
+        replacement = _replacement(before, grant)
+        return StoredTexts(
+            self._rows.encrypt(grant.access_token, before.user_id, "access_token"),
+            before.texts.refresh_token
+            if replacement is None
+            else self._rows.encrypt(replacement, before.user_id, "refresh_token"),
+        )
+
+    async def fail(self, turn: RefreshTurn, failure: RefreshFailure) -> RecordedFailure | None:
+        """End the lease without a grant; return what is recorded then, or None if another refresh token is stored."""
+        before, lease_id = _granted(turn)
+        row = await self._pool.row_of(
+            turn.user_id,
+            statements.FAIL_REFRESH,
+            _digest(before.texts.refresh_token),
+            lease_id,
+            failure.reason,
+            failure.retry_after,
+        )
+        return None if row is None else recorded_failure(row)
+
+    async def restore(
+        self,
+        current: Connection,
+        texts: StoredTexts,
+        *,
+        expires_in: float,
+        age: Stopwatch | float,
+        saves: int,
+        family: UUID | None,
+        lease_id: UUID | None = None,
+    ) -> Connection | None:
+        """Save tokens that this process had saved before, over a row that has gone back in time.
+
+        Args:
+            current: the row as it was just read.
+            texts: the tokens as they were stored.
+            expires_in: seconds that the access token lived from the request on.
+            age: seconds since then.
+            saves: the count that goes with them.
+            family: in which it counts.
+            lease_id: of the lease that this process holds, which ends.
+
+        Returns:
+            The saved connection, or None if the row holds another refresh token by now.
+        """
+        row = await self._save(
+            current.user_id,
+            current.texts.refresh_token,
+            current.texts.access_token,
+            texts.access_token,
+            texts.refresh_token,
+            None,
+            expires_in,
+            age,
+            None,
+            lease_id,
+            None,
+            False,  # noqa: FBT003  an argument of a statement
+            saves,
+            family,
+        )
+        return self._rows.saved(row, current.user_id) if row is not None and row["saved"] else None
+
+    async def _save(self, user_id: UUID, replaced: str, held: str, *args: object) -> asyncpg.Record | None:
+        """Return the answer of `spotconn.finish_refresh`, whose arguments these are."""
+        return await self._pool.row_of(user_id, statements.FINISH_REFRESH, _digest(replaced), _digest(held), *args)
+
+
+def _granted(turn: RefreshTurn) -> tuple[Connection, UUID]:
+    if turn.connection is None or turn.lease_id is None:
+        raise ValueError(f"turn: expected a granted one, not {turn.outcome.value}")
+    return turn.connection, turn.lease_id
+
+
+def _replacement(before: Connection, grant: TokenGrant) -> str | None:
+    """Return the refresh token that replaces the one before; one that the answer repeats counts as none."""
+    return None if grant.refresh_token == before.refresh_token else grant.refresh_token
+
+
+def _digest(stored: str) -> bytes:
+    return bytes.fromhex(fingerprint(stored))

@@ -1,0 +1,199 @@
+"""What the holder of a lease does: ask Spotify, then save the grant or record the failure."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from uuid import UUID
+
+from spotconn import events
+from spotconn._affinity import Affinity
+from spotconn._observer import NOBODY, Observer
+from spotconn._spotify.retry import READING_TIME
+from spotconn._stopwatch import Stopwatch
+from spotconn._tokens.arguments import Times
+from spotconn._tokens.local_backoff import LocalBackoffs
+from spotconn._tokens.refusal_wave import RefusalWave
+from spotconn._tokens.stored_token import StoredToken, reauthorization
+from spotconn._tokens.unsaved_grants import UnsavedGrant, UnsavedGrants
+from spotconn.accounts import SpotifyAccounts
+from spotconn.errors import ConfigurationError, ReauthorizationRequired, SpotconnError, SpotifyUnavailable
+from spotconn.models import Connection, RefreshFailure, RefreshTurn, TokenGrant, fingerprint
+from spotconn.store import ConnectionStore
+
+_log = logging.getLogger("spotconn")
+
+
+class LeaseHolder:
+    """Refreshes connections whose lease this process holds.
+
+    Args:
+        store: holds the connections.
+        accounts: refreshes them.
+        unsaved: takes each grant until it is saved.
+        backoffs: of this host.
+        emitter: emits what happens to connections.
+        affinity: of the manager: once that is closed, no new refresh begins.
+        times: of the manager.
+        clock: gives seconds since the epoch.
+
+    Attributes:
+        observer: counts unexpected refusals.
+    """
+
+    def __init__(  # noqa: PLR0917  the parts that it puts together
+        self,
+        store: ConnectionStore,
+        accounts: SpotifyAccounts,
+        unsaved: UnsavedGrants,
+        backoffs: LocalBackoffs,
+        emitter: events.Events,
+        affinity: Affinity,
+        times: Times,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._accounts = accounts
+        self._unsaved = unsaved
+        self._backoffs = backoffs
+        self._events = emitter
+        self._affinity = affinity
+        self._times = times
+        self._clock = clock
+        self._wave = RefusalWave()
+        self._rejected = Counter[str]()
+        self._requests: dict[RefreshTurn, bool] = {}
+        self.observer: Observer = NOBODY
+
+    @contextmanager
+    def rejecting(self, access_token: str) -> Generator[None]:
+        """Context manager: a caller waits for another token than one that the Web API has refused."""
+        self._rejected[access_token] += 1
+        try:
+            yield
+        finally:
+            self._rejected[access_token] -= 1
+            if not self._rejected[access_token]:
+                del self._rejected[access_token]
+
+    def doubt(self, user_id: UUID) -> None:
+        """Handle that a user has connected or disconnected: a grant under way is not served before it is saved."""
+        for turn in self._requests:
+            if turn.user_id == user_id:
+                self._requests[turn] = True
+
+    async def refresh(self, turn: RefreshTurn, stored: Connection, leased: Stopwatch) -> StoredToken | None:
+        """Return the token that Spotify grants, saved or not. None means: look at the row again.
+
+        Spotify gets the full timeout, however long this process waited for its turn: an answer that comes too late for
+        the callers may hold the only refresh token that is still good. What is left of the lease must cover it.
+
+        Args:
+            turn: a granted one.
+            stored: the connection of the turn.
+            leased: runs since before the database was asked: the lease has begun no earlier.
+
+        Raises:
+            ReauthorizationRequired, SpotifyUnavailable, ConfigurationError: of Spotify.
+            SpotconnError: a refusal could not be recorded.
+        """
+        late = self._times.lease - leased.elapsed < self._times.timeout + READING_TIME
+        if late or self._affinity.closed or self._unsaved.holds(turn.user_id):
+            await self._store.fail_refresh(turn, RefreshFailure())
+            return None
+        self._requests[turn] = False
+        try:
+            return await self._ask(turn, stored)
+        finally:
+            del self._requests[turn]
+
+    async def _ask(self, turn: RefreshTurn, stored: Connection) -> StoredToken | None:
+        requested = Stopwatch(self._clock)
+        try:
+            grant = await self._accounts.refresh(stored.refresh_token, timeout=self._times.timeout)
+        except ReauthorizationRequired:
+            await self._refused(turn, stored)
+            return None
+        except (SpotifyUnavailable, ConfigurationError) as error:
+            await self._failed(turn, error)
+            raise
+        self._backoffs.end(turn.user_id)
+        self._wave.granted(turn.user_id, _now())
+        token = _granted_token(stored, grant, self._clock() - requested.elapsed)
+        rejected = stored.access_token in self._rejected
+        return await self._save(UnsavedGrant(turn, grant, requested, token, rejected, doubtful=self._requests[turn]))
+
+    async def _save(self, unsaved: UnsavedGrant) -> StoredToken | None:
+        """Return the token of a grant, saved or not; None if another write came first."""
+        user_id, duration = unsaved.turn.user_id, unsaved.requested.elapsed
+        self._unsaved.add(unsaved)
+        read_at, expires_at = self._clock(), unsaved.grant.expires_at
+        try:
+            saved = await self._unsaved.save(user_id)
+        except Exception:  # noqa: BLE001  also of a cipher of the caller's: the grant is good
+            token = self._unsaved.get(user_id)  # not that of this grant where a later one has come first
+            if token is None:
+                return None
+        else:
+            if saved is None:
+                return None
+            token, expires_at = StoredToken.of(saved, read_at), saved.expires_at
+        self._events.emit(events.Refreshed(user_id=user_id, expires_at=expires_at, duration=duration))
+        return token
+
+    async def _refused(self, turn: RefreshTurn, stored: Connection) -> None:
+        """Record that Spotify has refused the refresh token, unless another one is stored by now: then look again."""
+        recorded = await self._store.fail_refresh(turn, RefreshFailure(reason="refused"))
+        error = reauthorization(recorded)
+        if recorded is None or error is None:
+            return
+        if error.reason != "expired":
+            self._count_unexpected(turn)
+        if reauthorization(stored.failure) is None:  # it is news
+            self._events.emit(events.ReauthorizationRequired(user_id=turn.user_id, reason=error.reason))
+        raise error
+
+    def _count_unexpected(self, turn: RefreshTurn) -> None:
+        self.observer.refused()
+        if self._wave.refused(turn.user_id, _now()):
+            _log.critical(
+                "Spotify has refused the refresh tokens of many users within minutes, before their time: an outage of "
+                "Spotify, or a wrong SPOTIFY_CLIENT_ID? Each is tried again, after an hour and after a day"
+            )
+
+    async def _failed(self, turn: RefreshTurn, error: SpotifyUnavailable | ConfigurationError) -> None:
+        """End the lease and back off: every process after Spotify's answer, only this one after a fault of its own."""
+        # What Spotify answered of this connection counts for every process; a fault of this host's network does not,
+        # nor do the app's credentials, which another process may have right.
+        if isinstance(error, SpotifyUnavailable) and error.answered:
+            failure = RefreshFailure(reason="unavailable", retry_after=error.retry_after)
+        else:
+            failure = RefreshFailure()
+            self._backoffs.begin(turn.user_id, error, _now())
+        try:
+            await self._store.fail_refresh(turn, failure)
+        except SpotconnError as unrecorded:
+            # The lease ends by itself; the caller's error is the one that counts.
+            _log.warning("a failed refresh could not be recorded: %s", unrecorded)
+        self._events.emit(
+            events.RefreshFailed(
+                user_id=turn.user_id,
+                error=type(error).__name__,
+                message=str(error),
+                retry_after=error.retry_after if isinstance(error, SpotifyUnavailable) else None,
+            )
+        )
+
+
+def _granted_token(stored: Connection, grant: TokenGrant, requested_at: float) -> StoredToken:
+    """Return the token of a grant that is not saved yet."""
+    scope = stored.scope if grant.scope is None else grant.scope
+    return StoredToken(
+        grant.access_token, fingerprint(grant.access_token), requested_at + (grant.expires_in or 0.0), scope, None
+    )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
