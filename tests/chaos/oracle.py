@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-from chaos.history import Call, History, Lease, Request
+from chaos.history import Call, History, Request
+from chaos.leases import lease_of, stands, voided_unseen
 from chaos.losses import FAILOVER, FOREIGN, excuse
 from chaos.plan import LEASE, MINUTE, REFRESH_TIMEOUT, STORE_TIMEOUT
 
@@ -19,8 +20,6 @@ READ_BEFORE = 8.0
 """Seconds before a call in which the row may have been read that it is answered from."""
 SAVED_WITHIN = 15.0
 """Seconds in which the database is there for long enough to save a grant."""
-SET_BACK = 0.9
-"""Seconds by which a clock that is set back does not end a lease, less the time that the trigger takes."""
 ALTERS = frozenset({FOREIGN, FAILOVER})
 """Writers of rows that are not of the library."""
 PASSING = frozenset({"SpotifyUnavailable", "RefreshInProgress", "DatabaseUnavailable"})
@@ -102,10 +101,10 @@ def one_request_in_flight(history: History) -> Iterator[str]:
     for request in sorted(history.requests, key=lambda one: one.began):
         for earlier in by_token.get(request.token, ()):
             if earlier.ended is None or earlier.ended > request.began + 0.05:
-                lease = _lease_of(history, earlier)
+                lease = lease_of(history, earlier)
                 if lease is None:
                     yield f"{earlier.owner} sent {earlier.token} at {earlier.began:.3f} without a lease"
-                elif _stands(history, lease, earlier, request.began):
+                elif stands(history, lease, earlier, request.began) and not voided_unseen(history, request, lease):
                     yield (
                         f"{request.owner} sent {request.token} at {request.began:.3f}, while {earlier.owner} did, "
                         f"whose lease ran from {lease.began:.3f} to {lease.until:.3f}"
@@ -146,7 +145,10 @@ def answers_are_awaited(history: History) -> Iterator[str]:
     for request in history.requests:
         if request.granted is None or request.ended is None or not request.left:
             continue
-        waited = request.ended - request.began - history.stalled(request.process, request.began, request.ended)
+        lease = lease_of(history, request)
+        waited = request.ended - request.began
+        if lease is not None:  # it may have been frozen between its first step and its bytes on the way
+            waited += history.stalled(request.process, lease.began, request.began)
         ends = [times[request.process] for times in (history.kills, history.closings) if request.process in times]
         if waited < REFRESH_TIMEOUT - SLACK and not any(end <= request.ended + SLACK for end in ends):
             yield f"{request.owner} did not wait for the answer to {request.token}: it left after {waited:.2f} s"
@@ -253,36 +255,6 @@ def _replaced(asked: dict[str | None, Request], token: str | None) -> set[str]:
         token = request.token
         found.add(token)
     return found
-
-
-def _lease_of(history: History, request: Request) -> Lease | None:
-    leases = [
-        lease
-        for lease in history.leases
-        if lease.owner == request.owner and lease.token == request.token and lease.began <= request.began
-    ]
-    return leases[-1] if leases else None
-
-
-def _stands(history: History, lease: Lease, request: Request, at: float) -> bool:
-    died = history.kills.get(request.process)
-    voided = [
-        write
-        for write in history.writes_of(lease.user)
-        if lease.began <= write.at <= at and (write.refresh != lease.token or write.writer == FAILOVER)
-    ]
-    # Another may take it over while the clock shows that it is over or void, and the clock may be set once more.
-    taken = any(
-        other.user == lease.user and lease.began < other.began <= at and not _runs(history, lease, other.began)
-        for other in history.leases
-    )
-    return _runs(history, lease, at) and (died is None or died > at) and not voided and not taken
-
-
-def _runs(history: History, lease: Lease, at: float) -> bool:
-    """Return whether a lease runs by the clock of the database, as spotconn.runs has it."""
-    ahead = [offset - lease.offset for offset in history.offsets(at, at)]
-    return all(lease.began - SET_BACK <= at + by < lease.until for by in ahead)
 
 
 def _name(call: Call) -> str:

@@ -221,6 +221,27 @@ def test_a_lease_that_was_taken_over_does_not_come_back() -> None:
     assert list(oracle.one_request_in_flight(history))
 
 
+def test_a_holder_does_not_know_that_its_lease_is_void() -> None:
+    """The clock is set back after it was granted, another takes it over and asks, and then it asks itself."""
+    history = good()
+    history.leases.insert(1, Lease(NOW - 0.3, NOW - 0.3 + LEASE, 0, "r1", "w0.0/1"))
+    second_request(history, NOW + 1)
+    assert list(oracle.one_request_in_flight(history))
+    history.leases[2].offset = -5.0
+    history.steps.append(Step(NOW - 0.25, NOW - 0.2, -5.0))
+    assert not list(oracle.one_request_in_flight(history))
+
+
+def test_who_was_frozen_has_waited() -> None:
+    """Its timeout began before its request was on the way."""
+    history = good()
+    history.requests[1].left = True
+    history.leases[1].began = NOW - 3
+    assert list(oracle.answers_are_awaited(history))
+    history.stalls["w1.0"] = [(NOW - 2.9, NOW - 0.01)]
+    assert not list(oracle.answers_are_awaited(history))
+
+
 def test_a_clock_that_is_set_back_lengthens_tokens() -> None:
     """An end that is stored comes later by as much, and by no more."""
     history = good()
