@@ -132,7 +132,9 @@ def grants_are_saved(history: History) -> Iterator[str]:
         saved = any(write.refresh == request.granted for write in writes)
         if request.granted is None or request.ended is None or request.lost or saved:
             continue
-        later = [write.at for write in writes if write.at > request.began and write.refresh != request.token]
+        lease = lease_of(history, request)  # the row may have changed since, and before the request was on the way
+        since = request.began if lease is None else lease.began
+        later = [write.at for write in writes if write.at > since and write.refresh != request.token]
         last = writes[-1].at if writes else 0.0
         until = min([*later, history.kills.get(request.process, last)])
         waited = until - request.ended - history.stalled(request.process, request.ended, until)

@@ -232,6 +232,15 @@ def test_a_holder_does_not_know_that_its_lease_is_void() -> None:
     assert not list(oracle.one_request_in_flight(history))
 
 
+def test_the_grant_of_a_row_that_was_deleted_is_not_saved() -> None:
+    """The user has disconnected after the lease was granted, and before Spotify was asked."""
+    history = good()
+    never_saved(history)
+    assert list(oracle.grants_are_saved(history))
+    history.writes.insert(2, Write(NOW - 0.05, 0, "DELETE", "w0.0/0", None))
+    assert not list(oracle.grants_are_saved(history))
+
+
 def test_who_was_frozen_has_waited() -> None:
     """Its timeout began before its request was on the way."""
     history = good()
