@@ -148,9 +148,8 @@ def answers_are_awaited(history: History) -> Iterator[str]:
         if request.granted is None or request.ended is None or not request.left:
             continue
         lease = lease_of(history, request)
-        waited = request.ended - request.began
-        if lease is not None:  # it may have been frozen between its first step and its bytes on the way
-            waited += history.stalled(request.process, lease.began, request.began)
+        # All attempts share one timeout, and it may have been frozen between its first step and its bytes on the way.
+        waited = request.ended - (request.began if lease is None else lease.began)
         ends = [times[request.process] for times in (history.kills, history.closings) if request.process in times]
         if waited < REFRESH_TIMEOUT - SLACK and not any(end <= request.ended + SLACK for end in ends):
             yield f"{request.owner} did not wait for the answer to {request.token}: it left after {waited:.2f} s"

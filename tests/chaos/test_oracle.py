@@ -241,13 +241,12 @@ def test_the_grant_of_a_row_that_was_deleted_is_not_saved() -> None:
     assert not list(oracle.grants_are_saved(history))
 
 
-def test_who_was_frozen_has_waited() -> None:
-    """Its timeout began before its request was on the way."""
+def test_the_attempts_of_one_lease_share_a_timeout() -> None:
+    """It began before the last request was on the way."""
     history = good()
     history.requests[1].left = True
-    history.leases[1].began = NOW - 3
     assert list(oracle.answers_are_awaited(history))
-    history.stalls["w1.0"] = [(NOW - 2.9, NOW - 0.01)]
+    history.leases[1].began = NOW - 1.5
     assert not list(oracle.answers_are_awaited(history))
 
 
