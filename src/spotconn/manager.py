@@ -86,7 +86,7 @@ class TokenManager:
         refresher = Refresher(store, accounts, self._cache, self._events, self._affinity, times, clock=clock)
         subscriber = Subscriber(changes, self._cache, refresher.saved, refresher.backoffs, ttl=cache_ttl, clock=clock)
         self._source = ConnectionSource(refresher, self._cache, subscriber, self._affinity, times, clock=clock)
-        policy = Policy(self._source.renew, window=refresh_window, margin=expiry_margin, clock=clock)
+        policy = Policy(self._source.renew, refresher.unsaved, window=refresh_window, margin=expiry_margin, clock=clock)
         self._batches = Batches(store, policy, self._affinity)
         store.watch(self._source.forget)
 

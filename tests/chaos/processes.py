@@ -24,7 +24,7 @@ SECRET = re.compile(r"\b(?:AQ|BQ)[\w-]{30,}")
 _RECORD = re.compile(r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) ")
 EXPECTED = (
     "Spotify has refused the refresh tokens of many users",
-    "could not be compared with their last grant before shutdown",  # the first process closes without a database
+    "could not be compared with their last grants before shutdown",  # the first process closes without a database
 )
 FOLLOWING = 12
 """Lines of a log that are shown after a complaint."""

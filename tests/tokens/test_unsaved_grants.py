@@ -138,3 +138,20 @@ async def test_a_reconnect_through_the_same_process_is_stronger(
     after = await behind.get(user)
     assert (after.access_token, after.spotify_user_id) == (reconnected.access_token, "bob")
     assert after.refresh_token == reconnected.refresh_token
+
+
+async def test_a_batch_has_the_grants_that_are_not_saved_yet(
+    tokens: TokenManager, store: ConnectionStore, spotify: FakeSpotify, proxy: FaultProxy, users: list[UUID],
+    database: Database,
+) -> None:  # fmt: skip
+    """Also while the database is away, and where the row still holds the token before."""
+    for user in users:
+        await connect(store, spotify, user, account=str(user), ttl=-1)
+    granted = dict(zip(users, await granted_unsaved(tokens, spotify, proxy, users), strict=True))
+    assert {user: answer async for user, answer in tokens.get_valid_tokens(users)} == granted
+    locking = await asyncpg.connect(database.admin_dsn)
+    async with locking.transaction():
+        await locking.execute("select from public.spotify_connections for update")
+        proxy.heal()
+        assert {user: answer async for user, answer in tokens.get_valid_tokens(users)} == granted
+    await locking.close()

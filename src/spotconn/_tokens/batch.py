@@ -15,6 +15,7 @@ from uuid import UUID
 from spotconn._affinity import Affinity
 from spotconn._tokens.freshness import Freshness, freshness_of
 from spotconn._tokens.stored_token import StoredToken
+from spotconn._tokens.unsaved_grants import UnsavedGrants
 from spotconn._tracebacks import Failure, renewed, scrub
 from spotconn.errors import (
     ConfigurationError,
@@ -50,13 +51,15 @@ class Policy:
     """How one user is served.
 
     Attributes:
-        renew: gets another connection than the stored one that is due.
+        renew: gets another token than the stored one that is due.
+        unsaved: grants that the rows do not have yet.
         window: seconds before its end from which a token is refreshed.
         margin: seconds before its end from which it is not handed out.
         clock: gives seconds since the epoch.
     """
 
     renew: Callable[[UUID, StoredToken], Awaitable[StoredToken]]
+    unsaved: UnsavedGrants
     window: float
     margin: float
     clock: Callable[[], float]
@@ -261,7 +264,8 @@ class _Run:
         stored = await self._stored(user_ids)
         due: list[tuple[UUID, StoredToken]] = []
         for user_id in user_ids:
-            found = stored.get(user_id) or NotConnected("no Spotify connection is stored for this user")
+            found = self._policy.unsaved.get(user_id) or stored.get(user_id)
+            found = found or NotConnected("no Spotify connection is stored for this user")
             answer = self._policy.from_row(found) if isinstance(found, StoredToken) else found
             if answer is not None:
                 await self._answers.put((user_id, answer))

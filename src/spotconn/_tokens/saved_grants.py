@@ -201,8 +201,9 @@ class SavedGrants:
         finally:  # also after a cancellation
             if self._comparing is not None:
                 self._comparing.cancel()
-            for user_id in self._due:
-                _log.critical("the row of user %s could not be compared with their last grant before shutdown", user_id)
+            if self._due:
+                text = "the rows of %d users could not be compared with their last grants before shutdown"
+                _log.critical(text, len(self._due))
             self.clear()
 
     async def _finish(self) -> None:
@@ -222,6 +223,9 @@ class SavedGrants:
             self._due.difference_update(batch)
             try:
                 await self._restore_all(batch)
+            except asyncio.CancelledError:
+                self._due.update(batch)
+                raise
             except DatabaseUnavailable:
                 self._due.update(batch)
                 self._lost = True  # an answer of the database starts it again, for all
