@@ -19,8 +19,8 @@ from support.fault_proxy import FaultProxy
 CRASH = "crash"
 """The property of a test's report that is a row of the crash matrix, printed at the end of the run."""
 CRASH_COLUMNS = ("killed", "token was", "refresh tokens", "the next process gets", "after", "token calls")
-LEASE = 2.5
-MANAGER: dict[str, Any] = {"lease": LEASE, "refresh_timeout": 2, "cache_ttl": 0}
+LEASE = 4.5
+MANAGER: dict[str, Any] = {"lease": LEASE, "refresh_timeout": 3, "cache_ttl": 0}
 """Arguments of every manager."""
 
 

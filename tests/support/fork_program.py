@@ -58,7 +58,9 @@ class House:
         """Open it with the settings, and warm it up: every connection that is kept has been used."""
         accounts = await self._accounts()
         store = await self._store()
-        tokens = await self.stack.enter_async_context(TokenManager(store, accounts, on_event=self._told))
+        tokens = await self.stack.enter_async_context(
+            TokenManager(store, accounts, on_event=self._told, cache_ttl=300)
+        )  # seldom a heartbeat
         admin = await self.stack.enter_async_context(ConnectionAdmin.open(SETTINGS["dsn"], cipher=CIPHER))
         flow = ConnectFlow(store, accounts, redirect_uri=REDIRECT_URI, scopes=SCOPES)
         callback = f"{REDIRECT_URI}?code=a-code&state=a-state"
