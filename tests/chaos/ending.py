@@ -71,8 +71,8 @@ async def _close_without_database(world: World) -> None:
 
 
 async def _check_left(world: World, admin: asyncpg.Connection) -> None:
-    """No session and no lease may be left. Those of killed processes end by themselves."""
-    deadline = time.time() + (LEASE if world.history.kills else 0.0) + GONE
+    """No session may be left, and no lease once those are over whose holder was killed or never heard of its turn."""
+    deadline = time.time() + LEASE + GONE
     while True:
         leases = await admin.fetch(_LEASES)
         sessions = [row["application_name"] for row in await admin.fetch(_SESSIONS)]

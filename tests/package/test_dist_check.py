@@ -96,7 +96,7 @@ def test_what_an_sdist_has_too_much_is_reported(check: Check, name: str) -> None
 
 
 def test_what_is_too_large_is_reported(check: Check) -> None:
-    """200,000 bytes are the limit of each."""
+    """250,000 bytes are the limit of each."""
     found = check(data=os.urandom(40_000))
     assert [re.sub(r"\d{6} bytes", "N bytes", fault) for fault in sorted(found)] == [
         f"{WHEEL}: N bytes, 250000 are allowed",

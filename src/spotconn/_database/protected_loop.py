@@ -35,6 +35,7 @@ class _ProtectedLoop:
 
         def recording() -> Any:
             made.append(factory())
+            _ignore_late_data(made[-1])
             return made[-1]
 
         try:
@@ -56,6 +57,23 @@ class _ProtectedLoop:
         with suppress(TypeError):  # a transport of uvloop that takes no weak reference
             keep_from_children(made[0])
         return made
+
+
+def _ignore_late_data(protocol: Any) -> None:
+    """Keep asyncpg's protocol for TLS from setting a result that nobody waits for.
+
+    Where a log-in is cancelled in the step in which the server's answer is read, its future is cancelled already.
+    """
+    waiter: object = getattr(protocol, "on_data", None)
+    if not isinstance(waiter, asyncio.Future):
+        return
+    receive: Callable[[bytes], None] = protocol.data_received
+
+    def received(data: bytes) -> None:
+        if not waiter.done():
+            receive(data)
+
+    protocol.data_received = received
 
 
 def _retrieve_later(protocol: object) -> None:
