@@ -17,8 +17,9 @@ from support.database import Database
 
 END = datetime.now(UTC) - timedelta(minutes=1)
 SEEN = fingerprint("")
-# What asyncpg raises on a session that has died: the last, where it reads of the end while it sends.
-DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+# What asyncpg raises on a session that has died: InternalClientError where it reads of the end while it sends, and
+# TimeoutError where it then waits for an answer that cannot come.
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, TimeoutError)
 INSERT = (
     "insert into public.spotify_connections (user_id, spotify_user_id, access_token, refresh_token, expires_at) "
     "values ({user}, 'thief', 'x', 'x', now())"
@@ -219,7 +220,7 @@ async def test_a_session_that_dies_in_a_block_is_replaced(
         async with store.as_user(user) as connection:
             pid = await connection.fetchval("select pg_backend_pid()")
             await admin.execute("select pg_terminate_backend($1, 5000)", pid)
-            await connection.execute("select 1")
+            await connection.execute("select 1", timeout=10)
     assert (await state_of(store))["role"] == "none"
 
 
