@@ -62,8 +62,8 @@ async def pair(store: ConnectionStore, users: list[UUID]) -> tuple[UUID, UUID]:
 
 
 async def state_of(store: ConnectionStore) -> dict[str, Any]:
-    async with store.pool._pool.acquire() as connection:
-        return dict(await connection.fetchrow(STATE) or {})
+    async with store.pool._pool.acquire(timeout=10) as connection:
+        return dict(await connection.fetchrow(STATE, timeout=10) or {})
 
 
 async def rows_of(admin: asyncpg.Connection, user: UUID) -> list[asyncpg.Record]:

@@ -38,8 +38,9 @@ async def acquire(
     except asyncio.CancelledError:
         release = _release_after_cancellation
         raise
-    except DatabaseUnavailable:
-        # It may be cut, half-open or in the middle of an answer. The pool replaces a closed connection.
+    except (DatabaseUnavailable, asyncpg.InternalClientError):
+        # It may be cut, half-open or in the middle of an answer; asyncpg may not know that it has ended. The pool
+        # replaces a closed connection.
         with suppress(asyncpg.InterfaceError):
             connection.terminate()
         raise
