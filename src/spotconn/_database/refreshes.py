@@ -1,7 +1,7 @@
 """The three statements of the refresh protocol: begin, and finish or fail."""
 
 import re
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import asyncpg
@@ -69,19 +69,16 @@ class Refreshes:
         for _ in range(MOST_SAVES):
             row = await self._save(
                 turn.user_id,
-                replaced,
-                held,
+                StoredTexts(held, replaced),
                 texts.access_token,
                 None if texts.refresh_token == before.texts.refresh_token else texts.refresh_token,
-                grant.expires_at,
-                grant.expires_in,
-                age,
-                scope_text(grant.scope),
-                turn.lease_id,
-                turn.lease_until,
-                rejected,
-                None,
-                None,
+                expires_at=grant.expires_at,
+                expires_in=grant.expires_in,
+                age=age,
+                scope=scope_text(grant.scope),
+                lease_id=turn.lease_id,
+                lease_until=turn.lease_until,
+                rejected=rejected,
             )
             if row is None:
                 return None
@@ -148,25 +145,43 @@ class Refreshes:
         """
         row = await self._save(
             current.user_id,
-            current.texts.refresh_token,
-            current.texts.access_token,
+            current.texts,
             texts.access_token,
             texts.refresh_token,
-            None,
-            expires_in,
-            age,
-            None,
-            lease_id,
-            None,
-            False,  # noqa: FBT003  an argument of a statement
-            saves,
-            family,
+            expires_in=expires_in,
+            age=age,
+            lease_id=lease_id,
+            saves=saves,
+            family=family,
         )
         return self._rows.saved(row, current.user_id) if row is not None and row["saved"] else None
 
-    async def _save(self, user_id: UUID, replaced: str, held: str, *args: object) -> asyncpg.Record | None:
-        """Return the answer of `spotconn.finish_refresh`, whose arguments these are."""
-        return await self._pool.row_of(user_id, statements.FINISH_REFRESH, _digest(replaced), _digest(held), *args)
+    async def _save(
+        self,
+        user_id: UUID,
+        stored: StoredTexts,
+        access_text: str,
+        refresh_text: str | None,
+        *,
+        expires_at: datetime | None = None,
+        expires_in: float | None,
+        age: Stopwatch | float,
+        scope: str | None = None,
+        lease_id: UUID | None,
+        lease_until: datetime | None = None,
+        rejected: bool = False,
+        saves: int | None = None,
+        family: UUID | None = None,
+    ) -> asyncpg.Record | None:
+        """Return the answer of `spotconn.finish_refresh`, whose arguments these are in its order."""
+        replaced, held = _digest(stored.refresh_token), _digest(stored.access_token)
+        life = expires_at, expires_in, age
+        lease = lease_id, lease_until
+        return await self._pool.row_of(
+            user_id,
+            statements.FINISH_REFRESH,
+            *(replaced, held, access_text, refresh_text, *life, scope, *lease, rejected, saves, family),
+        )
 
 
 def _granted(turn: RefreshTurn) -> tuple[Connection, UUID]:

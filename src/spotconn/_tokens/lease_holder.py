@@ -1,6 +1,5 @@
 """What the holder of a lease does: ask Spotify, then save the grant or record the failure."""
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Generator
@@ -11,7 +10,7 @@ from spotconn import events
 from spotconn._affinity import Affinity
 from spotconn._observer import NOBODY, Observer
 from spotconn._spotify.retry import READING_TIME
-from spotconn._stopwatch import Stopwatch
+from spotconn._stopwatch import Stopwatch, loop_time
 from spotconn._tokens.arguments import Times
 from spotconn._tokens.local_backoff import LocalBackoffs
 from spotconn._tokens.refusal_wave import RefusalWave
@@ -120,7 +119,7 @@ class LeaseHolder:
             await self._failed(turn, error)
             raise
         self._backoffs.end(turn.user_id)
-        self._wave.granted(turn.user_id, _now())
+        self._wave.granted(turn.user_id, loop_time())
         token = _granted_token(stored, grant, self._clock() - requested.elapsed)
         rejected = stored.access_token in self._rejected
         return await self._save(UnsavedGrant(turn, grant, requested, token, rejected, doubtful=self._requests[turn]))
@@ -157,7 +156,7 @@ class LeaseHolder:
 
     def _count_unexpected(self, turn: RefreshTurn) -> None:
         self.observer.refused()
-        if self._wave.refused(turn.user_id, _now()):
+        if self._wave.refused(turn.user_id, loop_time()):
             _log.critical(
                 "Spotify has refused the refresh tokens of many users within minutes, before their time: an outage of "
                 "Spotify, or a wrong SPOTIFY_CLIENT_ID? Each is tried again, after an hour and after a day"
@@ -171,7 +170,7 @@ class LeaseHolder:
             failure = RefreshFailure(reason="unavailable", retry_after=error.retry_after)
         else:
             failure = RefreshFailure()
-            self._backoffs.begin(turn.user_id, error, _now())
+            self._backoffs.begin(turn.user_id, error, loop_time())
         try:
             await self._store.fail_refresh(turn, failure)
         except SpotconnError as unrecorded:
@@ -193,7 +192,3 @@ def _granted_token(stored: Connection, grant: TokenGrant, requested_at: float) -
     return StoredToken(
         grant.access_token, fingerprint(grant.access_token), requested_at + (grant.expires_in or 0.0), scope, None
     )
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

@@ -16,7 +16,7 @@ from spotconn import events
 from spotconn._affinity import Affinity
 from spotconn._backoff import Backoff
 from spotconn._observer import NOBODY, Observer
-from spotconn._stopwatch import Stopwatch
+from spotconn._stopwatch import Stopwatch, loop_time
 from spotconn._tokens.arguments import Times
 from spotconn._tokens.cache import ConnectionCache
 from spotconn._tokens.lease_holder import LeaseHolder
@@ -58,8 +58,6 @@ class _Attempt:
         user_id: whose.
         wanting: the token found wanting.
         begun: runs since the call began.
-        leased: runs since before the database was asked for the turn: the lease has begun no earlier.
-        read_at: a moment before that, in seconds since the epoch by the clock of this process.
         waited: seconds slept while another process refreshed.
         restored: how often an earlier row was mended.
     """
@@ -67,8 +65,6 @@ class _Attempt:
     user_id: UUID
     wanting: StoredToken
     begun: Stopwatch
-    leased: Stopwatch
-    read_at: float
     waited: float = 0.0
     restored: int = 0
 
@@ -144,9 +140,9 @@ class Refresher:
         if ours is not None and ours.access_token != wanting.access_token:
             return Replacement(ours, best=True)
         wanting = ours or wanting
-        if error := self.backoffs.error(user_id, _now()):
+        if error := self.backoffs.error(user_id, loop_time()):
             return await self._other_stored(user_id, wanting, error)
-        attempt = _Attempt(user_id, wanting, Stopwatch(self._clock), Stopwatch(self._clock), self._clock())
+        attempt = _Attempt(user_id, wanting, Stopwatch(self._clock))
         try:
             return await self._take_turns(attempt)
         finally:
@@ -155,7 +151,7 @@ class Refresher:
 
     def paused(self, user_id: UUID) -> bool:
         """Return whether this host has reason not to ask Spotify for a user now."""
-        return self.backoffs.error(user_id, _now()) is not None
+        return self.backoffs.error(user_id, loop_time()) is not None
 
     @contextmanager
     def rejecting(self, user_id: UUID, access_token: str) -> Generator[None]:
@@ -223,11 +219,11 @@ class Refresher:
             ours = await self._save_first(attempt.user_id, attempt.wanting)
             if ours is not None and ours.access_token != attempt.wanting.access_token:
                 return Replacement(ours, best=True)
-            attempt.leased, attempt.read_at = Stopwatch(self._clock), self._clock()
+            leased = Stopwatch(self._clock)  # the lease begins no earlier
             turn = await self._answer(
                 self._store.begin_refresh(attempt.user_id, seen=attempt.wanting.fingerprint, lease=self._times.lease)
             )
-            replacement = await self._act(turn, attempt)
+            replacement = await self._act(turn, attempt, leased)
             if replacement is not None:
                 return replacement
             delay = backoff.next_pause()
@@ -237,14 +233,14 @@ class Refresher:
             if turn.outcome is Outcome.BUSY:
                 attempt.waited += delay
 
-    async def _act(self, turn: RefreshTurn, attempt: _Attempt) -> Replacement | None:
+    async def _act(self, turn: RefreshTurn, attempt: _Attempt, leased: Stopwatch) -> Replacement | None:
         """Do what the database decided. None means: look again."""
         if turn.connection is None:
             raise NotConnected("no Spotify connection is stored for this user")
         if attempt.restored < MOST_RESTORES and await self.saved.restore(turn.connection, turn.lease_id):
             attempt.restored += 1
             return None
-        found = self._token_of(turn.connection, attempt.read_at)
+        found = self._token_of(turn.connection, leased.began)
         match turn.outcome:
             case Outcome.SUPERSEDED if found.access_token == attempt.wanting.access_token:
                 attempt.wanting = found  # a rekey has stored another text of the same token
@@ -257,7 +253,7 @@ class Refresher:
                 raise self._blocked(turn, turn.connection)
             case Outcome.GRANTED:
                 with self.observer.refreshing(turn.user_id):
-                    token = await self._holder.refresh(turn, turn.connection, attempt.leased)
+                    token = await self._holder.refresh(turn, turn.connection, leased)
                 return None if token is None else Replacement(token, best=True)
             case Outcome.BUSY | Outcome.GONE:  # gone has no connection
                 return None
@@ -269,7 +265,7 @@ class Refresher:
         if refusal := reauthorization(connection.failure):
             return refusal
         error = SpotifyUnavailable("Spotify did not refresh this connection lately", retry_after=turn.retry_after)
-        self.backoffs.begin(turn.user_id, error, _now())
+        self.backoffs.begin(turn.user_id, error, loop_time())
         return error
 
 
@@ -278,7 +274,3 @@ def _late(turn: RefreshTurn) -> SpotconnError:
     if turn.outcome is Outcome.BUSY:
         return RefreshInProgress("another process is refreshing this connection", retry_after=turn.retry_after)
     return DatabaseUnavailable("the database answers too slowly to refresh within a lease; try again later")
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

@@ -18,7 +18,7 @@ from uuid import UUID
 
 from spotconn import events
 from spotconn._backoff import Backoff
-from spotconn._stopwatch import Stopwatch
+from spotconn._stopwatch import Stopwatch, loop_time
 from spotconn.errors import DatabaseUnavailable, SpotconnError
 from spotconn.models import Connection, StoredTexts
 from spotconn.store import ConnectionStore
@@ -35,6 +35,8 @@ BATCH = 200
 """Users whose rows are compared in one statement."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.5
 """Seconds between two attempts to compare while closing."""
+STOP_TIMEOUT = 1.0
+"""Seconds that a comparison has to end once it is cancelled."""
 COMPARISON_INTERVAL = 30.0
 """Seconds from one comparison after a loss of the database to the next."""
 
@@ -181,9 +183,9 @@ class SavedGrants:
 
     def database_answered(self) -> None:
         """Compare all grants with their rows, if the database was away before."""
-        if self._lost and _now() >= self._next_comparison:
+        if self._lost and loop_time() >= self._next_comparison:
             self._lost = False
-            self._next_comparison = _now() + COMPARISON_INTERVAL
+            self._next_comparison = loop_time() + COMPARISON_INTERVAL
             self.compare()
 
     def compare(self, user_ids: Iterable[UUID] | None = None) -> None:
@@ -199,8 +201,9 @@ class SavedGrants:
                 async with asyncio.timeout(seconds):
                     await self._finish()
         finally:  # also after a cancellation
-            if self._comparing is not None:
+            if self._comparing is not None:  # its batch is due again then
                 self._comparing.cancel()
+                await asyncio.wait([self._comparing], timeout=STOP_TIMEOUT)
             if self._due:
                 text = "the rows of %d users could not be compared with their last grants before shutdown"
                 _log.critical(text, len(self._due))
@@ -253,10 +256,6 @@ class SavedGrants:
         except Exception as error:  # noqa: BLE001  of a cipher of the caller's
             _log.warning("the last grant of user %s cannot be saved again: %s", row.user_id, type(error).__name__)
             return False
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _digest(token: str) -> bytes:
