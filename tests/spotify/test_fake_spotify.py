@@ -16,6 +16,8 @@ from spotconn.testing import Answer, FakeClock, FakeSpotify
 
 REDIRECT = "http://127.0.0.1:8000/callback"
 MONTH = 31 * 24 * 3600
+SECRETS = {"demo-client": "demo-secret", "second": "second-secret", "public": None}
+"""Of the three apps of `apps`."""
 
 
 @pytest.fixture
@@ -375,3 +377,163 @@ def test_no_repr_shows_a_token(fake: FakeSpotify) -> None:
     assert not [
         token for token in (grant.access_token, grant.refresh_token, revoked.refresh_token) if str(token) in shown
     ]
+
+
+@pytest.fixture
+def apps(clock: FakeClock) -> FakeSpotify:
+    """Three registered apps, the last of them a public client."""
+    made = FakeSpotify(rotation=True, clock=clock, other_apps={"second": "second-secret", "public": None})
+    made.add_account("ann")
+    made.add_account("ben", refusal="User not registered in the Developer Dashboard")
+    return made
+
+
+@pytest.fixture
+async def web(apps: FakeSpotify) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a real server."""
+    async with apps.serve() as url, httpx.AsyncClient(base_url=url) as client:
+        yield client
+
+
+async def _token(
+    web: httpx.AsyncClient, client_id: str, *, secret: str | None = None, **form: str
+) -> tuple[int, dict[str, Any]]:
+    """Call the token endpoint as an app, by default with its own secret, and return status and body."""
+    secret = secret or SECRETS[client_id]
+    auth = httpx.USE_CLIENT_DEFAULT if secret is None else httpx.BasicAuth(client_id, secret)
+    answer = await web.post("/api/token", data=form | ({"client_id": client_id} if secret is None else {}), auth=auth)
+    return answer.status_code, answer.json()
+
+
+async def _refresh(web: httpx.AsyncClient, client_id: str, refresh_token: str | None) -> tuple[int, dict[str, Any]]:
+    return await _token(web, client_id, grant_type="refresh_token", refresh_token=refresh_token or "")
+
+
+def _invalid_grant(description: str) -> tuple[int, dict[str, Any]]:
+    return 400, {"error": "invalid_grant", "error_description": description}
+
+
+@pytest.mark.parametrize("client_id", SECRETS)
+async def test_each_app_gets_tokens(web: httpx.AsyncClient, apps: FakeSpotify, client_id: str) -> None:
+    """From the consent page over a code to tokens of its own, which it refreshes, and a profile."""
+    url = str(web.base_url)
+    async with SpotifyAccounts(client_id, SECRETS[client_id], accounts_url=url, api_url=url) as accounts:
+        verifier = new_code_verifier()
+        callback = await _consent(web, accounts, verifier, account="ann", decision="agree")
+        first = await accounts.exchange_code(callback["code"], redirect_uri=REDIRECT, code_verifier=verifier)
+        second = await accounts.refresh(first.refresh_token or "")
+        third = await accounts.refresh(second.refresh_token or "")
+        assert (await accounts.profile(third.access_token)).spotify_user_id == "ann"
+    assert [app for app in SECRETS if apps.consents("ann", client_id=app)] == [client_id]
+
+
+async def test_a_code_of_another_app_is_invalid_and_not_spent(web: httpx.AsyncClient) -> None:
+    """Only the app that asked for a code gets tokens for it, also after another one has tried."""
+    challenge = {"code_challenge": code_challenge("v" * 43), "code_challenge_method": "S256"}
+    code = await _code(web, client_id="second", **challenge)
+    form = {"grant_type": "authorization_code", "code": code, "redirect_uri": REDIRECT, "code_verifier": "v" * 43}
+    for other in ("demo-client", "public"):
+        assert await _token(web, other, **form) == _invalid_grant("Invalid authorization code")
+    assert (await _token(web, "second", **form))[0] == 200
+    assert await _token(web, "second", **form) == _invalid_grant("Invalid authorization code")
+
+
+async def test_a_refresh_token_of_another_app_is_invalid_and_stays_good(
+    web: httpx.AsyncClient, apps: FakeSpotify
+) -> None:
+    """The other app's call is no refresh, rotates nothing and ends nothing; it is counted as a call of that app."""
+    refresh_token = apps.authorize("ann", client_id="second").refresh_token or ""
+    for other in ("demo-client", "public"):
+        assert await _refresh(web, other, refresh_token) == _invalid_grant("Invalid refresh token")
+    assert apps.accepts_refresh(refresh_token)
+    assert not apps.refreshes
+    assert (await _refresh(web, "second", refresh_token))[0] == 200
+    assert apps.refreshes == {"ann": 1}
+    assert apps.refresh_calls_by_app == {"demo-client": 1, "public": 1, "second": 1}
+    assert apps.refresh_calls == 3
+
+
+async def test_only_its_app_learns_that_a_refresh_token_has_ended(
+    web: httpx.AsyncClient, apps: FakeSpotify, clock: FakeClock
+) -> None:
+    """For another app, a token that is revoked or expired is as invalid as any other."""
+    revoked, expired = apps.authorize("ann"), apps.authorize("ben")
+    apps.revoke("ann")
+    clock.step(7 * MONTH)
+    for grant, words in ((revoked, "Refresh token revoked"), (expired, "Refresh token expired")):
+        assert await _refresh(web, "demo-client", grant.refresh_token) == _invalid_grant(words)
+        assert await _refresh(web, "second", grant.refresh_token) == _invalid_grant("Invalid refresh token")
+
+
+@pytest.mark.parametrize(
+    ("client_id", "secret", "words"),
+    [
+        ("second", "demo-secret", "Invalid client secret"),
+        ("demo-client", "second-secret", "Invalid client secret"),
+        ("public", "second-secret", "Invalid client secret"),
+        ("unknown", "second-secret", "Invalid client"),
+    ],
+)
+async def test_a_secret_is_that_of_the_app_named(
+    web: httpx.AsyncClient, apps: FakeSpotify, client_id: str, secret: str, words: str
+) -> None:
+    """The secret of another registered app is as wrong as any; the call is counted for the app named."""
+    grant = apps.authorize("ann", client_id="second")
+    form = {"grant_type": "refresh_token", "refresh_token": grant.refresh_token or ""}
+    status, body = await _token(web, client_id, secret=secret, **form)
+    assert (status, body) == (400, {"error": "invalid_client", "error_description": words})
+    assert apps.refresh_calls_by_app == {client_id: 1}
+    assert not apps.refreshes
+
+
+async def test_scripted_and_nameless_calls_are_counted_by_app(web: httpx.AsyncClient, apps: FakeSpotify) -> None:
+    """A call that gets a scripted answer counts too, one that names no app as that of "", and no code exchange."""
+    apps.script(Answer.unavailable())
+    answers = [
+        await web.post("/api/token", data={"grant_type": "refresh_token"} | named)
+        for named in ({"client_id": "public"}, {}, {"client_id": "public", "grant_type": "authorization_code"})
+    ]
+    assert [answer.status_code for answer in answers] == [503, 400, 400]
+    assert apps.refresh_calls_by_app == {"public": 1, "": 1}
+
+
+async def test_a_user_removes_one_app_or_all(web: httpx.AsyncClient, apps: FakeSpotify) -> None:
+    """With a client id only the tokens of that app end, without one those of all; other users keep theirs."""
+    tokens = {client_id: apps.authorize("ann", client_id=client_id).refresh_token or "" for client_id in SECRETS}
+    other = apps.authorize("ben").refresh_token or ""
+    apps.revoke("ann", client_id="second")
+    assert [app for app in SECRETS if apps.accepts_refresh(tokens[app])] == ["demo-client", "public"]
+    assert [app for app in SECRETS if apps.consents("ann", client_id=app)] == ["demo-client", "public"]
+    assert await _refresh(web, "second", tokens["second"]) == _invalid_grant("Refresh token revoked")
+    assert apps.consents("ann")
+    apps.revoke("ann")
+    assert not [app for app in SECRETS if apps.accepts_refresh(tokens[app])]
+    assert not apps.consents("ann")
+    assert apps.accepts_refresh(other)
+
+
+async def test_an_account_is_refused_to_every_app(web: httpx.AsyncClient, apps: FakeSpotify) -> None:
+    """The 403 of GET /v1/me belongs to the account; the other account has its profile by each app."""
+    for client_id in SECRETS:
+        refused = apps.authorize("ben", client_id=client_id)
+        answer = await web.get("/v1/me", headers=_bearer(refused.access_token))
+        assert (answer.status_code, answer.text) == (403, "User not registered in the Developer Dashboard")
+        allowed = apps.authorize("ann", client_id=client_id)
+        assert (await web.get("/v1/me", headers=_bearer(allowed.access_token))).status_code == 200
+
+
+async def test_the_first_app_is_the_default(web: httpx.AsyncClient, apps: FakeSpotify) -> None:
+    """A user authorizes the app of the argument `client_id` unless another is named."""
+    refresh_token = apps.authorize("ann").refresh_token
+    assert await _refresh(web, "second", refresh_token) == _invalid_grant("Invalid refresh token")
+    assert (await _refresh(web, "demo-client", refresh_token))[0] == 200
+
+
+def test_an_app_that_is_not_registered_is_an_error(apps: FakeSpotify) -> None:
+    """A typing error in a test is told by the name of the argument, and one client id has one secret."""
+    with pytest.raises(ValueError, match=r"^client_id: .*'secnod'"):
+        apps.authorize("ann", client_id="secnod")
+    with pytest.raises(ValueError, match=r"^client_id: .*'secnod'"):
+        apps.revoke("ann", client_id="secnod")
+    with pytest.raises(ValueError, match=r"^other_apps: "):
+        FakeSpotify(other_apps={"demo-client": None})

@@ -84,3 +84,35 @@ async def test_a_user_removes_the_app_on_the_page_of_apps(spotify: FakeSpotify, 
     page = (await client.get("/account/apps")).text
     assert "Alice" not in page
     assert "Bob" in page
+
+
+async def test_the_page_of_apps_has_an_entry_for_each_app_of_an_account() -> None:
+    """Where several apps are registered it names them, escaped; access is removed for one of them, or for all."""
+    spotify = FakeSpotify(other_apps={"<second>": None})
+    spotify.add_account("alice")
+    first, second = spotify.authorize("alice"), spotify.authorize("alice", client_id="<second>")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=spotify), base_url="http://spotify") as client:
+        page = (await client.get("/account/apps")).text
+        assert page.count("Remove access") == 2
+        assert page.index("app demo-client") < page.index("app &lt;second&gt;")
+        assert '<input type="hidden" name="client_id" value="&lt;second&gt;">' in page
+        for client_id, both in (("unknown", 2), ("<second>", 1)):
+            answer = await client.post("/account/apps", data={"account": "alice", "client_id": client_id})
+            assert answer.status_code == 303
+            assert (await client.get("/account/apps")).text.count("Remove access") == both
+        assert spotify.accepts_refresh(first.refresh_token or "")
+        assert not spotify.accepts_refresh(second.refresh_token or "")
+        await client.post("/account/apps", data={"account": "alice"})
+        assert "No account has agreed" in (await client.get("/account/apps")).text
+
+
+async def test_the_page_of_apps_names_no_app_where_there_is_one(
+    spotify: FakeSpotify, client: httpx.AsyncClient
+) -> None:
+    """One entry for an account, whose form names the account alone."""
+    spotify.authorize("alice")
+    spotify.authorize("alice")
+    page = (await client.get("/account/apps")).text
+    assert page.count("Remove access") == 1
+    assert "demo-client" not in page
+    assert "client_id" not in page

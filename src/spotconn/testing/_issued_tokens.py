@@ -32,13 +32,19 @@ class Consent:
 
     Attributes:
         account: of the user who authorized the app.
+        client_id: of the app; codes and tokens of this consent are good for no other one.
         scope: the granted scopes.
         authorized_at: seconds since the epoch.
     """
 
     account: FakeAccount
+    client_id: str
     scope: frozenset[str]
     authorized_at: float
+
+    def concerns(self, spotify_user_id: str, client_id: str | None) -> bool:
+        """Return whether this is a consent of an account to an app; to any app if `client_id` is None."""
+        return self.account.spotify_user_id == spotify_user_id and client_id in {None, self.client_id}
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class IssuedTokens:
         self.codes: dict[str, Code] = {}
         self.access: dict[str, tuple[Consent, float]] = {}
         self.refresh: dict[str, Consent] = {}
-        self.revoked: set[str] = set()
+        self.revoked: dict[str, Consent] = {}
 
     def new_code(self, code: Code) -> str:
         """Issue an authorization code."""
@@ -104,13 +110,12 @@ class IssuedTokens:
 
     def end(self, refresh_token: str) -> None:
         """End a refresh token."""
-        del self.refresh[refresh_token]
-        self.revoked.add(refresh_token)
+        self.revoked[refresh_token] = self.refresh.pop(refresh_token)
 
-    def end_all(self, spotify_user_id: str) -> None:
-        """End all refresh tokens of an account."""
+    def end_all(self, spotify_user_id: str, client_id: str | None) -> None:
+        """End the refresh tokens of an account for one app; for all apps if `client_id` is None."""
         for refresh_token, consent in list(self.refresh.items()):
-            if consent.account.spotify_user_id == spotify_user_id:
+            if consent.concerns(spotify_user_id, client_id):
                 self.end(refresh_token)
 
     def has_lapsed(self, consent: Consent) -> bool:

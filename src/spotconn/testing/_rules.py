@@ -1,7 +1,5 @@
-"""Rules of the simulated Spotify without state: forms of errors, client credentials, redirect URIs, PKCE."""
+"""Rules of the simulated Spotify without state: forms of errors, redirect URIs, PKCE."""
 
-import base64
-import binascii
 import ipaddress
 import re
 from contextlib import suppress
@@ -30,17 +28,6 @@ def fault(error: str, description: str) -> Reply:
 def web_fault(message: str) -> Reply:
     """Return a 401 of the Web API."""
     return 401, {"error": {"status": 401, "message": message}}
-
-
-def basic(authorization: str) -> tuple[str, str]:
-    """Return id and secret of a client from HTTP Basic; both empty if there are none."""
-    scheme, _, credentials = authorization.partition(" ")
-    try:
-        decoded = base64.b64decode(credentials, validate=True).decode() if scheme.lower() == "basic" else ""
-    except (binascii.Error, UnicodeDecodeError):
-        decoded = ""
-    client_id, _, client_secret = decoded.partition(":")
-    return client_id, client_secret
 
 
 def matches(redirect_uri: str, registered: str) -> bool:

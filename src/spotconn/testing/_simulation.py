@@ -8,7 +8,8 @@ from typing import Any
 
 from spotconn.testing._answers import Answer, Hold
 from spotconn.testing._issued_tokens import Code, Consent, FakeAccount, IssuedTokens
-from spotconn.testing._rules import Reply, basic, fault, matches, proves, web_fault
+from spotconn.testing._registered_apps import Client, RegisteredApps
+from spotconn.testing._rules import Reply, fault, matches, proves, web_fault
 
 CODE_TTL = 600.0
 """Seconds that an authorization code is good for."""
@@ -17,22 +18,20 @@ CODE_TTL = 600.0
 class Simulation:
     """The state of the simulated Spotify, and its decisions.
 
-    The arguments and attributes are those of `FakeSpotify`.
+    The arguments and attributes are those of `FakeSpotify`; `apps` are the registered ones.
     """
 
     def __init__(
         self,
         *,
-        client_id: str,
-        client_secret: str | None,
+        apps: RegisteredApps,
         rotation: bool,
         token_ttl: int,
         latency: tuple[float, float],
         redirect_uris: Iterable[str],
         clock: Callable[[], float],
     ) -> None:
-        self.client_id = client_id
-        self._client_secret = client_secret
+        self.apps = apps
         self._rotation = rotation
         self._token_ttl = token_ttl
         self._latency = latency
@@ -44,12 +43,15 @@ class Simulation:
         self.accounts: dict[str, FakeAccount] = {}
         self.token_calls: int = 0
         self.refresh_calls: int = 0
+        self.refresh_calls_by_app: Counter[str] = Counter()
         self.refreshes: Counter[str] = Counter()
 
     async def token_answer(self, form: Mapping[str, str], authorization: str | None) -> Reply | Answer:
         """Return the answer to a call of the token endpoint: the scripted one, or that of Spotify."""
         self.token_calls += 1
-        self.refresh_calls += form.get("grant_type") == "refresh_token"
+        if form.get("grant_type") == "refresh_token":
+            self.refresh_calls += 1
+            self.refresh_calls_by_app[Client.of_request(form, authorization).client_id] += 1
         hold = self._hold if self._hold and self._hold.takes() else None
         scripted = self._script.pop(0) if self._script else None
         if hold and hold.before:
@@ -65,13 +67,14 @@ class Simulation:
 
     def decide(self, form: Mapping[str, str], authorization: str | None) -> Reply:
         """Return the answer of Spotify to a token request, and act on the request."""
-        if refused := self._client_fault(form, authorization):
+        client = Client.of_request(form, authorization)
+        if refused := self.apps.fault(client):
             return fault("invalid_client", refused)
         match form.get("grant_type"):
             case "authorization_code":
-                return self._exchange(form, public=authorization is None)
+                return self._exchange(form, client)
             case "refresh_token":
-                return self._refresh(form)
+                return self._refresh(form, client)
             case _:
                 return fault("unsupported_grant_type", "grant_type must be authorization_code or refresh_token")
 
@@ -88,20 +91,20 @@ class Simulation:
         account = self.accounts[consent.account.spotify_user_id]
         return account.refusal if account.refusal is not None else replace(consent, account=account)
 
-    def consents(self, spotify_user_id: str) -> bool:
-        """Return whether the app has the consent of an account: a refresh token of it still works."""
+    def consents(self, spotify_user_id: str, *, client_id: str | None = None) -> bool:
+        """Return whether an app, or any if None, has the consent of an account: a refresh token of it still works."""
         return any(
-            consent.account.spotify_user_id == spotify_user_id and not self._tokens.has_lapsed(consent)
+            consent.concerns(spotify_user_id, client_id) and not self._tokens.has_lapsed(consent)
             for consent in self._tokens.refresh.values()
         )
 
-    def revoke(self, spotify_user_id: str) -> None:
-        """End the refresh tokens of an account."""
-        self._tokens.end_all(spotify_user_id)
+    def revoke(self, spotify_user_id: str, *, client_id: str | None = None) -> None:
+        """End the refresh tokens of an account, for one app or all."""
+        self._tokens.end_all(spotify_user_id, None if client_id is None else self.apps.resolve(client_id))
 
     def authorization_fault(self, query: Mapping[str, str]) -> str | None:
         """Return why a request to /authorize gets an error page and no redirect; None if it is valid."""
-        if query.get("client_id") != self.client_id:
+        if query.get("client_id") not in self.apps:
             return "INVALID_CLIENT: Invalid client"
         if not any(matches(query.get("redirect_uri", ""), registered) for registered in self._redirect_uris):
             return "INVALID_CLIENT: Invalid redirect URI"
@@ -114,39 +117,35 @@ class Simulation:
     def new_code(self, query: Mapping[str, str], spotify_user_id: str) -> str:
         """Issue the authorization code for a user who has agreed."""
         scope = frozenset(query.get("scope", "").split())
-        consent = Consent(self.accounts[spotify_user_id], scope, self._clock())
+        client_id = self.apps.resolve(query.get("client_id"))
+        consent = Consent(self.accounts[spotify_user_id], client_id, scope, self._clock())
         return self._tokens.new_code(Code(consent, query["redirect_uri"], query.get("code_challenge")))
 
-    def _client_fault(self, form: Mapping[str, str], authorization: str | None) -> str | None:
-        if authorization is None:
-            return None if form.get("client_id") == self.client_id else "Invalid client"
-        client_id, client_secret = basic(authorization)
-        if client_id != self.client_id:
-            return "Invalid client"
-        return None if client_secret and client_secret == self._client_secret else "Invalid client secret"
-
-    def _exchange(self, form: Mapping[str, str], *, public: bool) -> Reply:
-        code = self._tokens.codes.pop(form.get("code", ""), None)
-        if code is None:
+    def _exchange(self, form: Mapping[str, str], client: Client) -> Reply:
+        code = self._tokens.codes.get(form.get("code", ""))
+        if code is None or code.consent.client_id != client.client_id:
             return fault("invalid_grant", "Invalid authorization code")
+        # Spent only now: another app cannot use up the code of this one.
+        del self._tokens.codes[form["code"]]
         if self._clock() - code.consent.authorized_at > CODE_TTL:
             return fault("invalid_grant", "Authorization code expired")
         if form.get("redirect_uri") != code.redirect_uri:
             return fault("invalid_grant", "Invalid redirect URI")
-        if public and not code.code_challenge:
+        if client.client_secret is None and not code.code_challenge:
             return fault("invalid_request", "code_verifier required")
         if code.code_challenge and not proves(form.get("code_verifier", ""), code.code_challenge):
             return fault("invalid_grant", "code_verifier was incorrect")
         return 200, self._new_grant(code.consent)
 
-    def _refresh(self, form: Mapping[str, str]) -> Reply:
+    def _refresh(self, form: Mapping[str, str], client: Client) -> Reply:
         refresh_token = form.get("refresh_token")
         if not refresh_token:
             return fault("invalid_request", "refresh_token must be supplied")
-        consent = self._tokens.refresh.get(refresh_token)
-        if consent is None:
-            revoked = refresh_token in self._tokens.revoked
-            return fault("invalid_grant", "Refresh token revoked" if revoked else "Invalid refresh token")
+        consent = self._tokens.refresh.get(refresh_token) or self._tokens.revoked.get(refresh_token)
+        if consent is None or consent.client_id != client.client_id:
+            return fault("invalid_grant", "Invalid refresh token")
+        if refresh_token in self._tokens.revoked:
+            return fault("invalid_grant", "Refresh token revoked")
         if self._tokens.has_lapsed(consent):
             return fault("invalid_grant", "Refresh token expired")
         self.refreshes[consent.account.spotify_user_id] += 1

@@ -1,15 +1,17 @@
 """`FakeSpotify`: the simulated Spotify as its users have it, an ASGI app with methods to set up and observe it."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 from starlette.types import Receive, Scope, Send
 
 from spotconn.models import TokenGrant
 from spotconn.testing._answers import Answer, Hold
 from spotconn.testing._issued_tokens import Consent, FakeAccount
+from spotconn.testing._registered_apps import RegisteredApps
 from spotconn.testing._server import serve
 from spotconn.testing._simulation import Simulation
 from spotconn.testing._spotify_app import build_app
@@ -20,19 +22,27 @@ class FakeSpotify(Simulation):
 
     Use it in-process with `httpx.ASGITransport(app=fake)`, or as a real server with `serve`.
 
+    Codes and refresh tokens belong to the app that they were issued to: for another one they are invalid (RFC 6749,
+    section 5.2), and stay good.
+
     Args:
-        client_id: of the one registered app.
+        client_id: of the first registered app.
         client_secret: of that app; None for an app that is only a public client.
+        other_apps: client ids of further registered apps with their secrets, None as above.
         rotation: whether refresh tokens are strictly single-use; otherwise the old one stays good after a refresh.
         token_ttl: seconds that an access token is good for.
         latency: least and most seconds before a token answer.
-        redirect_uris: registered ones; a port may be added to a loopback one.
+        redirect_uris: those registered for each app; a port may be added to a loopback one.
         clock: returns seconds since the epoch.
 
     Attributes:
         token_calls: calls of the token endpoint so far.
         refresh_calls: those of them with grant_type=refresh_token.
+        refresh_calls_by_app: the same by the client id that the request names, also of refused ones.
         refreshes: successful refreshes by account.
+
+    Raises:
+        ValueError: `other_apps` names `client_id` again.
     """
 
     def __init__(
@@ -40,6 +50,7 @@ class FakeSpotify(Simulation):
         *,
         client_id: str = "demo-client",
         client_secret: str | None = "demo-secret",  # noqa: S107  of an app that does not exist
+        other_apps: Mapping[str, str | None] = MappingProxyType({}),
         rotation: bool = False,
         token_ttl: int = 3600,
         latency: tuple[float, float] = (0.0, 0.0),
@@ -47,8 +58,7 @@ class FakeSpotify(Simulation):
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(
-            client_id=client_id,
-            client_secret=client_secret,
+            apps=RegisteredApps(client_id, client_secret, other_apps),
             rotation=rotation,
             token_ttl=token_ttl,
             latency=latency,
@@ -82,14 +92,19 @@ class FakeSpotify(Simulation):
         self.accounts[spotify_user_id] = account
         return account
 
-    def authorize(self, spotify_user_id: str, scope: Iterable[str] = ()) -> TokenGrant:
-        """Authorize the app for a user, without a browser.
+    def authorize(self, spotify_user_id: str, scope: Iterable[str] = (), *, client_id: str | None = None) -> TokenGrant:
+        """Authorize an app for a user, without a browser.
 
         Args:
             spotify_user_id: of an account added before.
             scope: to grant.
+            client_id: of the app; None for the first one.
+
+        Raises:
+            ValueError: no app has this client id.
         """
-        consent = Consent(self.accounts[spotify_user_id], frozenset(scope), self._clock())
+        app = self.apps.resolve(client_id)
+        consent = Consent(self.accounts[spotify_user_id], app, frozenset(scope), self._clock())
         answer = self._tokens.new_grant(consent, refresh_token=self._tokens.new_refresh_token(consent))
         return TokenGrant(
             access_token=answer["access_token"],
@@ -98,9 +113,17 @@ class FakeSpotify(Simulation):
             scope=consent.scope,
         )
 
-    def revoke(self, spotify_user_id: str) -> None:
-        """Remove the app for a user: its refresh tokens end, and its access tokens work until they expire."""
-        super().revoke(spotify_user_id)  # here for its place in the reference
+    def revoke(self, spotify_user_id: str, *, client_id: str | None = None) -> None:
+        """Remove apps for a user: their refresh tokens end, and their access tokens work until they expire.
+
+        Args:
+            spotify_user_id: of the account.
+            client_id: of the app; None for all.
+
+        Raises:
+            ValueError: no app has this client id.
+        """
+        super().revoke(spotify_user_id, client_id=client_id)  # here for its place in the reference
 
     def reject_access_token(self, access_token: str) -> None:
         """Answer 401 to an access token from now on."""
@@ -112,7 +135,7 @@ class FakeSpotify(Simulation):
         return self._clock() < ends
 
     def accepts_refresh(self, refresh_token: str) -> bool:
-        """Return whether the token endpoint accepts a refresh token now."""
+        """Return whether the token endpoint accepts a refresh token now, from the app that it was issued to."""
         consent = self._tokens.refresh.get(refresh_token)
         return consent is not None and not self._tokens.has_lapsed(consent)
 

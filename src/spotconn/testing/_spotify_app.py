@@ -62,11 +62,20 @@ class _Endpoints:
         return JSONResponse(body, status)
 
     async def apps(self, _request: Request) -> Response:
-        accounts = self._spotify.accounts.values()
-        return HTMLResponse(apps_page(each for each in accounts if self._spotify.consents(each.spotify_user_id)))
+        spotify = self._spotify
+        granted = [
+            (account, client_id)
+            for account in spotify.accounts.values()
+            for client_id in spotify.apps
+            if spotify.consents(account.spotify_user_id, client_id=client_id)
+        ]
+        return HTMLResponse(apps_page(granted, name_apps=len(spotify.apps) > 1))
 
     async def remove_access(self, request: Request) -> Response:
-        self._spotify.revoke(_strings(await request.form()).get("account", ""))
+        form = _strings(await request.form())
+        client_id = form.get("client_id")
+        if client_id is None or client_id in self._spotify.apps:
+            self._spotify.revoke(form.get("account", ""), client_id=client_id)
         return RedirectResponse("/account/apps", 303)
 
 

@@ -85,19 +85,25 @@ def consent_page(query: Mapping[str, str], accounts: Iterable[FakeAccount]) -> s
     )
 
 
-def apps_page(accounts: Iterable[FakeAccount]) -> str:
-    """Return the page of the accounts that have agreed, each with a button to remove access."""
-    granted = "".join(_granted(account) for account in accounts)
-    return _page("Apps", f"<h1>Accounts with access</h1>{granted or '<p>No account has agreed to the app.</p>'}")
+def apps_page(granted: Iterable[tuple[FakeAccount, str]], *, name_apps: bool) -> str:
+    """Return the page of what accounts have agreed to, each entry with a button to remove access.
+
+    Args:
+        granted: accounts, each with the client id of an app that it has agreed to.
+        name_apps: whether the entries name their apps, as there are several.
+    """
+    entries = "".join(_granted(account, client_id if name_apps else None) for account, client_id in granted)
+    return _page("Apps", f"<h1>Accounts with access</h1>{entries or '<p>No account has agreed to the app.</p>'}")
 
 
 def _page(title: str, main: str) -> str:
     return _PAGE.format(title=title, main=main)
 
 
-def _named(account: FakeAccount) -> str:
+def _named(account: FakeAccount, detail: str = "") -> str:
     spotify_user_id = escape(account.spotify_user_id)
-    return f"<span>{escape(account.display_name or '') or spotify_user_id}<small>{spotify_user_id}</small></span>"
+    name = escape(account.display_name or "") or spotify_user_id
+    return f"<span>{name}<small>{spotify_user_id}{escape(detail)}</small></span>"
 
 
 def _choice(account: FakeAccount, *, first: bool) -> str:
@@ -105,8 +111,13 @@ def _choice(account: FakeAccount, *, first: bool) -> str:
     return f'<label><input type="radio" name="account" value="{value}" required{checked}>{_named(account)}</label>'
 
 
-def _granted(account: FakeAccount) -> str:
+def _granted(account: FakeAccount, client_id: str | None) -> str:
+    """Return the entry of an account, or with a client id that of the account and the app."""
+    named, hidden = _named(account), ""
+    if client_id is not None:
+        named = _named(account, f", app {client_id}")
+        hidden = f'<input type="hidden" name="client_id" value="{escape(client_id)}">'
     return (
-        f'<form class="app" method="post" action="/account/apps">{_named(account)}'
+        f'<form class="app" method="post" action="/account/apps">{hidden}{named}'
         f'<button name="account" value="{escape(account.spotify_user_id)}">Remove access</button></form>'
     )
