@@ -58,7 +58,8 @@ def holds(name: str, switches: str, *, big: bool = False) -> Configuration:
 def without(rules: str, breaks: str, switches: str) -> Configuration:
     """Return a configuration without `rules`, which must break the invariant named `breaks`."""
     flags = " ".join(f"WITHOUT_{rule}" for rule in rules.split())
-    return Configuration(f"without {rules}", f"{flags} ONLY={breaks[1]} {switches}", breaks)
+    number = breaks.partition("_")[0].removeprefix("I")
+    return Configuration(f"without {rules}", f"{flags} ONLY={number} {switches}", breaks)
 
 
 ONE_REQUEST = "I1_one_request"
@@ -69,6 +70,9 @@ OUTLASTS = "I5_lease_outlasts_request"
 IN_TIME = "I6_lease_ends_in_time"
 NOT_REPLACED = "I7_no_request_with_a_replaced_token"
 ONE_A_MINUTE = "I8_one_refresh_a_minute"
+OWN_TURN = "I9_turn_for_the_own_app"
+OWN_REFUSAL = "I10_refusal_by_the_own_app"
+HEARD = "I11_own_app_is_heard"
 
 CONFIGURATIONS = (
     holds("rotation, crash", "ROTATE FREEZE=1 LOST_ACK=1 CRASH=1 LOST_ANSWER=1"),
@@ -85,6 +89,19 @@ CONFIGURATIONS = (
     holds("failover, crash", "ROTATE FAILOVER=1 CRASH=1"),
     holds("clock steps", "ROTATE FREEZE=1 LEASE=2 CLOCK_BACK=1 CLOCK_FORWARD=1"),
     holds("storm", "ROTATE STORM"),
+    holds("app named", "N=3 SENDS=1 ROTATE WRONG_APP FREEZE=1 LOST_ACK=1"),
+    holds("app unknown, crash", "WRONG_APP UNKNOWN_APP FREEZE=1 LOST_ACK=1 CRASH=1"),
+    holds("app unknown, refusals", "SENDS=3 ROTATE WRONG_APP UNKNOWN_APP FREEZE=1 LOST_ACK=1 FALSE_REFUSAL=1 REVOKE=1"),
+    holds("app unknown, filled in", "WRONG_APP UNKNOWN_APP FREEZE=1 LOST_ACK=1 FALSE_REFUSAL=1 FILL_APP=1"),
+    holds("app unknown, rekey", "ROTATE WRONG_APP UNKNOWN_APP FREEZE=1 LOST_ACK=1 REKEY=1"),
+    holds("app unknown, stale row", "ROTATE WRONG_APP UNKNOWN_APP STALE_ROW=1"),
+    holds(
+        "foreign token of another app", "ROTATE WRONG_APP NEW_APP FREEZE=1 LOST_ACK=1 FOREIGN_TOKEN=1 FALSE_REFUSAL=1"
+    ),
+    holds(
+        "reconnect with another app",
+        "ROTATE WRONG_APP UNKNOWN_APP NEW_APP FREEZE=1 LOST_ACK=1 DISCONNECT=1 RECONNECT=1",
+    ),
     # Either of two rules is enough in these; "without" below takes out both.
     holds("rekey under a lease", "ROTATE WITHOUT_REKEY_LEASE FREEZE=1 LOST_ACK=1 REKEY=1"),
     holds("rekey without a second look", "ROTATE WITHOUT_SECOND_LOOK FREEZE=1 REKEY=1"),
@@ -113,6 +130,17 @@ CONFIGURATIONS = (
     without("PROVISIONAL", FINAL, "ROTATE FALSE_REFUSAL=1"),
     without("LAPSED", FINAL, "ROTATE FREEZE=1 FALSE_REFUSAL=1"),
     without("JUST_SAVED", ONE_A_MINUTE, "ROTATE STORM"),
+    without("APP", OWN_TURN, "ROTATE WRONG_APP"),
+    without("APP_WRITTEN", OWN_TURN, "ROTATE WRONG_APP UNKNOWN_APP"),
+    without("APP_OF_ONE_TOKEN", OWN_TURN, "ROTATE WRONG_APP NEW_APP FOREIGN_TOKEN=1"),
+    without("CARRY", OWN_TURN, "ROTATE WRONG_APP REKEY=1"),
+    without("REFUSER", OWN_REFUSAL, "WRONG_APP UNKNOWN_APP"),
+    without("REFUSER", OWN_REFUSAL, "ROTATE WRONG_APP UNKNOWN_APP FILL_APP=1"),
+    without("REFUSED_BY", HEARD, "ROTATE WRONG_APP UNKNOWN_APP"),
+    without("COUNTS_ANEW", FINAL, "ROTATE WRONG_APP UNKNOWN_APP FALSE_REFUSAL=1"),
+    without("OWN_OPINION", FINAL, "ROTATE WRONG_APP UNKNOWN_APP FALSE_REFUSAL=1"),
+    without("OWN_OPINION", HEARD, "ROTATE WRONG_APP UNKNOWN_APP FALSE_REFUSAL=1"),
+    without("FILL_CLEARS", HEARD, "ROTATE WRONG_APP UNKNOWN_APP FILL_APP=1"),
     holds("stale row, freeze, lost ack", "ROTATE FREEZE=1 LOST_ACK=1 STALE_ROW=1", big=True),
     holds("stale row, no rotation", "FREEZE=1 LOST_ACK=1 STALE_ROW=1", big=True),
     holds("stale row, rekey", "ROTATE STALE_ROW=1 REKEY=1", big=True),
@@ -126,6 +154,20 @@ CONFIGURATIONS = (
     holds("three processes, no rotation", "N=3 SENDS=1 FREEZE=1", big=True),
     holds("three processes, refusals", "N=3 SENDS=1 ROTATE FALSE_REFUSAL=1", big=True),
     holds("three processes, failover", "N=3 SENDS=1 ROTATE FAILOVER=1", big=True),
+    holds("app unknown, failover, crash", "ROTATE WRONG_APP UNKNOWN_APP FREEZE=1 FAILOVER=1 CRASH=1", big=True),
+    holds("app unknown, failover, rekey", "ROTATE WRONG_APP UNKNOWN_APP LOST_ACK=1 FAILOVER=1 REKEY=1", big=True),
+    holds(
+        "failover, foreign token of another app",
+        "ROTATE WRONG_APP NEW_APP FREEZE=1 FAILOVER=1 FOREIGN_TOKEN=1",
+        big=True,
+    ),
+    holds("several apps", "N=3 ROTATE WRONG_APP BOTH_APPS UNKNOWN_APP FREEZE=1 FALSE_REFUSAL=1", big=True),
+    holds(
+        "several apps, no rotation",
+        "N=3 WRONG_APP BOTH_APPS UNKNOWN_APP FREEZE=1 LOST_ACK=1 FALSE_REFUSAL=1",
+        big=True,
+    ),
+    holds("several apps, failover", "N=3 SENDS=1 ROTATE WRONG_APP BOTH_APPS UNKNOWN_APP FAILOVER=1", big=True),
 )
 
 

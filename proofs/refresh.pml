@@ -71,6 +71,19 @@
 #define CLOCK_FORWARD 0
 #endif
 
+/*
+ * The apps. The first authorization is of app A, and so are all processes and all that comes later. With one of these
+ * switches the model has apps; without them nothing of it takes room in a state.
+ * WRONG_APP: the last process knows only app B. BOTH_APPS: the first one knows both. UNKNOWN_APP: the state names none.
+ * NEW_APP: a later authorization may be of either app.
+ */
+#ifndef FILL_APP
+#define FILL_APP 0              /* the operator fills in the app that the state does not name */
+#endif
+#if defined(WRONG_APP) || defined(BOTH_APPS) || defined(UNKNOWN_APP) || defined(NEW_APP) || FILL_APP
+#define APPS
+#endif
+
 #ifndef ONLY
 #define ONLY 0                  /* the number of the one invariant to look at; 0: all of them */
 #endif
@@ -101,17 +114,29 @@ typedef RefreshState {
     byte refused;
     bit lapsed;                 /* a lease was taken over that its holder had not ended; no outcome yet */
     bit recent;                 /* saved_at is less than a minute ago */
+#ifdef APPS
+    byte app;                   /* the app of this refresh token, or UNKNOWN */
+    byte refused_by;            /* the set of apps that have refused it while its app was unknown */
+    bit told;                   /* for the proof only: the library has learned the app */
+    bit right;                  /* for the proof only: its own app has refused it since a refusal was last due */
+#endif
 }
 RefreshState state, old_state;
 #define NEVER 0
 #define PROVISIONAL 1           /* refused, and a second opinion is not due */
 #define DUE 2                   /* a second opinion is due */
 #define FINAL 3
+#define UNKNOWN 0
+#define APP_A 1                 /* a set of apps is a sum of these */
+#define APP_B 2
 
 /* Spotify. Without ROTATE a refresh token stays the same, and its answers repeat it. */
 byte current[MAX_AUTH];         /* the refresh token that works, by authorization */
 bit revoked[MAX_AUTH];
 byte auth_of[MAX_RT];
+#ifdef APPS
+byte app_of[MAX_AUTH];
+#endif
 byte last_rt, last_at, last_auth;
 
 /* The processes. */
@@ -130,6 +155,9 @@ byte age[N];                    /* ticks since the lease was asked for */
 byte sends[N];
 byte seen[N];                   /* the access token found wanting */
 byte turn_rt[N], turn_at[N], turn_connected[N], turn_family[N], turn_saves[N];
+#ifdef APPS
+byte turn_apps[N];              /* the apps with which Spotify is asked: that of the state, or all that are known */
+#endif
 bit turn_back[N];               /* begin_refresh has shown a row that was brought back */
 byte got_rt[N], got_at[N];
 
@@ -148,7 +176,7 @@ bit forged;                     /* a foreign writer has set the end of the store
 byte stood;                     /* the ticks that this lease has stood for */
 byte crashes, freezes, lost_answers, lost_acks, false_refusals;
 hidden byte i, j, k;
-hidden byte yes, wrote, kept;
+hidden byte yes, wrote, kept, due;
 
 /* ---- what the rules look at -------------------------------------------------------------------------------- */
 
@@ -184,9 +212,74 @@ byte turn_ends[N], base_ends[N];
 #define WAITED(p) 0
 #endif
 
+/* The app of the refresh token, where there are apps. */
+#ifdef APPS
+#ifdef WRONG_APP
+#define LAST_KNOWS APP_B
+#else
+#define LAST_KNOWS APP_A
+#endif
+#ifdef BOTH_APPS
+#define FIRST_KNOWS (APP_A | APP_B)
+#else
+#define FIRST_KNOWS APP_A
+#endif
+#define KNOWS(p) ((p) == N - 1 -> LAST_KNOWS : ((p) == 0 -> FIRST_KNOWS : APP_A))
+#define APP_OF(auth) app_of[auth]
+#define RIGHT_APP APP_OF(AUTH(row.rt))
+
+/* A process without the app that the state names gets no turn; one with it asks with that app alone. */
+#ifdef WITHOUT_APP
+#define NAMED_APP UNKNOWN
+#else
+#define NAMED_APP state.app
+#endif
+#define OTHER_APP(p) (state.text == IDENTITY && NAMED_APP != UNKNOWN && !(KNOWS(p) & NAMED_APP))
+#define APPS_TO_ASK(p) (NAMED_APP != UNKNOWN -> NAMED_APP : KNOWS(p))
+
+/* Where the app is unknown, a refusal speaks to those who know no app but the ones that refused. */
+#ifdef WITHOUT_REFUSED_BY
+#define COUNTS_FOR(p) true
+#else
+#define COUNTS_FOR(p) (state.app != UNKNOWN || !(KNOWS(p) & ~state.refused_by))
+#endif
+
+/* A late save or the operator may have named the app since the turn: a refusal of others is then none. */
+#ifdef WITHOUT_REFUSER
+#define COUNTS_AT_ALL(p) true
+#else
+#define COUNTS_AT_ALL(p) (state.app == UNKNOWN || (turn_apps[p] & state.app))
+#endif
+
+/* A second opinion is one of apps that gave a first: with a new app the count begins anew. */
+#ifdef WITHOUT_COUNTS_ANEW
+#define SECOND(p) true
+#else
+#define SECOND(p) (state.app != UNKNOWN || !(turn_apps[p] & ~state.refused_by))
+#endif
+
+/* And it is theirs alone. Where it counted for the others too, one app could make their first refusal final, or put off
+ * for ever that they are heard again. */
+#ifdef WITHOUT_OWN_OPINION
+#define REFUSED_BEFORE state.refused_by
+#else
+#define REFUSED_BEFORE (due -> 0 : state.refused_by)
+#endif
+
+/* A final refusal of other apps says nothing to a process that knows the right one. */
+#define SPEAKS_OF_OWN_APP (state.app != UNKNOWN || (state.refused_by & RIGHT_APP))
+#else
+#define APP_OF(auth) UNKNOWN
+#define OTHER_APP(p) false
+#define COUNTS_FOR(p) true
+#define COUNTS_AT_ALL(p) true
+#define SECOND(p) true
+#define SPEAKS_OF_OWN_APP true
+#endif
+
 /* The row holds another access token than the one found wanting, and one that has not ended. */
 #define SUPERSEDED(p) (row.at != seen[p] && row.ends != ENDED)
-#define REFUSED (state.text == IDENTITY && (state.refused == PROVISIONAL || state.refused == FINAL))
+#define REFUSED(p) (state.text == IDENTITY && (state.refused == PROVISIONAL || state.refused == FINAL) && COUNTS_FOR(p))
 #ifdef STORM
 #define JUST_SAVED (state.text == IDENTITY && state.recent)
 #else
@@ -197,7 +290,8 @@ byte turn_ends[N], base_ends[N];
 #else
 #define SPARED JUST_SAVED
 #endif
-#define MAY_REFRESH(p) (row.here && !SUPERSEDED(p) && !REFUSED && !SPARED && !STANDS(state.left + WAITED(p)))
+#define MAY_REFRESH(p) (row.here && !SUPERSEDED(p) && !REFUSED(p) && !SPARED && !STANDS(state.left + WAITED(p)) && \
+    !OTHER_APP(p))
 #ifdef WITHOUT_LOCKED_ROW
 bit could_refresh[N];
 #define LOOK_BEFORE_LOCK(p) could_refresh[p] = MAY_REFRESH(p)
@@ -274,7 +368,8 @@ bit could_refresh[N];
 /* ---- invariants -------------------------------------------------------------------------------------------- */
 
 hidden byte I1_one_request, I2_nothing_newer_overwritten, I3_only_good_grant_kept, I4_final_refusal_is_true,
-    I5_lease_outlasts_request, I6_lease_ends_in_time, I7_no_request_with_a_replaced_token, I8_one_refresh_a_minute;
+    I5_lease_outlasts_request, I6_lease_ends_in_time, I7_no_request_with_a_replaced_token, I8_one_refresh_a_minute,
+    I9_turn_for_the_own_app, I10_refusal_by_the_own_app, I11_own_app_is_heard;
 #define HOLDS(number, name, condition) name = ((condition) || (ONLY && ONLY != number)); assert(name)
 
 #define GOOD(token, auth) (!revoked[auth] && current[auth] == (token))
@@ -371,23 +466,74 @@ inline final_refusal_is_true(text) {
     HOLDS(4, I4_final_refusal_is_true, yes)
 }
 
+/* A turn is for a process that knows the app, as far as the library has learned it. */
+inline turn_for_the_own_app(p) {
+#ifdef APPS
+    HOLDS(9, I9_turn_for_the_own_app, !state.told || TOKEN(state.text) != TOKEN(row.rt) || (KNOWS(p) & RIGHT_APP))
+#else
+    skip
+#endif
+}
+
+/* Where the app is known, only a refusal of that app is one. */
+inline refusal_by_the_own_app(p) {
+#ifdef APPS
+    HOLDS(10, I10_refusal_by_the_own_app, !state.told || (turn_apps[p] & RIGHT_APP));
+    state.right = state.right || (turn_apps[p] & RIGHT_APP)
+#else
+    skip
+#endif
+}
+
+/* A process that knows the right app is not turned away for another, nor for what others were refused. */
+inline own_app_is_heard(p) {
+#ifdef APPS
+    if
+    :: row.here && !SUPERSEDED(p) && (KNOWS(p) & RIGHT_APP) ->
+        HOLDS(9, I9_turn_for_the_own_app, !OTHER_APP(p));
+        HOLDS(11, I11_own_app_is_heard, !REFUSED(p) || state.right)
+    :: else
+    fi
+#else
+    skip
+#endif
+}
+
 /* ---- the functions of the database, each one transaction -------------------------------------------------------- */
 
 inline no_lease() { state.holder = NOBODY; state.left = 0 }
 
+/* The state names this app from now on, and no refusal. */
+inline name_app(name) {
+#ifdef APPS
+    state.app = name; state.told = (name != UNKNOWN); state.refused_by = 0; state.right = 0
+#else
+    skip
+#endif
+}
+
 inline end_flight(p) {
     phase[p] = IDLE; answer[p] = NOT_SENT; age[p] = 0; seen[p] = 0; covered[p] = 0; taken[p] = 0;
     turn_rt[p] = 0; turn_at[p] = 0; turn_connected[p] = 0; turn_family[p] = 0; turn_saves[p] = 0; turn_back[p] = 0;
+#ifdef APPS
+    turn_apps[p] = 0;
+#endif
     got_rt[p] = 0; got_at[p] = 0
 }
 
 inline begin_refresh(p) {
     if
     :: DECIDED(p) ->                                                        /* GRANTED */
+        turn_for_the_own_app(p);
         if
         :: state.text != IDENTITY ->
             /* Another writer's refresh token: nothing is known of it, and a family of its own begins. */
             state.text = IDENTITY; state.family = row.rt; state.refused = NEVER; state.recent = 0; state.lapsed = 0;
+#ifdef WITHOUT_APP_OF_ONE_TOKEN
+            state.told = 0;
+#else
+            name_app(UNKNOWN);
+#endif
             no_lease()
         :: else
         fi;
@@ -400,6 +546,9 @@ inline begin_refresh(p) {
         REMEMBER_IDENTITY(p);
         turn_rt[p] = row.rt; turn_at[p] = row.at; turn_connected[p] = row.connected;
         turn_family[p] = state.family; turn_saves[p] = state.saves;
+#ifdef APPS
+        turn_apps[p] = APPS_TO_ASK(p);
+#endif
 #ifdef WITHOUT_UNSAVED_FIRST
         turn_back[p] = !unsaved[p] && BROUGHT_BACK(p);
 #else
@@ -407,8 +556,9 @@ inline begin_refresh(p) {
 #endif
         phase[p] = ANSWERED
     :: else ->                                                              /* any other answer ends the flight */
+        own_app_is_heard(p);
         if
-        :: row.here && !SUPERSEDED(p) && !REFUSED && STANDS(state.left) ->  /* BUSY */
+        :: row.here && !SUPERSEDED(p) && !REFUSED(p) && STANDS(state.left) ->  /* BUSY */
             HOLDS(6, I6_lease_ends_in_time, stood <= 2 * LEASE)
         :: else
         fi;
@@ -423,24 +573,48 @@ inline end_own_lease(p) {
     fi
 }
 
+inline record_refusal(p) {
+    refusal_by_the_own_app(p);
+    due = (state.refused == DUE);
+#ifdef WITHOUT_PROVISIONAL
+    state.refused = FINAL;
+#else
+    /* The holder of a lapsed lease may be about to save the successor, so that refusal does not count. */
+    state.refused = (due && SECOND(p) && !LAPSED -> FINAL : PROVISIONAL);
+#endif
+#ifdef APPS
+    /* An app that had not refused before is perhaps another one's: it says nothing of the lapsed grant. */
+    state.lapsed = (state.app == UNKNOWN && (turn_apps[p] & ~state.refused_by) -> state.lapsed : 0);
+    state.refused_by = (state.app == UNKNOWN -> REFUSED_BEFORE | turn_apps[p] : 0);
+#else
+    state.lapsed = 0;
+#endif
+    if
+    :: state.refused == FINAL && SPEAKS_OF_OWN_APP -> final_refusal_is_true(turn_rt[p])
+    :: else
+    fi
+}
+
 /* Only the holder of the lease records a refusal, and only of the refresh token that is still stored. */
 inline refuse(p) {
     if
     :: row.here && IDENTITY == TURN_IDENTITY(p) && state.text == TURN_IDENTITY(p) && state.holder == p ->
         no_lease();
-#ifdef WITHOUT_PROVISIONAL
-        state.refused = FINAL;
-#else
-        /* The holder of a lapsed lease may be about to save the successor, so that refusal does not count. */
-        state.refused = (state.refused == DUE && !LAPSED -> FINAL : PROVISIONAL);
-#endif
-        state.lapsed = 0;
         if
-        :: state.refused == FINAL -> final_refusal_is_true(turn_rt[p])
+        :: COUNTS_AT_ALL(p) -> record_refusal(p)
         :: else
         fi
     :: else
     fi
+}
+
+/* The state names the app that got the grant, so a remembered grant carries it. */
+inline granted_with(p) {
+#ifdef WITHOUT_APP_WRITTEN
+    state.told = 1
+#else
+    name_app(APP_OF(auth_of[known_rt[p]]))
+#endif
 }
 
 /* finish_refresh, for a grant just got and for a remembered one alike. */
@@ -472,6 +646,7 @@ inline finish_refresh(p) {
         state.family = known_family[p];
         state.saves = (state.saves + 1 > known_saves[p] -> state.saves + 1 : known_saves[p]);
         state.refused = NEVER; state.lapsed = 0;
+        granted_with(p);
         state.recent = 1
     :: else
     fi
@@ -589,7 +764,13 @@ inline issue(p) {
 #endif
 }
 
-#define ACCEPTED(p) GOOD(TOKEN(turn_rt[p]), AUTH(turn_rt[p]))
+/* A process that may ask with several apps asks with each; one request stands for all of them. */
+#ifdef APPS
+#define ASKS_RIGHT(p) (turn_apps[p] & APP_OF(AUTH(turn_rt[p])))
+#else
+#define ASKS_RIGHT(p) true
+#endif
+#define ACCEPTED(p) (ASKS_RIGHT(p) && GOOD(TOKEN(turn_rt[p]), AUTH(turn_rt[p])))
 
 proctype request(byte p) {
     do
@@ -701,11 +882,16 @@ inline pass_hour() {
     do
     :: i < N ->
         slept[i] = slept[i] || (alive[i] && frozen[i]);
+        /* Also of a turn that was granted while the refusals of others waited. */
+        age[i] = (phase[i] != IDLE -> LEASE : age[i]);
         covered[i] = 0;
         i++
     :: else -> break
     od;
     state.left = 0; old_state.left = 0;
+#ifdef APPS
+    state.right = 0;
+#endif
     state.refused = DUE
 }
 
@@ -733,6 +919,14 @@ inline authorize() {
     fi;
     last_auth++; last_rt++; last_at++;
     auth_of[last_rt] = last_auth; current[last_auth] = last_rt;
+#ifdef APPS
+    if
+    :: app_of[last_auth] = APP_A
+#ifdef NEW_APP
+    :: app_of[last_auth] = APP_B
+#endif
+    fi;
+#endif
     row.rt = TEXT(last_rt); row.at = TEXT(last_at)
 }
 
@@ -762,6 +956,9 @@ inline after_failover() {
 proctype others() {
     byte snapshots, failovers, stale_rows, ends, tokens, inserts, rekeys;
     byte disconnects, reconnects, revokes, backs, forwards;
+#if FILL_APP
+    byte fills;
+#endif
     do
 #if FAILOVER || STALE_ROW
     /* What a replica has when it is promoted, or a foreign writer when it read. */
@@ -771,6 +968,10 @@ proctype others() {
         old_row.connected = row.connected;
         old_state.text = state.text; old_state.holder = state.holder; old_state.left = state.left;
         old_state.saves = state.saves; old_state.family = state.family;
+#ifdef APPS
+        old_state.app = state.app; old_state.refused_by = state.refused_by;
+        old_state.told = state.told; old_state.right = state.right;
+#endif
         old_state.refused = state.refused; old_state.lapsed = state.lapsed
     }
 #endif
@@ -782,6 +983,10 @@ proctype others() {
         state.text = old_state.text; state.holder = old_state.holder; state.left = old_state.left;
         state.saves = old_state.saves; state.family = old_state.family;
         state.refused = old_state.refused; state.lapsed = old_state.lapsed;
+#ifdef APPS
+        state.app = old_state.app; state.refused_by = old_state.refused_by;
+        state.told = old_state.told; state.right = old_state.right;
+#endif
         take_leases();
         after_failover()
     }
@@ -835,6 +1040,7 @@ proctype others() {
         excused[AUTH(row.rt)] = 1;
         row.here = 0; row.rt = 0; row.at = 0; row.ends = 0; row.connected = 0; forged = 0;
         no_lease(); state.text = 0; state.saves = 0; state.family = 0; state.refused = NEVER; state.lapsed = 0;
+        name_app(UNKNOWN);
         take_leases()
     }
 #endif
@@ -843,7 +1049,22 @@ proctype others() {
         reconnects < RECONNECT -> reconnects++;
         authorize(); row.here = 1; row.ends = last_at; row.connected = last_auth; forged = 0;
         no_lease(); state.text = IDENTITY; state.saves++; state.family = row.rt; state.refused = NEVER; state.lapsed = 0;
+        name_app(APP_OF(last_auth));
         take_leases()
+    }
+#endif
+#if FILL_APP
+    /* A refusal by others would now count for this app, so it ends. */
+    :: atomic {
+        fills < FILL_APP && row.here && state.text == IDENTITY && state.app == UNKNOWN -> fills++;
+        state.app = RIGHT_APP; state.told = 1;
+#ifndef WITHOUT_FILL_CLEARS
+        if
+        :: !(state.refused_by & RIGHT_APP) -> state.refused = NEVER
+        :: else
+        fi;
+#endif
+        state.refused_by = 0
     }
 #endif
 #if REVOKE
@@ -876,6 +1097,12 @@ init {
         row.here = 1; row.rt = TEXT(1); row.at = TEXT(1); row.ends = 1; row.connected = 1;
         state.text = IDENTITY; state.holder = NOBODY; state.saves = 1; state.family = row.rt;
         old_state.holder = NOBODY;
+#ifdef APPS
+        app_of[1] = APP_A;
+#endif
+#ifndef UNKNOWN_APP
+        name_app(APP_A);
+#endif
         j = 0;
         do
         :: j < N -> alive[j] = 1; run process(j); run request(j); j++
