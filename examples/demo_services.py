@@ -56,7 +56,8 @@ class Simulation:
         grant = self.spotify.authorize(name, SCOPES)
         grant = grant.model_copy(update={"expires_at": datetime.now(UTC) + timedelta(seconds=ttl)})
         user_id = await self.sign_up(name)
-        await self.tokens.store.save(user_id, grant, Profile(spotify_user_id=name, display_name=name.title()))
+        profile = Profile(spotify_user_id=name, display_name=name.title())
+        await self.tokens.store.save(user_id, grant, profile, client_id=self.tokens.accounts.client_id)
         return user_id
 
 

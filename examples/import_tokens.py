@@ -6,8 +6,8 @@ stores the tokens of a cache file of spotipy for a user. AUTHORIZED_ON (YYYY-MM-
 page, or the earliest day on which they may have: the six months of the refresh token began then, and no import begins
 them again. SPOTIFY_USER_ID names the account that the tokens must be of.
 
-An access token that has ended, or whose end is not known, is refreshed before anything is stored. That also proves that
-the refresh token is one of this app.
+The tokens must be of the app of SPOTIFY_CLIENT_ID, which is recorded with them: no other app can refresh them. An
+access token that has ended, or whose end is not known, is refreshed before anything is stored. That also shows the app.
 """
 
 import asyncio
@@ -103,7 +103,7 @@ async def import_grant(
     """Store tokens from elsewhere.
 
     Args:
-        tokens: of the service that is to have them.
+        tokens: of the service that is to have them; they must be of its app of new connections.
         user_id: an id of auth.users; what is stored for this user is replaced.
         found: the tokens.
         authorized_at: when the user authorized; None for just now.
@@ -119,7 +119,8 @@ async def import_grant(
     profile = await tokens.accounts.profile(grant.access_token)
     if spotify_user_id is not None and profile.spotify_user_id != spotify_user_id:
         raise ValueError("spotify_user_id: these tokens are of another account")
-    return await tokens.store.save(user_id, grant, profile, connected_at=authorized_at)
+    client_id = tokens.accounts.client_id
+    return await tokens.store.save(user_id, grant, profile, connected_at=authorized_at, client_id=client_id)
 
 
 async def import_cache(

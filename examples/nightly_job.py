@@ -4,7 +4,8 @@
 
 A few users at a time; one user's trouble does not stop the others. After SIGTERM or SIGINT no further user is begun,
 and those under way finish, in 20 seconds at most. The status is 0 if nothing is left to do, else 1: run it again. What
-only an engineer can mend is the same for every user and ends the job at once.
+only an engineer can mend is the same for every user and ends the job at once, except for users of a Spotify app that
+this process does not have.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from uuid import UUID
 import httpx
 
 from demo_services import has_settings, print_line, run, service, simulated
-from spotconn import AskUser, CallEngineer, TokenManager, TryLater
+from spotconn import AskUser, CallEngineer, OtherApp, TokenManager, TryLater
 from web_api import get_json
 
 CONCURRENCY = 8
@@ -35,11 +36,12 @@ class Report:
     done: list[UUID] = field(default_factory=list[UUID])
     ask: list[UUID] = field(default_factory=list[UUID])
     later: list[UUID] = field(default_factory=list[UUID])
+    other_app: list[UUID] = field(default_factory=list[UUID])
 
     @property
     def count(self) -> int:
         """Of those that were begun."""
-        return len(self.done) + len(self.ask) + len(self.later)
+        return len(self.done) + len(self.ask) + len(self.later) + len(self.other_app)
 
 
 async def for_each(user_ids: Iterable[UUID], job: Job, stop: asyncio.Event, *, per_user: float = PER_USER) -> Report:
@@ -60,6 +62,9 @@ async def for_each(user_ids: Iterable[UUID], job: Job, stop: asyncio.Event, *, p
                 report.ask.append(user_id)
             except (TryLater, TimeoutError):
                 report.later.append(user_id)
+            except OtherApp as error:
+                print_line(f"{user_id}: {error}")
+                report.other_app.append(user_id)
             except CallEngineer as error:
                 fatal.append(error)
 
@@ -119,7 +124,7 @@ async def main(user_ids: list[str]) -> int:
     print_line(
         f"{len(report.done)} done, {len(report.ask)} to ask, {len(report.later)} to try later, {not_begun} not begun"
     )
-    return 1 if report.later or not_begun else 0
+    return 1 if report.later or report.other_app or not_begun else 0
 
 
 if __name__ == "__main__":

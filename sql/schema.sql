@@ -127,6 +127,8 @@ $$;
 create table if not exists spotconn.refresh_state (
     user_id uuid primary key references auth.users (id) on update cascade on delete cascade,
     fingerprint bytea not null,
+    client_id text,
+    refused_by text[] not null default '{}',
     lease_id uuid,
     leased_at timestamptz,
     lease_until timestamptz,
@@ -146,6 +148,10 @@ create table if not exists spotconn.refresh_state (
 );
 
 comment on column spotconn.refresh_state.fingerprint is 'SHA-256 of the stored text of the refresh token.';
+comment on column spotconn.refresh_state.client_id is
+    'The app that this refresh token was issued to (RFC 6749, section 6); null where it is not known.';
+comment on column spotconn.refresh_state.refused_by is
+    'The apps with which Spotify has refused it, while its own is not known.';
 comment on column spotconn.refresh_state.lapsed is
     'Whether a holder of the lease let it run out: it may still save what replaced this refresh token.';
 comment on column spotconn.refresh_state.retry_at is
@@ -256,6 +262,8 @@ select
     connection.display_name,
     connection.email,
     connection.scope,
+    state.client_id,
+    state.refused_by,
     state.failure,
     state.failed_at,
     state.retry_at,
@@ -344,6 +352,7 @@ begin
     insert into spotconn.refresh_state as state (user_id, fingerprint) values (p_user_id, p_fingerprint)
     on conflict (user_id) do update set
         fingerprint = excluded.fingerprint,
+        client_id = null, refused_by = '{}',
         family = excluded.family,
         lease_id = null, leased_at = null, lease_until = null, lapsed = false,
         failure = null, failed_at = null, paused_at = null, retry_at = null, failures = 0, refusals = 0,
@@ -398,7 +407,8 @@ create or replace function spotconn.save_connection(
     p_email text,
     p_connected_at timestamptz default null,
     p_expires_in double precision default null,
-    p_age double precision default 0
+    p_age double precision default 0,
+    p_client_id text default null
 ) returns setof spotconn.connection
 language plpgsql set search_path = '' rows 1 as $$
 declare
@@ -427,6 +437,7 @@ begin
     perform spotconn.enter_state(p_user_id, spotconn.fingerprint(p_refresh_token));
     -- A lease stays where the refresh token does: its holder may be asking Spotify.
     update spotconn.refresh_state as state set
+        client_id = coalesce(p_client_id, state.client_id), refused_by = '{}',
         failure = null, failed_at = null, paused_at = null, retry_at = null, failures = 0, refusals = 0,
         family = pg_catalog.gen_random_uuid(),
         saved_at = spotconn.now(),
@@ -452,34 +463,43 @@ end
 $$;
 
 -- What a caller may do who found the access token p_seen wanting, from a connection and what is known of its refresh token.
+-- p_client_ids are the apps of the caller; null where it does not say. client_ids are those to refresh it with, in order.
 -- superseded: the row holds another access token that has not ended: use it.
--- refused: Spotify has refused the refresh token, for good or until it may be asked once more.
+-- refused: Spotify has refused the refresh token, for good or until it may be asked once more. Where its app is not known,
+-- that counts for a caller all of whose apps were refused, and says nothing to another.
 -- just_saved: the access token was granted less than a minute ago: there is no better one.
+-- other_app: the refresh token was issued to an app that the caller does not have.
 -- paused: Spotify could not refresh it and may not be asked yet. busy: another holds the lease.
 create or replace function spotconn.decide_turn(
     p_connection spotconn.connection,
     p_state spotconn.refresh_state,
     p_seen bytea,
+    p_client_ids text[],
     p_now timestamptz,
     out outcome text,
-    out retry_after double precision
+    out retry_after double precision,
+    out client_ids text[]
 )
 language plpgsql stable set search_path = '' as $$
 declare
     held constant boolean := spotconn.fingerprint(p_connection.access_token) = p_seen;
     ended constant boolean := spotconn.seconds_left(p_connection.expires_at, p_now) <= 0;
     leased constant boolean := spotconn.runs(p_state.leased_at, p_state.lease_until, p_now);
-    paused constant boolean := spotconn.runs(p_state.paused_at, p_state.retry_at, p_now);
+    counts constant boolean := p_state.failure = 'unavailable' or p_state.client_id is not null or p_client_ids is null
+        or p_client_ids <@ p_state.refused_by;
+    paused constant boolean := counts and spotconn.runs(p_state.paused_at, p_state.retry_at, p_now);
     young_until constant timestamptz := p_state.granted_at + interval '1 minute';
     due timestamptz;
 begin
     if not held and not ended then
         outcome := 'superseded';
-    elsif p_state.failure <> 'unavailable' and (p_state.retry_at is null or paused or leased) then
+    elsif counts and p_state.failure <> 'unavailable' and (p_state.retry_at is null or paused or leased) then
         outcome := 'refused';
     elsif held and not ended and spotconn.runs(p_state.granted_at, young_until, p_now) then
         outcome := 'just_saved';
         due := young_until;
+    elsif not leased and p_state.client_id <> all (p_client_ids) then
+        outcome := 'other_app';
     elsif paused then
         outcome := 'paused';
         due := p_state.retry_at;
@@ -488,6 +508,15 @@ begin
         due := p_state.lease_until;
     else
         outcome := 'granted';
+        client_ids := case
+            when p_state.client_id is not null then array[p_state.client_id]
+            when p_client_ids is null or p_client_ids <@ p_state.refused_by then p_client_ids
+            else array(
+                select one.client_id from pg_catalog.unnest(p_client_ids) with ordinality as one (client_id, place)
+                where one.client_id <> all (coalesce(p_state.refused_by, '{}'))
+                order by one.place
+            )
+        end;
     end if;
     retry_after := extract(epoch from due - p_now);
 end
@@ -495,12 +524,15 @@ $$;
 
 -- Acquires the lease for the refresh of a connection whose access token p_seen the caller finds wanting, or says why not,
 -- as spotconn.decide_turn; gone: no row.
-create or replace function spotconn.begin_refresh(p_user_id uuid, p_seen bytea, p_lease interval)
+create or replace function spotconn.begin_refresh(
+    p_user_id uuid, p_seen bytea, p_lease interval, p_client_ids text[] default null
+)
 returns table (
     outcome text,
     lease_id uuid,
     lease_until timestamptz,
     retry_after double precision,
+    client_ids text[],
     connection spotconn.connection
 )
 language plpgsql set search_path = '' rows 1 as $$
@@ -530,8 +562,8 @@ begin
         connection := found_row.connection;
         state := found_row.state;
         moment := spotconn.now();
-        select decided.outcome, decided.retry_after into outcome, retry_after
-            from spotconn.decide_turn(connection, state, p_seen, moment) as decided;
+        select decided.outcome, decided.retry_after, decided.client_ids into outcome, retry_after, client_ids
+            from spotconn.decide_turn(connection, state, p_seen, p_client_ids, moment) as decided;
         exit when locked or outcome <> 'granted';
         if not spotconn.ensure_state(p_user_id, spotconn.fingerprint(connection.refresh_token)) then
             continue;
@@ -564,6 +596,7 @@ $$;
 -- p_saves, p_family: of a grant that was saved before and is saved once more, over a row that came back. Others compare
 -- theirs with it, so that is notified too.
 -- p_rejected: the replaced access token was refused, so every process that has it cached is notified.
+-- p_client_id: the app with which it was granted, to which the stored refresh token belongs.
 create or replace function spotconn.finish_refresh(
     p_user_id uuid,
     p_replaced bytea,
@@ -578,7 +611,8 @@ create or replace function spotconn.finish_refresh(
     p_lease_until timestamptz,
     p_rejected boolean default false,
     p_saves bigint default null,
-    p_family uuid default null
+    p_family uuid default null,
+    p_client_id text default null
 ) returns table (saved boolean, recovered text, connection spotconn.connection)
 language plpgsql set search_path = '' rows 1 as $$
 declare
@@ -626,6 +660,7 @@ begin
         end if;
         update spotconn.refresh_state as state set
             fingerprint = stored_fingerprint,
+            client_id = coalesce(p_client_id, known.client_id), refused_by = '{}',
             lease_id = known.lease_id, leased_at = known.leased_at, lease_until = known.lease_until, lapsed = false,
             failure = null, failed_at = null, paused_at = null, retry_at = null, failures = 0, refusals = 0,
             -- Where another writer has authorized the user anew, connected_at may be of before: no date is known.
@@ -649,6 +684,8 @@ $$;
 -- library has saved this refresh token and so knows the date. Before, Spotify may be asked twice more, after an hour and
 -- after a day. Where a lease has lapsed, its holder may still be saving: that refusal does not count, and Spotify may be
 -- asked again after a minute.
+-- p_refused_by: the apps with which it was refused. Where its own is known by now and none of them, that says nothing. Where
+-- it is not, one that had not refused it before begins the count anew, and those of a second opinion replace the former.
 -- unavailable: every process backs off: 1 s, doubled with each consecutive failure up to 5 min, times a random factor from
 -- 0.5 to 1, but at least the Retry-After of Spotify, up to a day. A null reason records nothing.
 create or replace function spotconn.fail_refresh(
@@ -656,13 +693,16 @@ create or replace function spotconn.fail_refresh(
     p_fingerprint bytea,
     p_lease_id uuid,
     p_reason text,
-    p_retry_after double precision
+    p_retry_after double precision,
+    p_refused_by text[] default '{}'
 ) returns table (failure text, failed_at timestamptz, retry_at timestamptz)
 language plpgsql set search_path = '' rows 1 as $$
 declare
     connected timestamptz;
     known spotconn.refresh_state;
     moment timestamptz;
+    first_by_these boolean := false;
+    second_opinion boolean;
 begin
     perform spotconn.act_as(p_user_id);
     select stored.connected_at into connected from public.spotify_connections as stored
@@ -680,6 +720,22 @@ begin
     if known.saved_at is null or connected not between '2000-01-01 00:00+00' and moment then
         connected := null;
     end if;
+    if known.client_id is not null and p_refused_by <> '{}' and known.client_id <> all (p_refused_by) then
+        p_reason := null;
+    elsif known.client_id is null then
+        first_by_these := not p_refused_by <@ known.refused_by;
+        if first_by_these then
+            known.refusals := 0;
+        end if;
+        second_opinion := p_reason = 'refused' and known.failure <> 'unavailable' and known.retry_at <= moment;
+        known.refused_by := array(
+            select distinct refusing.client_id
+            from pg_catalog.unnest(
+                p_refused_by || case when second_opinion then '{}' else known.refused_by end
+            ) as refusing (client_id)
+            order by refusing.client_id
+        );
+    end if;
     if p_reason = 'refused' then
         known.failed_at := case when known.failure <> 'unavailable' then known.failed_at else moment end;
         known.failure := case
@@ -694,7 +750,8 @@ begin
             when known.refusals = 1 then moment + interval '24 hours'
         end;
         known.refusals := known.refusals + case when known.lapsed then 0 else 1 end;
-        known.lapsed := false;
+        -- The refusal of an app that is perhaps another one's does not show that the grant of the lapsed lease is lost.
+        known.lapsed := known.lapsed and first_by_these;
     elsif p_reason = 'unavailable' then
         known.failed_at := coalesce(known.failed_at, moment);
         known.failure := coalesce(known.failure, 'unavailable');
@@ -712,6 +769,7 @@ begin
         retry_at = known.retry_at,
         failures = known.failures,
         refusals = known.refusals,
+        refused_by = known.refused_by,
         lapsed = known.lapsed
     where stored.user_id = p_user_id;
     failure := known.failure;

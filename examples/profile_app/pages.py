@@ -15,6 +15,7 @@ ENDED = {
     "expired": "Spotify ended the connection, as it does six months after you agreed.",
     "revoked": "You removed this app from your Spotify account.",
     "invalid": "Spotify no longer accepts the connection.",
+    "other_app": "This service uses another Spotify app now.",
 }
 WORDS = {
     "user-read-email": "Your email address",
@@ -149,10 +150,11 @@ def _connection(session: Session, status: ConnectionStatus, apps_url: str) -> Ht
         )
         return _card("off", "Not connected", body)
     if status.reauthorization:
+        since = status.reauthorization_since  # none of an app that is retired
         body = html(
-            '<p id="ended">{ended} It was noticed on {since}.</p>{facts}<div class="actions">{again}{end}</div>{small}',
+            '<p id="ended">{ended}{noticed}</p>{facts}<div class="actions">{again}{end}</div>{small}',
             ended=ENDED[status.reauthorization],
-            since=_day(status.reauthorization_since),
+            noticed=html(" It was noticed on {since}.", since=_day(since)) if since else Html(),
             facts=_facts(status),
             again=_button(session, "/reconnect", "Connect again", "main"),
             end=_button(session, "/disconnect", "Disconnect", "quiet"),

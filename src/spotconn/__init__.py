@@ -17,6 +17,7 @@ from spotconn.errors import (
     DecryptionError,
     MissingScope,
     NotConnected,
+    OtherApp,
     ReauthorizationRequired,
     RefreshInProgress,
     RowSecurityError,
@@ -26,20 +27,10 @@ from spotconn.errors import (
     TryLater,
 )
 from spotconn.manager import TokenManager
-from spotconn.models import (
-    Connection,
-    ConnectionStatus,
-    Outcome,
-    Profile,
-    RecordedFailure,
-    RefreshFailure,
-    RefreshTurn,
-    StoredTexts,
-    TokenGrant,
-    TokenSource,
-)
+from spotconn.models import Connection, ConnectionStatus, Profile, RecordedFailure, StoredTexts, TokenGrant, TokenSource
 from spotconn.overview import ConnectionOverview, ConnectionStats, RekeyProgress, TokensProgress
 from spotconn.store import ConnectionStore
+from spotconn.turns import Outcome, RefreshFailure, RefreshTurn
 
 __all__ = [
     "AesGcmSivCipher",
@@ -59,6 +50,7 @@ __all__ = [
     "Freshness",
     "MissingScope",
     "NotConnected",
+    "OtherApp",
     "Outcome",
     "Profile",
     "ReauthorizationRequired",

@@ -35,15 +35,20 @@ class Observer:
     def clock(self, offset: float) -> None:
         """Record the seconds by which the clock of the database is ahead of this host's."""
 
-    def refused(self) -> None:
-        """Count a refusal of a refresh token by Spotify, before its six months were over."""
+    def refused(self, client_id: str | None, reason: str) -> None:
+        """Count a refusal of a refresh token by Spotify.
+
+        Args:
+            client_id: the app with which it was refused; None for several, where that of the connection is not known.
+            reason: as `ReauthorizationRequired` has it; "expired" after six months, any other before.
+        """
 
     def acquiring(self) -> AbstractContextManager[None]:
         """Context manager: a statement waits for a connection of the pool."""
         return nullcontext()
 
-    def asking(self) -> AbstractContextManager[Callable[[int], None]]:
-        """Context manager: a request to Spotify; call what it yields with the status of the response, if one comes."""
+    def asking(self, client_id: str) -> AbstractContextManager[Callable[[int], None]]:  # noqa: ARG002  as above
+        """Context manager: an app's request to Spotify; call what it yields with the status of a response."""
         return nullcontext(_ignore_status)
 
 

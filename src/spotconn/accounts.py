@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 import httpx
 
@@ -19,7 +19,9 @@ from spotconn._spotify.retry import BeginBy, retry
 from spotconn._spotify.throttle import Throttle
 from spotconn._tracebacks import scrubbed
 from spotconn.errors import ConfigurationError, ReauthorizationRequired, SpotconnError, SpotifyUnavailable
-from spotconn.models import Profile, TokenGrant
+from spotconn.models import Profile, TokenGrant, is_client_id
+
+T = TypeVar("T")
 
 MOST_CALLS = 100
 """Calls under way at once; the others wait, and are not sent if Spotify asks this app to wait meanwhile."""
@@ -64,6 +66,8 @@ class SpotifyAccounts:
     ) -> None:
         self.affinity: Affinity = Affinity("SpotifyAccounts")
         self._client_id = _credential(client_id, name="client_id")
+        if not is_client_id(client_id):
+            raise ConfigurationError("client_id is malformed: expected it as Spotify's dashboard shows it")
         self._basic = None
         if client_secret is not None:
             self._basic = httpx.BasicAuth(client_id, _credential(client_secret, name="client_secret"))
@@ -79,6 +83,11 @@ class SpotifyAccounts:
         """Return the app and the kind of client, without the secret."""
         kind = "confidential" if self._basic else "public"
         return f"<SpotifyAccounts client_id={self._client_id!r} {kind}>"
+
+    @property
+    def client_id(self) -> str:
+        """The app's id."""
+        return self._client_id
 
     @property
     def api_url(self) -> str:
@@ -139,14 +148,21 @@ class SpotifyAccounts:
         """
         form = {"code": code, "redirect_uri": redirect_uri, "code_verifier": code_verifier}
         attempt = partial(self._request_grant, "authorization_code", form)
-        return await retry(attempt, on=RequestNotProcessed, timeout=timeout, clock=self._clock)
+        return await self._retry(attempt, on=RequestNotProcessed, timeout=timeout)
 
-    async def refresh(self, refresh_token: str, *, timeout: float = 10) -> TokenGrant:  # noqa: ASYNC109  as above
+    async def refresh(
+        self,
+        refresh_token: str,
+        *,
+        timeout: float = 10,  # noqa: ASYNC109  as above
+        begin_within: float | None = None,
+    ) -> TokenGrant:
         """Get a new access token (RFC 6749, section 6).
 
         Args:
             refresh_token: as stored.
             timeout: seconds in all.
+            begin_within: seconds in which an attempt may begin; None for half of `timeout`.
 
         Raises:
             ReauthorizationRequired: Spotify no longer accepts the refresh token.
@@ -157,7 +173,7 @@ class SpotifyAccounts:
             raise ReauthorizationRequired("invalid", datetime.fromtimestamp(self._clock(), UTC))
         form = {"refresh_token": refresh_token}
         attempt = partial(self._request_grant, "refresh_token", form)
-        return await retry(attempt, on=SpotifyUnavailable, timeout=timeout, clock=self._clock)
+        return await self._retry(attempt, on=SpotifyUnavailable, timeout=timeout, begin_within=begin_within)
 
     async def profile(self, access_token: str, *, timeout: float = 10) -> Profile:  # noqa: ASYNC109  as above
         """Return the profile of the account that an access token is for (GET /v1/me).
@@ -172,7 +188,7 @@ class SpotifyAccounts:
             SpotifyUnavailable: no usable answer in time.
         """
         attempt = partial(self._request_profile, access_token)
-        return await retry(attempt, on=SpotifyUnavailable, timeout=timeout, clock=self._clock)
+        return await self._retry(attempt, on=SpotifyUnavailable, timeout=timeout)
 
     async def aclose(self) -> None:
         """Close the HTTP client, unless it was given to the constructor. In a child of fork do nothing.
@@ -191,6 +207,17 @@ class SpotifyAccounts:
         """Close as `aclose()` does."""
         await self.aclose()
 
+    async def _retry(
+        self,
+        attempt: Callable[[BeginBy], Awaitable[T]],
+        *,
+        on: type[SpotifyUnavailable],
+        timeout: float,  # noqa: ASYNC109  as above
+        begin_within: float | None = None,
+    ) -> T:
+        begin_within = timeout / 2 if begin_within is None else begin_within
+        return await retry(attempt, on=on, timeout=timeout, begin_within=begin_within, clock=self._clock)
+
     async def _request_grant(self, grant_type: GrantType, form: dict[str, str], begin_by: BeginBy) -> TokenGrant:
         data = {"grant_type": grant_type, **form}
         if self._basic is None:
@@ -199,7 +226,7 @@ class SpotifyAccounts:
         async with self._admitted(self._token_throttle, begin_by):
             sent = self._clock()
             status, headers, body = await self._send("POST", url, begin_by, data=data, auth=self._basic)
-            return read_grant(status, headers, body, now=sent, grant_type=grant_type)
+            return read_grant(status, headers, body, now=sent, grant_type=grant_type, client_id=self._client_id)
 
     async def _request_profile(self, access_token: str, begin_by: BeginBy) -> Profile:
         authorization = {"Authorization": f"Bearer {access_token}"}
@@ -231,7 +258,7 @@ class SpotifyAccounts:
         data: dict[str, str] | None = None,
         auth: httpx.Auth | None = None,
     ) -> Response:
-        observed = self.observer.asking()
+        observed = self.observer.asking(self._client_id)
         return await self._http.send(
             method, url, begin_by=begin_by, observed=observed, headers=headers, data=data, auth=auth
         )

@@ -5,9 +5,11 @@ not belong in a service that answers users.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Self
+from uuid import UUID
 
 import asyncpg
 
@@ -27,16 +29,30 @@ from spotconn._database.rekey import (
 )
 from spotconn._database.rows import overview
 from spotconn._database.service_role import TIMEOUT, ServiceRole
-from spotconn._database.statements import EXPIRING, FAILING, KEYS, RECHECK, STATS
+from spotconn._database.statements import (
+    ADD_STATES,
+    APPS,
+    ASSIGN_APP,
+    CLEAR_REFUSALS,
+    CONNECTED,
+    EXPIRING,
+    FAILING,
+    KEYS,
+    OF_NO_APP,
+    RECHECK,
+    STATS,
+    VOID_STATES,
+)
 from spotconn._tracebacks import scrubbed, scrubbed_context
 from spotconn.cipher import AesGcmSivCipher
-from spotconn.errors import ConfigurationError
+from spotconn.errors import ConfigurationError, DatabaseUnavailable
+from spotconn.models import check_client_id
 from spotconn.overview import ConnectionOverview, ConnectionStats, RekeyProgress
 
 
 @scrubbed
 class ConnectionAdmin:
-    """Lists, counts, re-encrypts and rechecks the connections of all users.
+    """Lists, counts, re-encrypts and rechecks the connections of all users, and assigns them to their app.
 
     Args:
         pool: of a login that may become `service_role` (on Supabase, `postgres`); behind a transaction pooler, made
@@ -72,13 +88,16 @@ class ConnectionAdmin:
         finally:
             await admin._pool.close()
 
-    def expiring(self, *, within: timedelta) -> AsyncIterator[ConnectionOverview]:
+    def expiring(
+        self, *, within: timedelta, retired_client_ids: Iterable[str] = ()
+    ) -> AsyncIterator[ConnectionOverview]:
         """Yield connections whose refresh token ends soon, or should have ended: users to be asked to connect again.
 
         Those that Spotify has refused already are left out; see `failing`.
 
         Args:
             within: time from now until the end, six months after `connected_at`.
+            retired_client_ids: of apps that are given up for good: all their connections are listed.
 
         Returns:
             An async iterator in the order of the user ids; memory does not grow with their number.
@@ -88,7 +107,7 @@ class ConnectionAdmin:
             DatabaseUnavailable, SchemaMismatch: it ended early.
         """
         # In seconds: in the time zone of the session a day may have 23 or 25 hours.
-        return self._overviews(EXPIRING, within.total_seconds())
+        return self._overviews(EXPIRING, within.total_seconds(), list(retired_client_ids))
 
     def failing(self) -> AsyncIterator[ConnectionOverview]:
         """Yield connections whose last refresh failed, temporarily or for good; `failure` says which.
@@ -99,7 +118,7 @@ class ConnectionAdmin:
         return self._overviews(FAILING)
 
     async def stats(self) -> ConnectionStats:
-        """Count the connections by state and the stored tokens by key. Reads every row.
+        """Count the connections by state and app, and the stored tokens by key. Reads every row.
 
         Raises:
             RowSecurityError: the login may not become service_role.
@@ -107,7 +126,10 @@ class ConnectionAdmin:
         """
         (counts,) = await self._database.fetch(STATS)
         keys = {row["key"]: row["count"] for row in await self._database.fetch(KEYS)}
-        return ConnectionStats(**counts, plain_text=keys.pop(None, 0), by_key=keys)
+        apps = {row["client_id"]: row["count"] for row in await self._database.fetch(APPS)}
+        return ConnectionStats(
+            **counts, plain_text=keys.pop(None, 0), by_key=keys, app_unknown=apps.pop(None, 0), by_app=apps
+        )
 
     async def rekey(self, *, progress: Callable[[RekeyProgress], object] | None = None) -> RekeyProgress:
         """Encrypt every stored token with the first key of the ring, plain text too.
@@ -163,6 +185,54 @@ class ConnectionAdmin:
         if since.utcoffset() is None:
             raise ValueError("since: expected a time with a time zone")
         return sum([len(rows) async for rows in self._database.batches(RECHECK, since)])
+
+    async def assign_app(self, client_id: str) -> int:
+        """Record the app of all connections whose app is not known, such as those from before an upgrade.
+
+        A connection whose app is known stays as it is. What Spotify has refused with other apps is tried with this one.
+        It may run beside live refreshes, and be stopped and run again.
+
+        Args:
+            client_id: of the app that their refresh tokens were issued to.
+
+        Returns:
+            How many connections were assigned.
+
+        Raises:
+            ValueError: `client_id` is malformed.
+            RowSecurityError: the login may not become service_role.
+            DatabaseUnavailable, SchemaMismatch: it ended early; run it again.
+        """
+        check_client_id(client_id or "")  # None is for connections whose app is not known
+        assigned = 0
+        async for rows in self._database.batches(CONNECTED):
+            users = [row["user_id"] for row in rows]
+            await self._add_states(users)
+            assigned += await self._assign(users, client_id)
+        return assigned
+
+    async def _add_states(self, users: list[UUID]) -> None:
+        try:
+            async with self._database.transaction() as connection:
+                await map_errors(connection.execute("set local lock_timeout = '500ms'", timeout=TIMEOUT))
+                await map_errors(connection.execute(ADD_STATES, users, timeout=TIMEOUT))
+        except (ValueError, DatabaseUnavailable):
+            # A user is being deleted, or has been. Live refreshes of the others must not wait for that.
+            for user in users:
+                with suppress(ValueError):
+                    await self._database.fetch(ADD_STATES, [user])
+
+    async def _assign(self, connected: list[UUID], client_id: str) -> int:
+        users = [row["user_id"] for row in await self._database.fetch(OF_NO_APP, connected)]
+        if not users:
+            return 0
+        async with self._database.transaction() as connection:
+            await map_errors(connection.execute(LOCK_ROWS, users, timeout=TIMEOUT))
+            await map_errors(connection.execute(VOID_STATES, users, timeout=TIMEOUT))
+            await map_errors(connection.execute(CLEAR_REFUSALS, users, client_id, timeout=TIMEOUT))
+            assigned = await map_errors(connection.fetch(ASSIGN_APP, users, client_id, timeout=TIMEOUT))
+            check_users(connection, {row["user_id"] for row in assigned} <= set(users))
+        return len(assigned)
 
     async def _overviews(self, query: str, *args: object) -> AsyncIterator[ConnectionOverview]:
         async for rows in self._database.batches(query, *args):

@@ -28,6 +28,7 @@ from spotconn._command.console import (
 from spotconn._command.doctor import examine
 from spotconn._command.finding import Finding
 from spotconn._database.schema import read_sql
+from spotconn._settings import read_retired_client_ids
 from spotconn.cipher import AesGcmSivCipher
 from spotconn.errors import NotConnected
 from spotconn.manager import TokenManager
@@ -124,9 +125,10 @@ def status(user: User, *, as_json: Json = False) -> None:
 
 
 async def _status(user: str) -> ConnectionStatus:
+    retired = read_retired_client_ids(os.environ)
     async with open_store() as store:
         try:
-            return ConnectionStatus.of(await store.get(user))
+            return ConnectionStatus.of(await store.get(user), retired_client_ids=retired)
         except NotConnected:
             return ConnectionStatus(connected=False)
 
@@ -169,14 +171,17 @@ async def _disconnect(user: str) -> bool:
 
 @app.command()
 def stats(*, as_json: Json = False) -> None:
-    """Count the connections by state, and the stored tokens by key."""
+    """Count the connections by state and app, and the stored tokens by key."""
     found = run(_stats())
     if as_json:
         write_json(found)
         return
-    counts = found.model_dump(exclude={"by_key"}) | {f"under key {key}": n for key, n in found.by_key.items()}
-    for name, number in counts.items():
+    for name, number in found.model_dump(exclude={"by_key", "by_app"}).items():
         write(f"{name.replace('_', ' ')}: {number}\n")
+    for key_id, number in found.by_key.items():
+        write(f"under key {key_id}: {number}\n")
+    for client_id, number in found.by_app.items():
+        write(f"of app {client_id}: {number}\n")
 
 
 async def _stats() -> ConnectionStats:
@@ -190,14 +195,14 @@ def expiring(
     within: Annotated[str, typer.Option(help="Time from now, such as 30d, 2w or 12h.")] = "30d",
     as_json: Json = False,
 ) -> None:
-    """List connections whose refresh token ends soon: users to be asked to connect again."""
+    """List connections whose refresh token ends soon, or whose app is retired: users to be asked to connect again."""
     run(_expiring(within, as_json=as_json))
 
 
 async def _expiring(within: str, *, as_json: bool) -> None:
-    time = duration(within)
+    time, retired = duration(within), read_retired_client_ids(os.environ)
     async with open_admin() as admin:
-        await write_list(admin.expiring(within=time), as_json=as_json)
+        await write_list(admin.expiring(within=time, retired_client_ids=retired), as_json=as_json, retired=retired)
 
 
 @app.command()
@@ -248,3 +253,22 @@ async def _recheck(since: str) -> int:
     start = moment(since)
     async with open_admin() as admin:
         return await admin.recheck(since=start)
+
+
+@app.command()
+def assign_app(
+    client_id: Annotated[str, typer.Argument(metavar="CLIENT_ID", help="Of the app, as Spotify's dashboard shows it.")],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Record the app of all connections whose app is not known, after an upgrade; may be run again."""
+    count = run(_assign_app(client_id), stopped="stopped; what was done stays done, run it again to go on")
+    if as_json:
+        write_json({"assigned": count})
+    else:
+        write(f"{count} connections assigned to the app {client_id}\n")
+
+
+async def _assign_app(client_id: str) -> int:
+    async with open_admin() as admin:
+        return await admin.assign_app(client_id)

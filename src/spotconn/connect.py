@@ -139,7 +139,9 @@ class ConnectFlow:
         if callback.error:
             raise refusal(callback.error)
         connection = await self._connected(user_id, callback, code_verifier)
-        self._events.emit(Connected(user_id=user_id, spotify_user_id=connection.spotify_user_id))
+        self._events.emit(
+            Connected(user_id=user_id, spotify_user_id=connection.spotify_user_id, client_id=self._accounts.client_id)
+        )
         return connection
 
     async def _spend(self, user_id: UUID, state: str) -> str:
@@ -160,7 +162,8 @@ class ConnectFlow:
         )
         grant = self._completed(grant)
         profile = await self._accounts.profile(grant.access_token, timeout=max(TIMEOUT - requested.elapsed, 0.0))
-        return await self._store.save(user_id, grant, profile, age=requested.elapsed)
+        client_id = self._accounts.client_id
+        return await self._store.save(user_id, grant, profile, client_id=client_id, age=requested.elapsed)
 
     def _completed(self, grant: TokenGrant) -> TokenGrant:
         if grant.refresh_token is None:

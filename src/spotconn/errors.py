@@ -12,6 +12,7 @@
     │   └── DatabaseUnavailable        no connection to Postgres in time
     └── CallEngineer                   settings, schema or grants are wrong
         ├── ConfigurationError
+        │   └── OtherApp               .client_id, .known
         ├── SchemaMismatch
         ├── RowSecurityError
         └── DecryptionError
@@ -23,7 +24,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import ClassVar, Literal
 
-ReauthorizationReason = Literal["expired", "revoked", "invalid"]
+ReauthorizationReason = Literal["expired", "revoked", "invalid", "other_app"]
 ConnectFailure = Literal["denied", "state_mismatch", "state_expired", "code_rejected", "not_allowed"]
 
 
@@ -46,11 +47,12 @@ class NotConnected(AskUser):
 
 
 class ReauthorizationRequired(AskUser):
-    """Spotify no longer accepts the refresh token: the user must authorize again.
+    """The refresh token is of no more use: the user must authorize again.
 
     Attributes:
-        reason: "expired" (six months passed), "revoked" (by the user) or "invalid".
-        since: when this was found out.
+        reason: Spotify does not accept it any more: "expired" (six months passed), "revoked" (by the user) or
+            "invalid"; "other_app" where it was issued to an app that you have given up (`retired_client_ids`).
+        since: when this was found out; of "other_app", when the last access token ended.
     """
 
     def __init__(self, reason: ReauthorizationReason, since: datetime) -> None:
@@ -137,6 +139,28 @@ class CallEngineer(SpotconnError):
 
 class ConfigurationError(CallEngineer):
     """A setting is missing or malformed, or Spotify refuses this app's credentials."""
+
+
+class OtherApp(ConfigurationError):
+    """The connection belongs to an app that this process does not have: no other can refresh it (RFC 6749, section 6).
+
+    Attributes:
+        client_id: of that app.
+        known: client ids of the apps of this process.
+    """
+
+    def __init__(self, client_id: str, known: Iterable[str]) -> None:
+        self.client_id = client_id
+        self.known: tuple[str, ...] = tuple(known)
+        super().__init__(
+            f"the connection belongs to the app {client_id}, and this process has {', '.join(self.known)}: add the app "
+            "to SPOTCONN_OTHER_APPS (other_apps) or, if you have given it up, to SPOTCONN_RETIRED_CLIENT_IDS "
+            "(retired_client_ids)"
+        )
+
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[str, ...]]]:
+        """Pickle by the arguments, which the message does not hold."""
+        return type(self), (self.client_id, self.known)
 
 
 class SchemaMismatch(CallEngineer):

@@ -40,10 +40,12 @@ class Refreshed(_Event):
 
     Attributes:
         user_id: whose connection.
+        client_id: the app with which.
         expires_at: end of the new access token.
         duration: seconds from the turn to Spotify's answer.
     """
 
+    client_id: str
     expires_at: AwareDatetime
     duration: float
 
@@ -53,11 +55,13 @@ class RefreshFailed(_Event):
 
     Attributes:
         user_id: whose connection.
+        client_id: the app of the connection; None where it is not known.
         error: the name of the error's class.
         message: the error's text.
         retry_after: seconds until the next attempt is due, where known.
     """
 
+    client_id: str | None = None
     error: str
     message: str
     retry_after: float | None = None
@@ -68,9 +72,11 @@ class ReauthorizationRequired(_Event):
 
     Attributes:
         user_id: who must connect again.
+        client_id: the app of the connection; None where it is not known.
         reason: "expired", "revoked" or "invalid".
     """
 
+    client_id: str | None = None
     reason: ReauthorizationReason
 
 
@@ -79,9 +85,11 @@ class Recovered(_Event):
 
     Attributes:
         user_id: whose connection.
+        client_id: the app of the connection.
         failure: what had been recorded.
     """
 
+    client_id: str | None = None
     failure: ReauthorizationReason | Literal["unavailable"]
 
 
@@ -90,9 +98,11 @@ class Connected(_Event):
 
     Attributes:
         user_id: who.
+        client_id: the app that they connected.
         spotify_user_id: Spotify's id of the account.
     """
 
+    client_id: str
     spotify_user_id: str
 
 

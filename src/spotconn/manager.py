@@ -10,6 +10,7 @@ from spotconn import events
 from spotconn._affinity import Affinity
 from spotconn._observer import NOBODY, Observer
 from spotconn._settings import Settings
+from spotconn._tokens.apps import Apps, opened
 from spotconn._tokens.arguments import Times, check_cache, least_ttl, needed_scopes
 from spotconn._tokens.batch import Batches, Policy
 from spotconn._tokens.cache import ConnectionCache
@@ -38,7 +39,9 @@ class TokenManager:
 
     Args:
         store: holds the connections.
-        accounts: refreshes them.
+        accounts: the app of new connections, which refreshes its own.
+        other_apps: further apps; each refreshes its own connections.
+        retired_client_ids: of apps that are given up for good: their users must connect again.
         refresh_window: seconds before its end in which a token is refreshed in the background.
         expiry_margin: seconds before its end in which a token is no longer served.
         refresh_timeout: seconds for Spotify's answer to a refresh, all retries included, and seconds to wait for
@@ -52,7 +55,7 @@ class TokenManager:
         clock: gives seconds since the epoch.
 
     Raises:
-        ValueError: a number is out of range; the text names it.
+        ValueError: a number is out of range, or an app is named twice; the text names it.
         RuntimeError: the store or the accounts are closed, or belong to another process or event loop.
     """
 
@@ -61,6 +64,8 @@ class TokenManager:
         store: ConnectionStore,
         accounts: SpotifyAccounts,
         *,
+        other_apps: Iterable[SpotifyAccounts] = (),
+        retired_client_ids: Iterable[str] = (),
         refresh_window: float = 300,
         expiry_margin: float = 30,
         refresh_timeout: float = 10,
@@ -73,7 +78,8 @@ class TokenManager:
         times = Times(window=refresh_window, margin=expiry_margin, timeout=refresh_timeout, lease=lease)
         check_cache(ttl=cache_ttl, size=cache_size)
         store.pool.affinity.check()
-        accounts.affinity.check()
+        self._apps = Apps(accounts, other_apps, retired_client_ids)
+        self._apps.check()
         self._affinity = Affinity("TokenManager", after_fork=self._after_fork)
         self._store = store
         self._accounts = accounts
@@ -83,11 +89,10 @@ class TokenManager:
         self._cache = ConnectionCache(ttl=cache_ttl, size=cache_size)
         self._entries = self._cache.entries
         changes = store.changes if cache_ttl and cache_size else None
-        refresher = Refresher(store, accounts, self._cache, self._events, self._affinity, times, clock=clock)
+        refresher = Refresher(store, self._apps, self._cache, self._events, self._affinity, times, clock=clock)
         subscriber = Subscriber(changes, self._cache, refresher.saved, refresher.backoffs, ttl=cache_ttl, clock=clock)
         self._source = ConnectionSource(refresher, self._cache, subscriber, self._affinity, times, clock=clock)
-        policy = Policy(self._source.renew, refresher.unsaved, window=refresh_window, margin=expiry_margin, clock=clock)
-        self._batches = Batches(store, policy, self._affinity)
+        self._batches = Batches(store, Policy(self._source, self._apps, times, clock), self._affinity)
         store.watch(self._source.forget)
 
     @classmethod
@@ -95,8 +100,8 @@ class TokenManager:
     async def from_env(cls, **overrides: Any) -> AsyncGenerator[Self]:
         """Open a manager from the environment, and close everything at the end of the block.
 
-        It reads DATABASE_URL (or SPOTCONN_DATABASE_URL), SPOTIFY_CLIENT_ID, SPOTIFY_CLIENT_SECRET (none: a public
-        client), SPOTCONN_ENCRYPTION_KEYS, and SPOTCONN_LISTEN_URL to listen for changes elsewhere.
+        It reads DATABASE_URL (or SPOTCONN_DATABASE_URL), SPOTCONN_LISTEN_URL, SPOTIFY_CLIENT_ID, SPOTIFY_CLIENT_SECRET
+        (none: a public client), SPOTCONN_OTHER_APPS, SPOTCONN_RETIRED_CLIENT_IDS and SPOTCONN_ENCRYPTION_KEYS.
 
         Args:
             overrides: keyword arguments of the constructor.
@@ -109,10 +114,12 @@ class TokenManager:
         cipher = cipher_for(settings.encryption_keys, require_encrypted=settings.require_encrypted)
         async with (
             SpotifyAccounts(settings.client_id, settings.client_secret) as accounts,
+            opened(settings.other_apps) as other_apps,
             ConnectionStore.open(settings.database_url, cipher=cipher, listen_dsn=settings.listen_url) as store,
-            cls(store, accounts, **overrides) as manager,
         ):
-            yield manager
+            apps: dict[str, Any] = {"other_apps": other_apps, "retired_client_ids": settings.retired_client_ids}
+            async with cls(store, accounts, **(apps | overrides)) as manager:
+                yield manager
 
     async def __aenter__(self) -> Self:
         """Return the manager, which the end of the block closes."""
@@ -147,7 +154,7 @@ class TokenManager:
             ValueError: an argument is malformed; the text names it.
             NotConnected, ReauthorizationRequired, MissingScope: the user must connect.
             SpotifyUnavailable, RefreshInProgress, DatabaseUnavailable: try later.
-            ConfigurationError, SchemaMismatch, RowSecurityError, DecryptionError: call an engineer.
+            ConfigurationError, OtherApp, SchemaMismatch, RowSecurityError, DecryptionError: call an engineer.
         """
         # The hot path, which must not suspend; benchmarks/ measures it (warm_vs_limit).
         if scopes is _NO_SCOPES and min_ttl is None:
@@ -177,11 +184,11 @@ class TokenManager:
         The pairs (user id as a UUID, token or `SpotconnError`) come in any order; an id that is given twice has two
         answers. Connections are read in batches of 200 and not cached. Tokens in their last 5 minutes
         (`refresh_window`) are refreshed first; where that fails and the stored token is still good, it is the answer.
-        Memory does not grow with the number of users: at most some 400 ids are taken ahead of the answers.
+        At most some 400 ids are taken ahead of the answers, however many there are.
 
-        A fault of one user is the answer for that user, DatabaseUnavailable that of a whole batch. A fault of all
-        ends the job. Leave it early within `contextlib.aclosing`, which ends at once what is under way; refreshes
-        that Spotify has been asked for are completed and saved all the same.
+        A fault of one user or of one of several apps is the answer for that user, DatabaseUnavailable that of a batch.
+        A fault of all ends the job. Leave it early within `contextlib.aclosing`, which ends at once what is under way;
+        refreshes that Spotify has been asked for are completed and saved all the same.
 
         Args:
             user_ids: an iterable or async iterable, such as a cursor of the database. One that blocks holds up the
@@ -204,7 +211,7 @@ class TokenManager:
 
         Args:
             user_id: whose token.
-            rejected_token: the token that was refused.
+            rejected_token: the one that was refused.
 
         Raises:
             ValueError: the user id is no UUID.
@@ -240,16 +247,13 @@ class TokenManager:
             connection = await self._store.get(user_id)
         except NotConnected:
             return ConnectionStatus(connected=False)
-        return ConnectionStatus.of(connection)
+        return ConnectionStatus.of(connection, client_ids=self._apps.accounts, retired_client_ids=self._apps.retired)
 
     async def disconnect(self, user_id: UUID | str) -> bool:
         """Delete the stored connection.
 
         Spotify keeps the user's consent until they end it at www.spotify.com/account/apps; an access token already
-        handed out works until it expires.
-
-        Returns:
-            Whether there was a connection.
+        handed out works until it expires. Returns whether there was a connection.
         """
         user_id = parse_user_id(user_id)
         self._affinity.check()
@@ -262,10 +266,7 @@ class TokenManager:
         """Refuse new calls, wait for the refreshes under way, and save what is not saved yet.
 
         Refreshes have the time of the lease. A grant that the database does not take within 10 seconds more is lost,
-        and that is logged as critical. In a child of fork this does nothing: everything belongs to the parent.
-
-        Raises:
-            RuntimeError: in another event loop than the manager's.
+        and that is logged as critical. In a child of fork this does nothing; in another event loop, RuntimeError.
         """
         if not self._affinity.close():
             return
@@ -279,9 +280,8 @@ class TokenManager:
         """Report to an observer what this manager, its store and its accounts do."""
         if self._source.observer is not NOBODY:
             raise RuntimeError("this TokenManager is instrumented already")
-        self._source.observer = observer
-        self._source.refresher.observe(observer)
-        self._store.pool.observer = self._accounts.observer = observer
+        self._source.observe(observer)
+        self._store.pool.observer = observer
         observer.remembers(self._cache)
         for name in ("get_valid_token", "replace_rejected"):
             setattr(self, name, observer.counted(getattr(self, name)))  # of this object: others pay nothing

@@ -1,13 +1,14 @@
 """The values that pass between the rooms: frozen, with every secret kept out of their repr."""
 
 import hashlib
+import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import Enum
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol, Self
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from spotconn.errors import ReauthorizationReason
 
@@ -28,7 +29,7 @@ Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
 """Text that a Postgres column can hold."""
 
 
-class _Value(BaseModel):
+class Value(BaseModel):
     """A frozen value whose validation errors never show the input."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -40,7 +41,7 @@ class _Value(BaseModel):
             raise AttributeError(f"{name}: a {type(self).__name__} is frozen")
 
 
-class TokenGrant(_Value):
+class TokenGrant(Value):
     """What Spotify's token endpoint granted (RFC 6749, section 5.1).
 
     Attributes:
@@ -60,7 +61,7 @@ class TokenGrant(_Value):
     scope: frozenset[str] | None = None
 
 
-class Profile(_Value):
+class Profile(Value):
     """The Spotify account behind a token (GET /v1/me).
 
     Attributes:
@@ -74,10 +75,10 @@ class Profile(_Value):
     email: Text | None = None
 
 
-FailureReason = ReauthorizationReason | Literal["unavailable"]
+FailureReason = Literal["expired", "revoked", "invalid", "unavailable"]
 
 
-class RecordedFailure(_Value):
+class RecordedFailure(Value):
     """The last failed refresh of a connection, as recorded for every process.
 
     Attributes:
@@ -101,7 +102,7 @@ class StoredTexts:
     refresh_token: str = field(repr=False)
 
 
-class Connection(_Value):
+class Connection(Value):
     """A stored connection.
 
     Attributes:
@@ -116,6 +117,8 @@ class Connection(_Value):
         display_name: of the Spotify account.
         email: of the Spotify account.
         scope: the granted scopes; None where they were never recorded.
+        client_id: the app that the refresh token was issued to; None where that is not known.
+        refused_by: while it is not, the apps with which Spotify has refused the refresh token.
         failure: the last failed refresh with this refresh token, if any.
         recovered: the failure that this save has ended, if any.
         saves: how often the library has saved tokens of this user; None where another writer stored this refresh token.
@@ -135,6 +138,8 @@ class Connection(_Value):
     display_name: str | None
     email: str | None
     scope: frozenset[str] | None
+    client_id: str | None = None
+    refused_by: frozenset[str] = frozenset()
     failure: RecordedFailure | None = None
     recovered: FailureReason | None = None
     saves: int | None = None
@@ -170,14 +175,22 @@ class Connection(_Value):
             return None
         return self.failure.reason
 
+    def is_refused_to(self, client_ids: Collection[str]) -> bool:
+        """Return whether Spotify refuses the refresh token to a process that has these apps; none for any."""
+        if self.reauthorization is None:
+            return False
+        return self.client_id is not None or self.refused_by.issuperset(client_ids)
 
-class ConnectionStatus(_Value):
+
+class ConnectionStatus(Value):
     """What a profile page shows of a user's connection; it holds no token.
 
     Attributes:
         connected: whether a connection is stored.
-        reauthorization: why the user must connect again; None while the connection works.
-        reauthorization_since: when that was found out.
+        reauthorization: why the user must connect again, now or when the access token has ended; None while nothing
+            is known against the connection.
+        reauthorization_since: when that was found out; None for an app that is given up.
+        client_id: the app that the refresh token was issued to; None where that is not known.
         spotify_user_id: Spotify's id of the connected account.
         display_name: of the Spotify account.
         email: of the Spotify account.
@@ -190,6 +203,7 @@ class ConnectionStatus(_Value):
     connected: bool
     reauthorization: ReauthorizationReason | None = None
     reauthorization_since: AwareDatetime | None = None
+    client_id: str | None = None
     spotify_user_id: str | None = None
     display_name: str | None = None
     email: str | None = None
@@ -199,13 +213,23 @@ class ConnectionStatus(_Value):
     expires_at: AwareDatetime | None = None
 
     @classmethod
-    def of(cls, connection: Connection) -> Self:
-        """Return the status of a stored connection."""
-        ended = connection.failure if connection.reauthorization else None
+    def of(
+        cls, connection: Connection, *, client_ids: Collection[str] = (), retired_client_ids: Collection[str] = ()
+    ) -> Self:
+        """Return the status of a stored connection.
+
+        Args:
+            connection: as stored.
+            client_ids: of the apps that may refresh it; none for any.
+            retired_client_ids: of apps that are given up for good.
+        """
+        ended = connection.failure if connection.is_refused_to(client_ids) else None
+        retired = connection.client_id in retired_client_ids
         return cls(
             connected=True,
-            reauthorization=connection.reauthorization,
+            reauthorization=connection.reauthorization if ended else "other_app" if retired else None,
             reauthorization_since=None if ended is None else ended.since,
+            client_id=connection.client_id,
             spotify_user_id=connection.spotify_user_id,
             display_name=connection.display_name,
             email=connection.email,
@@ -216,69 +240,20 @@ class ConnectionStatus(_Value):
         )
 
 
-class Outcome(Enum):
-    """The database's answer to a process that wants to refresh a connection."""
-
-    GRANTED = "granted"
-    """This process holds the lease and refreshes."""
-    JUST_SAVED = "just_saved"
-    """The access token found wanting was granted less than a minute ago: there is no better one."""
-    BUSY = "busy"
-    """Another process holds the lease."""
-    SUPERSEDED = "superseded"
-    """The row holds another access token that has not ended: use it."""
-    PAUSED = "paused"
-    """Spotify could not refresh it, and it is not yet time to ask again."""
-    REFUSED = "refused"
-    """Spotify has refused the refresh token, and is not to be asked now."""
-    GONE = "gone"
-    """No connection is stored."""
-
-
-class RefreshTurn(_Value):
-    """One process's turn at a refresh.
-
-    Attributes:
-        outcome: what the database decided.
-        user_id: whose connection.
-        connection: the row as it stands; None only if it is gone.
-        lease_id: names this process as the holder; None unless granted.
-        lease_until: the end of the lease, by the database's clock; None unless granted.
-        retry_after: seconds until the other's lease, the recorded pause or the minute of a new token ends.
-    """
-
-    outcome: Outcome
-    user_id: UUID
-    connection: Connection | None = None
-    lease_id: UUID | None = None
-    lease_until: AwareDatetime | None = None
-    retry_after: float | None = None
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if (self.connection is None) != (self.outcome is Outcome.GONE):
-            raise ValueError("connection: missing exactly when the outcome is GONE")
-        if {self.lease_id is None, self.lease_until is None} != {self.outcome is not Outcome.GRANTED}:
-            raise ValueError("lease_id, lease_until: present exactly when the outcome is GRANTED")
-        return self
-
-
-class RefreshFailure(_Value):
-    """How a refresh ended without a grant, to be recorded by `ConnectionStore.fail_refresh`.
-
-    Attributes:
-        reason: "refused" (Spotify's invalid_grant): the user must connect again, unless a second opinion differs;
-            "unavailable" pauses it for every process; None releases the lease and records nothing.
-        retry_after: seconds that Spotify asked to wait, if it did.
-    """
-
-    reason: Literal["refused", "unavailable"] | None = None
-    retry_after: float | None = Field(default=None, ge=0)
-
-
 def fingerprint(stored: str) -> str:
     """Return the name of a stored token by its content: the SHA-256 of the stored text, in hexadecimal."""
     return hashlib.sha256(stored.encode()).hexdigest()
+
+
+def is_client_id(client_id: str) -> bool:
+    """Return whether a text can be the id of an app: visible ASCII without a colon (RFC 7617, section 2)."""
+    return re.fullmatch(r"[\x21-\x39\x3b-\x7e]+", client_id) is not None
+
+
+def check_client_id(client_id: str | None) -> None:
+    """Raise ValueError for what cannot be the id of an app."""
+    if client_id is not None and not is_client_id(client_id):
+        raise ValueError("client_id: expected the id of an app, as Spotify's dashboard shows it")
 
 
 def parse_user_id(user_id: UUID | str) -> UUID:

@@ -24,6 +24,7 @@ class ConnectionOverview(_Overview):
         email: of the Spotify account.
         connected_at: when the user last authorized.
         expires_at: end of the stored access token.
+        client_id: the app that the refresh token was issued to; None where that is not known.
         failure: the last failed refresh, if any.
     """
 
@@ -33,6 +34,7 @@ class ConnectionOverview(_Overview):
     email: str | None
     connected_at: AwareDatetime | None
     expires_at: AwareDatetime
+    client_id: str | None = None
     failure: RecordedFailure | None = None
 
     @property
@@ -53,6 +55,8 @@ class ConnectionStats(_Overview):
         invalid: those whose refresh token Spotify does not know.
         plain_text: token values that are stored as they are; each connection has two.
         by_key: token values under each encryption key, by the key's id.
+        app_unknown: connections whose app is not known; `ConnectionAdmin.assign_app` records it.
+        by_app: connections of each app, by its client id.
     """
 
     connections: int
@@ -63,6 +67,8 @@ class ConnectionStats(_Overview):
     invalid: int
     plain_text: int
     by_key: Mapping[str, int]
+    app_unknown: int
+    by_app: Mapping[str, int]
 
 
 class TokensProgress(_Overview):

@@ -25,7 +25,8 @@ from spotconn._database.session import borrow
 from spotconn._tracebacks import scrubbed, scrubbed_context
 from spotconn.cipher import NoCipher, TokenCipher
 from spotconn.errors import DecryptionError, NotConnected, RowSecurityError, SchemaMismatch
-from spotconn.models import Connection, Profile, RecordedFailure, RefreshFailure, RefreshTurn, TokenGrant, parse_user_id
+from spotconn.models import Connection, Profile, RecordedFailure, TokenGrant, check_client_id, parse_user_id
+from spotconn.turns import RefreshFailure, RefreshTurn
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -157,6 +158,7 @@ class ConnectionStore:
         profile: Profile,
         *,
         connected_at: datetime | None = None,
+        client_id: str | None = None,
         age: float = 0.0,
     ) -> Connection:
         """Connect a user, or replace what was stored: tokens, scope, account and `connected_at`.
@@ -167,11 +169,12 @@ class ConnectionStore:
             profile: of the account that was connected.
             connected_at: when the user authorized, which is when the six months of the refresh token began. None
                 for now; for tokens obtained elsewhere pass the true moment, or the earliest possible one.
+            client_id: of the app that the grant was issued to; None if that is not known.
             age: seconds since Spotify was asked for the grant, from which its `expires_in` counts.
 
         Raises:
             ValueError: the user id is no UUID or no user of auth.users, the grant has no refresh token, or
-                `connected_at` has no time zone or lies in the future.
+                `connected_at` has no time zone or lies in the future, or `client_id` is malformed.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: nothing was saved, as far as is known.
         """
         user_id = parse_user_id(user_id)
@@ -179,6 +182,7 @@ class ConnectionStore:
             raise ValueError("grant: a connection needs a refresh token")
         if connected_at is not None and connected_at.tzinfo is None:
             raise ValueError("connected_at: expected a datetime with a time zone")
+        check_client_id(client_id)
         try:
             row = await self.pool.row_of(
                 user_id,
@@ -193,6 +197,7 @@ class ConnectionStore:
                 connected_at,
                 grant.expires_in,
                 age,
+                client_id,
             )
         finally:
             self._notify_watchers(user_id)
@@ -201,11 +206,7 @@ class ConnectionStore:
         return self._rows.connection(row, user_id)
 
     async def delete(self, user_id: UUID | str) -> bool:
-        """Disconnect a user.
-
-        Returns:
-            Whether there was a connection.
-        """
+        """Disconnect a user, and return whether there was a connection."""
         user_id = parse_user_id(user_id)
         try:
             row = await self.pool.row_of(user_id, statements.DELETE)
@@ -216,8 +217,7 @@ class ConnectionStore:
     def watch(self, watcher: Callable[[UUID], None]) -> None:
         """Call `watcher` with the user id after each `save` and `delete` through this store, also a failed one.
 
-        It is called, too, if `finish_refresh` finds that another write came first. A cached connection of the user is
-        out of date then. `watcher` must neither block nor raise.
+        It is called, too, if `finish_refresh` finds that another write came first. It must neither block nor raise.
         """
         self._watchers.append(watcher)
 
@@ -226,19 +226,22 @@ class ConnectionStore:
         if watcher in self._watchers:
             self._watchers.remove(watcher)
 
-    async def begin_refresh(self, user_id: UUID | str, *, seen: str, lease: float = 15) -> RefreshTurn:
+    async def begin_refresh(
+        self, user_id: UUID | str, *, seen: str, lease: float = 15, client_ids: Iterable[str] = ()
+    ) -> RefreshTurn:
         """Read the connection and, if nothing speaks against it, acquire the lease of its refresh.
 
         Args:
             user_id: of the connection.
             seen: `Connection.fingerprint` of the one found wanting: of the text of its access token as stored.
             lease: seconds after which another process may acquire the lease.
+            client_ids: of the apps that this process can refresh with; none where it can with any.
 
         Raises:
             ValueError: the user id is no UUID, or `seen` no fingerprint.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError, DecryptionError: it could not be read.
         """
-        return await self.refreshes.begin(parse_user_id(user_id), seen, lease)
+        return await self.refreshes.begin(parse_user_id(user_id), seen, lease, client_ids)
 
     async def finish_refresh(
         self, turn: RefreshTurn, grant: TokenGrant, *, age: float = 0.0, rejected: bool = False
@@ -246,7 +249,7 @@ class ConnectionStore:
         """Save a refresh, if the row still holds the refresh token that it replaces, and end the lease.
 
         Args:
-            turn: a granted one.
+            turn: a granted one, which names one app at most: the grant is of that.
             grant: of Spotify.
             age: seconds since Spotify was asked, from which `expires_in` of the grant counts.
             rejected: whether the Web API has refused the access token that is replaced: each process drops it then.

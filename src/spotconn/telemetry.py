@@ -24,7 +24,7 @@ except ModuleNotFoundError:
     raise ImportError('spotconn.telemetry needs an extra: pip install "spotconn[otel]"') from None
 
 from spotconn._observer import Observer
-from spotconn.errors import ReauthorizationRequired, SpotconnError
+from spotconn.errors import SpotconnError
 from spotconn.manager import TokenManager
 
 __all__ = ["instrument"]
@@ -35,6 +35,7 @@ OUTCOME = "spotconn.outcome"
 REASON = "spotconn.reason"
 ERROR_TYPE = "error.type"
 STATUS_CODE = "http.response.status_code"
+CLIENT_ID = "spotconn.client_id"
 
 # Seconds. The conventions' own for durations of requests, and one more: a lease lasts 15 s, a refresh 10 s.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 15)
@@ -96,7 +97,7 @@ class _Telemetry(Observer):
             "spotconn.token.requests", "{request}", "Calls for an access token, by where it came from."
         )
         self._responses = meter.create_counter(
-            "spotconn.spotify.responses", "{response}", "Requests to Spotify, by the status of the answer."
+            "spotconn.spotify.responses", "{response}", "Requests to Spotify, by app and status of the answer."
         )
         self._reauthorize = meter.create_counter(
             "spotconn.connections.reauthorize", "{connection}", "Connections that Spotify was found to have ended."
@@ -178,8 +179,6 @@ class _Telemetry(Observer):
             outcome = "refreshed"
         except BaseException as error:
             _failed(span, error)
-            if isinstance(error, ReauthorizationRequired):
-                self._reauthorize.add(1, {REASON: error.reason})
             raise
         finally:
             span.end()
@@ -194,24 +193,27 @@ class _Telemetry(Observer):
     def clock(self, offset: float) -> None:
         self._clock_offset.set(offset)
 
-    def refused(self) -> None:
-        self._refusals.add(1)
+    def refused(self, client_id: str | None, reason: str) -> None:
+        app = {} if client_id is None else {CLIENT_ID: client_id}
+        self._reauthorize.add(1, {REASON: reason, **app})
+        if reason != "expired":
+            self._refusals.add(1, app)
 
     def acquiring(self) -> AbstractContextManager[None]:
         return _timed(self._pool_wait)
 
     @contextmanager
-    def asking(self) -> Generator[Callable[[int], None]]:
+    def asking(self, client_id: str) -> Generator[Callable[[int], None]]:
         statuses: list[int] = []
         try:
             yield statuses.append
         except BaseException as error:
             if not statuses:
-                self._responses.add(1, {ERROR_TYPE: _kind(error)})
+                self._responses.add(1, {ERROR_TYPE: _kind(error), CLIENT_ID: client_id})
             raise
         finally:
             for status in statuses:
-                self._responses.add(1, {STATUS_CODE: status})
+                self._responses.add(1, {STATUS_CODE: status, CLIENT_ID: client_id})
 
     def _refresh_span(self, *, waited_for: bool) -> Span:
         """Return a child of the call that waits for the refresh, or the root of a trace that may outlive it."""

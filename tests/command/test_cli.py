@@ -135,6 +135,27 @@ async def test_the_lists_of_an_operator(
     assert (await store.begin_refresh(dead, seen=fingerprint(""))).outcome is Outcome.GRANTED
 
 
+async def test_an_app_is_assigned_and_retired(command: Command, store: ConnectionStore, users: list[UUID]) -> None:
+    """Once; the lists, the counts and the status of a user show it, and that of a retired one says what is to do."""
+    first, second = sorted(users)[:2]
+    await store.save(first, grant(), ALICE)
+    await store.save(second, grant(), ALICE, client_id="other")
+    assert "app unknown: 1\nof app other: 1\n" in (await command("stats")).stdout
+    assigned = await command("assign-app", "mine")
+    assert (assigned.stdout, assigned.stderr) == ("1 connections assigned to the app mine\n", "")
+    assert json.loads((await command("assign-app", "mine", "--json")).stdout) == {"assigned": 0}
+    stats = json.loads((await command("stats", "--json")).stdout)
+    assert (stats["by_app"], stats["app_unknown"]) == ({"mine": 1, "other": 1}, 0)
+    assert "client id: mine\n" in (await command("status", str(first))).stdout
+    assert (await command("expiring")).stdout == ""
+    retired = {"SPOTCONN_RETIRED_CLIENT_IDS": "older, mine"}
+    assert (await command("expiring", **retired)).stdout == f"{first}  connect again now, its app is retired  alice\n"
+    assert json.loads((await command("expiring", "--json", **retired)).stdout)["client_id"] == "mine"
+    shown = (await command("status", str(first), **retired)).stdout
+    assert "reauthorization: other_app\n" in shown
+    assert "reauthorization" not in (await command("status", str(second), **retired)).stdout
+
+
 async def test_a_rekey(command: Command, store: ConnectionStore, user: UUID) -> None:
     """From plain text to a key, and to another; the second line counts what is under it."""
     await store.save(user, grant(), ALICE)
@@ -153,6 +174,8 @@ async def test_a_rekey(command: Command, store: ConnectionStore, user: UUID) -> 
     ("arguments", "changes", "code", "told"),
     [
         (("status", "marked"), {}, 2, "user_id: expected a UUID"),
+        (("assign-app", "an app"), {}, 2, "client_id: expected the id of an app"),
+        (("expiring",), {"SPOTCONN_RETIRED_CLIENT_IDS": "marked!"}, 5, "SPOTCONN_RETIRED_CLIENT_IDS is malformed"),
         (("expiring", "--within", "soon"), {}, 2, "expected such as 30d"),
         (("recheck", "--since", "soon"), {}, 2, "expected such as 2026-11-24T10:00Z"),
         (("recheck", "--since", "2026-11-24T10:00"), {}, 2, "put Z behind it"),

@@ -35,7 +35,7 @@ async def test_a_healthy_house(
 ) -> None:
     """Nothing to mend; only that clients read their own tokens is to be minded, until they are locked out."""
     async with ConnectionStore.open(database.dsn, cipher=AesGcmSivCipher([KEY])) as store:
-        await store.save(user, grant("a"), Profile(spotify_user_id="alice"))
+        await store.save(user, grant("a"), Profile(spotify_user_id="alice"), client_id=HEALTHY["SPOTIFY_CLIENT_ID"])
     before = await admin.fetch("select * from public.spotify_connections")
     if locked:
         await admin.execute(read_sql("lock_down.sql"))
@@ -44,9 +44,11 @@ async def test_a_healthy_house(
     finally:
         if locked:
             await admin.execute(read_sql("lock_down_undo.sql"))
-    assert set(found) == {"Spotify app", "redirect URI", "encryption keys", *CHECKS}
+    assert set(found) == {"Spotify app", "other apps", "redirect URI", "encryption keys", *CHECKS, "apps"}
     assert states(found, "warn", "fail") == (set() if locked else {"token readers"})
     assert found["stored tokens"].text == "2 values, none in plain text"
+    assert found["apps"].text == "1 connections, all of apps known here"
+    assert found["Spotify app"].text == f"{HEALTHY['SPOTIFY_CLIENT_ID']}, confidential client"
     assert await admin.fetch("select * from public.spotify_connections") == before
 
 
@@ -55,7 +57,7 @@ async def test_a_login_of_the_store_alone(database: Database) -> None:
     for dsn in (database.dsn, database.bypass_dsn):
         found = await look(dsn)
         assert states(found, "fail") == set()
-        assert found["stored tokens"].state == "skip"
+        assert (found["stored tokens"].state, found["apps"].state) == ("skip", "skip")
         assert found["isolation"].state == "ok"
 
 

@@ -32,6 +32,16 @@ KEY = AesGcmSivCipher.generate_key()
         ({"SPOTIFY_CLIENT_ID": " "}, "SPOTIFY_CLIENT_ID"),
         ({"SPOTIFY_CLIENT_ID": "hush hush"}, "SPOTIFY_CLIENT_ID"),
         ({"SPOTIFY_CLIENT_SECRET": "hush-hush"}, "SPOTIFY_CLIENT_SECRET"),
+        ({"SPOTCONN_OTHER_APPS": "abc,hush"}, "SPOTCONN_OTHER_APPS"),
+        ({"SPOTCONN_OTHER_APPS": "abc:hush:hush"}, "SPOTCONN_OTHER_APPS"),
+        ({"SPOTCONN_OTHER_APPS": ":hush"}, "SPOTCONN_OTHER_APPS"),
+        ({"SPOTCONN_OTHER_APPS": "abc:hush,abc:hush"}, "SPOTCONN_OTHER_APPS names an app twice"),
+        ({"SPOTCONN_OTHER_APPS": "0123456789abcdef:hush"}, "SPOTCONN_OTHER_APPS names an app twice"),
+        ({"SPOTCONN_RETIRED_CLIENT_IDS": "hush-hush"}, "SPOTCONN_RETIRED_CLIENT_IDS"),
+        (
+            {"SPOTCONN_RETIRED_CLIENT_IDS": "0123456789abcdef"},
+            "SPOTCONN_RETIRED_CLIENT_IDS names an app that is in use",
+        ),
         ({"SPOTCONN_ENCRYPTION_KEYS": "hush"}, "SPOTCONN_ENCRYPTION_KEYS"),
         ({"SPOTCONN_ENCRYPTION_KEYS": f"{KEY},hush"}, "SPOTCONN_ENCRYPTION_KEYS"),
         ({"SPOTCONN_REQUIRE_ENCRYPTED": "hush"}, "SPOTCONN_REQUIRE_ENCRYPTED"),
@@ -58,6 +68,16 @@ def test_the_own_database_variable_wins_and_the_secret_is_optional() -> None:
     assert settings.listen_url is None
     assert settings.client_secret is None
     assert "hush" not in repr(Settings.read(GOOD))
+
+
+def test_several_apps_are_read() -> None:
+    """Each with its secret, or as a public client; blank space and empty entries are no part of them."""
+    environ = GOOD | {"SPOTCONN_OTHER_APPS": " abc:hush1 , def: ,", "SPOTCONN_RETIRED_CLIENT_IDS": "old1, old2"}
+    settings = Settings.read(environ)
+    assert settings.other_apps == (("abc", "hush1"), ("def", None))
+    assert settings.retired_client_ids == ("old1", "old2")
+    assert "hush" not in repr(settings)
+    assert Settings.read(GOOD).other_apps == ()
 
 
 async def test_from_env_serves_a_stored_token(

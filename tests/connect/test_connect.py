@@ -256,7 +256,7 @@ async def test_a_connect_is_reported(
     assert await refused(flow, user, await agree(await flow.start(user), decision="cancel")) == "denied"
     await flow.finish(user, await agree(await flow.start(user)))
     await flow._events.drained(seconds=10)
-    assert emitted == [Connected(user_id=user, spotify_user_id="alice")]
+    assert emitted == [Connected(user_id=user, client_id="demo-client", spotify_user_id="alice")]
 
 
 async def test_a_user_that_does_not_exist_is_named(flow: ConnectFlow, admin: asyncpg.Connection, user: UUID) -> None:

@@ -177,7 +177,16 @@ async def test_the_counts_are_of_the_stored_refresh_tokens(
     await store.save(users[2], OLD, ALICE)
     await store.begin_refresh(users[2], seen=SEEN)
     assert await house.stats() == ConnectionStats(
-        connections=3, refreshing=1, unavailable=0, expired=1, revoked=0, invalid=0, plain_text=6, by_key={}
+        connections=3,
+        refreshing=1,
+        unavailable=0,
+        expired=1,
+        revoked=0,
+        invalid=0,
+        plain_text=6,
+        by_key={},
+        app_unknown=3,
+        by_app={},
     )
 
 

@@ -1,6 +1,7 @@
 """What `finish_refresh` saves over which row: tokens, their end by the database's clock, and the lease."""
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -8,7 +9,8 @@ import asyncpg
 import pytest
 
 from spotconn import AesGcmSivCipher, Connection, ConnectionStore, Outcome, Profile, RefreshFailure, TokenGrant
-from spotconn.models import RefreshTurn, StoredTexts, fingerprint
+from spotconn.models import StoredTexts, fingerprint
+from spotconn.turns import RefreshTurn
 from support.connections import content, grant, stored_state
 from support.database import Database
 from support.database_clock import database_clock
@@ -250,21 +252,27 @@ async def test_tokens_that_were_saved_before_are_restored(
     """Over a row that has gone back in time: with their own end and count, and not as just granted."""
     current = await store.save(user, grant("old", minutes=-1), ALICE)
     texts, family = StoredTexts("access-new", "refresh-new"), uuid4()
-    done = await store.refreshes.restore(current, texts, expires_in=600, age=0, saves=9, family=family)
+    done = await store.refreshes.restore(
+        current, texts, expires_in=600, age=0, saves=9, family=family, client_id="app-a"
+    )
     assert done is not None
     assert (done.access_token, done.refresh_token, done.saves, done.family) == ("access-new", "refresh-new", 9, family)
+    assert done.client_id == "app-a"
     assert 595 < done.remaining <= 600
     assert content(done) == content(await store.get(user))
     assert (await store.begin_refresh(user, seen=done.fingerprint)).outcome is Outcome.GRANTED
     state = await stored_state(admin, user)
     assert state["fingerprint"] == bytes.fromhex(fingerprint("refresh-new"))
-    assert (
-        await store.refreshes.restore(current, StoredTexts("a", "r"), expires_in=600, age=0, saves=10, family=family)
-        is None
+    restore_again = partial(
+        store.refreshes.restore,
+        texts=StoredTexts("a", "r"),
+        expires_in=600,
+        age=0,
+        saves=10,
+        family=family,
+        client_id=None,
     )
+    assert await restore_again(current) is None
     assert await store.delete(user)
-    assert (
-        await store.refreshes.restore(done, StoredTexts("a", "r"), expires_in=600, age=0, saves=10, family=family)
-        is None
-    )
+    assert await restore_again(done) is None
     assert await admin.fetchval("select count(*) from public.spotify_connections") == 0

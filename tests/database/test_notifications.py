@@ -9,7 +9,8 @@ import asyncpg
 import pytest
 
 from spotconn import ConnectionStore, Outcome, Profile, RefreshFailure, TokenGrant
-from spotconn.models import RefreshTurn, StoredTexts, fingerprint
+from spotconn.models import StoredTexts, fingerprint
+from spotconn.turns import RefreshTurn
 from support.connections import grant
 from support.database import Database
 
@@ -96,7 +97,7 @@ async def test_a_row_that_is_mended_is_notified(store: ConnectionStore, user: UU
     current = await store.save(user, grant("old", minutes=-1), ALICE)
     await channel.payloads()
     texts = StoredTexts("access-new", "refresh-new")
-    assert await store.refreshes.restore(current, texts, expires_in=600, age=0, saves=9, family=None)
+    assert await store.refreshes.restore(current, texts, expires_in=600, age=0, saves=9, family=None, client_id=None)
     assert await channel.payloads() == [str(user)]
 
 

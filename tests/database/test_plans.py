@@ -25,6 +25,7 @@ BY_DESIGN = {
 }
 """What may and does read a whole table, and why. Each is an operator's, and none is asked for a user."""
 IN_BATCHES = {
+    "ConnectionAdmin.assign_app": "it looks at the app of every connection",
     "ConnectionAdmin.expiring": "it looks at the age of every connection",
     "ConnectionAdmin.failing": "it looks at every state",
     "ConnectionAdmin.recheck": "it looks at every state",

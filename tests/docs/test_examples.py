@@ -4,11 +4,16 @@ import asyncio
 import re
 import signal
 import sys
+from datetime import UTC, datetime
+from importlib import import_module
+from typing import get_args
 from uuid import UUID
 
 import httpx
 import pytest
 
+from spotconn import ConnectionStatus
+from spotconn.errors import ReauthorizationReason
 from support.processes import descendants, gone
 from support.programs import EXAMPLES, environment, line_with, run, started
 
@@ -111,3 +116,15 @@ async def test_with_settings_the_arguments_of_the_import_are_checked(arguments: 
     status, out, err = await run("import_tokens.py", *arguments, **settings)
     assert (status, err) == (1, "")
     assert fault in out
+
+
+def test_the_profile_page_has_words_for_every_reason_to_connect_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also that the app is retired, which has no moment at which it was noticed."""
+    monkeypatch.syspath_prepend(EXAMPLES / "profile_app")
+    pages, sessions = import_module("pages"), import_module("sessions")
+    now = datetime.now(UTC)
+    for reason in get_args(ReauthorizationReason):
+        since = None if reason == "other_app" else now
+        status = ConnectionStatus(connected=True, reauthorization=reason, reauthorization_since=since)
+        page = pages.profile_page(sessions.Session(user="ann"), status, [], apps_url="/apps", now=now)
+        assert (pages.ENDED[reason] in page, "It was noticed on" in page) == (True, since is not None)

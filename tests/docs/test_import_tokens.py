@@ -18,7 +18,7 @@ from spotipy.oauth2 import SpotifyOAuth
 from import_tokens import import_cache, import_grant, read_cache, read_session
 from spotconn import ConnectionStore, NotConnected, ReauthorizationRequired, SpotifyAccounts, TokenManager
 from spotconn.testing import FakeSpotify
-from support.connections import connect, content, rows
+from support.connections import OWN_APP, connect, content, rows
 from support.consent import REDIRECT_URI, SCOPES, agree
 
 AUTHORIZED = datetime.now(UTC) - timedelta(days=100)
@@ -80,7 +80,7 @@ async def test_the_file_that_spotipy_writes_is_read(
     assert stored.expires_at.timestamp() == found["expires_at"]
     assert (stored.spotify_user_id, stored.display_name) == ("alice", "Alice")
     assert (stored.email, stored.scope) == ("alice@example.com", frozenset(SCOPES))
-    assert stored.connected_at == AUTHORIZED
+    assert (stored.connected_at, stored.client_id) == (AUTHORIZED, OWN_APP)
     assert spotify.refresh_calls == 0
     assert await tokens.get_valid_token(user) == stored.access_token
 
@@ -100,18 +100,18 @@ async def test_a_file_whose_token_has_ended_is_refreshed_first(
     assert spotify.accepts(stored.access_token)
     assert spotify.accepts_refresh(stored.refresh_token)
     assert (stored.refresh_token == json.loads(text)["refresh_token"]) is not rotation
-    assert (stored.connected_at, spotify.refresh_calls) == (AUTHORIZED, 1)
+    assert (stored.connected_at, stored.client_id, spotify.refresh_calls) == (AUTHORIZED, OWN_APP, 1)
 
 
 async def test_a_session_of_supabase_is_a_new_authorization(
     tokens: TokenManager, store: ConnectionStore, spotify: FakeSpotify, user: UUID
 ) -> None:
     """It replaces what was stored, tells no expiry and is refreshed at once, and its six months begin now."""
-    await connect(store, spotify, user, account="bob")
+    await connect(store, spotify, user, account="bob", named=False)
     grant = spotify.authorize("alice", SCOPES)
     session = SESSION | {"provider_token": grant.access_token, "provider_refresh_token": grant.refresh_token}
     stored = await import_grant(tokens, user, read_session(session, time.time()), spotify_user_id="alice")
-    assert (stored.spotify_user_id, stored.scope) == ("alice", frozenset(SCOPES))
+    assert (stored.spotify_user_id, stored.scope, stored.client_id) == ("alice", frozenset(SCOPES), OWN_APP)
     assert spotify.accepts(stored.access_token)
     assert stored.access_token != grant.access_token
     assert stored.connected_at is not None
@@ -198,6 +198,25 @@ async def test_a_refresh_token_that_spotify_refuses_is_not_stored(
         await import_cache(tokens, user, text, AUTHORIZED)
     with pytest.raises(NotConnected):
         await tokens.store.get(user)
+
+
+async def test_tokens_of_another_app_are_imported_with_its_manager(store: ConnectionStore, user: UUID) -> None:
+    """The app of the first manager is refused, and nothing is stored; that of the second one is recorded."""
+    spotify = FakeSpotify(rotation=True, other_apps={"app-b": "secret-b"})
+    spotify.add_account("alice")
+    grant = spotify.authorize("alice", SCOPES, client_id="app-b")
+    session = SESSION | {"provider_token": grant.access_token, "provider_refresh_token": grant.refresh_token}
+    found = read_session(session, time.time())
+    async with spotify.serve() as url:
+        for app in ((OWN_APP, "demo-secret"), ("app-b", "secret-b")):
+            accounts = SpotifyAccounts(*app, accounts_url=url, api_url=url)
+            async with accounts, TokenManager(store, accounts) as tokens:
+                if accounts.client_id == OWN_APP:
+                    with pytest.raises(ReauthorizationRequired):
+                        await import_grant(tokens, user, found)
+                    assert not (await tokens.status(user)).connected
+                else:
+                    assert (await import_grant(tokens, user, found)).client_id == "app-b"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from nightly_job import CONCURRENCY, for_each, stopped_by, tracks_of
-from spotconn import ConfigurationError, ConnectionStore, SpotifyAccounts, TokenManager
+from spotconn import ConfigurationError, ConnectionStore, Profile, SpotifyAccounts, TokenManager
 from spotconn.testing import Answer, FakeSpotify
 from support.connections import connect
 from support.consent import SCOPES
@@ -107,6 +107,23 @@ async def test_what_an_engineer_must_mend_ends_the_job(
             with pytest.raises(ConfigurationError):
                 await for_each(waiting, tracks_of(tokens, http), asyncio.Event())
     assert len(list(waiting)) >= MANY - CONCURRENCY
+
+
+async def test_users_of_another_app_do_not_end_the_job(
+    store: ConnectionStore, many: list[UUID], users: list[UUID], spotify: FakeSpotify
+) -> None:
+    """They are named, and all others are done."""
+    grant = spotify.authorize("user0").model_copy(update={"expires_in": 0})
+    await store.save(users[0], grant, Profile(spotify_user_id="user0"), client_id="app-b")
+    async with spotify.serve() as url:
+        accounts = SpotifyAccounts("demo-client", "demo-secret", accounts_url=url, api_url=url)
+        async with (
+            accounts,
+            TokenManager(store, accounts) as tokens,
+            httpx.AsyncClient(base_url=url, timeout=60) as http,
+        ):
+            report = await for_each([users[0], *many], tracks_of(tokens, http), asyncio.Event())
+    assert (report.other_app, sorted(report.done)) == ([users[0]], sorted(many))
 
 
 async def test_sigterm_lets_those_under_way_finish(

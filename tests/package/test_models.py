@@ -23,7 +23,7 @@ from spotconn import (
     freshness,
 )
 from spotconn.errors import ReauthorizationReason
-from spotconn.models import add_months, parse_user_id
+from spotconn.models import FailureReason, add_months, parse_user_id
 
 USER = UUID("5b0c9d1e-0f0a-4a52-8a55-3c2f1d6e7a88")
 END = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -180,7 +180,7 @@ def test_a_value_cannot_be_changed() -> None:
     [("expired", "expired"), ("revoked", "revoked"), ("invalid", "invalid"), ("unavailable", None)],
 )
 def test_only_a_terminal_failure_asks_for_reauthorization(
-    reason: ReauthorizationReason, expected: ReauthorizationReason | None
+    reason: FailureReason, expected: ReauthorizationReason | None
 ) -> None:
     """Spotify's passing trouble is no reason for the user to connect again."""
     failed = connection(failure=RecordedFailure(reason=reason, since=END))

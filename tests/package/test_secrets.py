@@ -371,7 +371,7 @@ async def the_environment(house: House) -> None:
 
 
 @drives("ConnectionAdmin.expiring", "ConnectionAdmin.failing", "ConnectionAdmin.stats", "ConnectionAdmin.rekey",
-        "ConnectionAdmin.recheck", "ConnectionAdmin.open")  # fmt: skip
+        "ConnectionAdmin.recheck", "ConnectionAdmin.assign_app", "ConnectionAdmin.open")  # fmt: skip
 async def the_admin(house: House) -> None:
     detector, user = house.detector, house.users[0]
     stored = await house.connected(user)
@@ -382,7 +382,8 @@ async def the_admin(house: House) -> None:
             admin, [one async for one in admin.expiring(within=long)], [one async for one in admin.failing()]
         )
         detector.record(await admin.recheck(since=datetime.now(UTC)), await admin.rekey(progress=detector.record))
-        detector.record(await admin.stats())
+        detector.record(await admin.stats(), await admin.assign_app("an-app"))
+        await detector.fails(admin.assign_app("no app"))
         await detector.fails(admin.recheck(since=datetime(2026, 1, 1)))  # noqa: DTZ001  the point
     async with ConnectionAdmin.open(house.operator, cipher=AesGcmSivCipher([STRANGE_KEY])) as admin:
         await detector.fails(admin.rekey())

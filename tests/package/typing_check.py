@@ -59,7 +59,7 @@ async def a_token_is_text(tokens: TokenManager, user_id: UUID) -> None:
 async def what_a_profile_page_shows(tokens: TokenManager, user_id: UUID) -> None:
     status = await tokens.status(user_id)
     assert_type(status, ConnectionStatus)
-    assert_type(status.reauthorization, Literal["expired", "revoked", "invalid"] | None)
+    assert_type(status.reauthorization, Literal["expired", "revoked", "invalid", "other_app"] | None)
     assert_type(status.reauthorize_by, datetime | None)
     assert_type(await tokens.disconnect(user_id), bool)
     assert_type(tokens.store, ConnectionStore)
@@ -167,7 +167,7 @@ async def an_admin(dsn: str, cipher: AesGcmSivCipher) -> None:
 def errors(error: ReauthorizationRequired | ConnectFailed | TryLater, since: datetime) -> None:
     match error:
         case ReauthorizationRequired():
-            assert_type(error.reason, Literal["expired", "revoked", "invalid"])
+            assert_type(error.reason, Literal["expired", "revoked", "invalid", "other_app"])
             assert_type(error.since, datetime)
         case ConnectFailed():
             assert_type(

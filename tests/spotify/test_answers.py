@@ -13,6 +13,7 @@ from spotconn._spotify.authorization import GrantType, RequestNotProcessed
 from spotconn.errors import ConfigurationError, ConnectFailed, ReauthorizationRequired, SpotifyUnavailable
 
 NOW = 1_800_000_000.0
+APP = "demo-client"
 GRANT = {"access_token": "at", "token_type": "Bearer", "expires_in": 3600, "refresh_token": "rt", "scope": "b a"}
 SECRET = "s3cret-in-the-answer"
 
@@ -27,7 +28,7 @@ def oauth_error(code: object, description: object = None) -> bytes:
 
 def test_a_full_grant() -> None:
     """A grant's life counts from when the request was sent, and its scopes are a set."""
-    read = read_grant(200, {}, grant(), now=NOW)
+    read = read_grant(200, {}, grant(), now=NOW, client_id=APP)
     assert (read.access_token, read.refresh_token) == ("at", "rt")
     assert read.expires_at == datetime.fromtimestamp(NOW + 3600, UTC)
     assert read.scope == frozenset("ab")
@@ -36,13 +37,13 @@ def test_a_full_grant() -> None:
 @pytest.mark.parametrize("absent", [None, ""])
 def test_no_new_refresh_token(absent: str | None) -> None:
     """A null or empty refresh token is none, so the stored one stays."""
-    assert read_grant(200, {}, grant(refresh_token=absent), now=NOW).refresh_token is None
+    assert read_grant(200, {}, grant(refresh_token=absent), now=NOW, client_id=APP).refresh_token is None
 
 
 def test_a_minimal_grant() -> None:
     """Without refresh_token and scope the grant says None for both."""
     body = b'{"access_token":"at","token_type":"bearer","expires_in":0.5}'
-    read = read_grant(200, {}, body, now=NOW)
+    read = read_grant(200, {}, body, now=NOW, client_id=APP)
     assert (read.refresh_token, read.scope) == (None, None)
 
 
@@ -51,7 +52,7 @@ def test_a_minimal_grant() -> None:
 )
 def test_scope(scope: object, expected: object) -> None:
     """A scope that is no text says nothing; an empty one says that nothing is granted."""
-    assert read_grant(200, {}, grant(scope=scope), now=NOW).scope == expected
+    assert read_grant(200, {}, grant(scope=scope), now=NOW, client_id=APP).scope == expected
 
 
 UNREADABLE = [
@@ -88,7 +89,7 @@ UNREADABLE = [
 def test_an_unreadable_grant(body: bytes) -> None:
     """A 200 without a usable grant is Spotify's trouble, never a half-read grant."""
     with pytest.raises(SpotifyUnavailable, match="unreadable answer") as raised:
-        read_grant(200, {}, body, now=NOW)
+        read_grant(200, {}, body, now=NOW, client_id=APP)
     assert raised.value.answered
     assert raised.value.__context__ is None
 
@@ -99,7 +100,7 @@ def test_an_unreadable_grant(body: bytes) -> None:
 def test_invalid_grant_on_a_refresh(description: object) -> None:
     """invalid_grant is a refusal whatever the description says: the date of the authorization tells the reason."""
     with pytest.raises(ReauthorizationRequired) as raised:
-        read_grant(400, {}, oauth_error("invalid_grant", description), now=NOW)
+        read_grant(400, {}, oauth_error("invalid_grant", description), now=NOW, client_id=APP)
     assert (raised.value.reason, raised.value.since) == ("invalid", datetime.fromtimestamp(NOW, UTC))
 
 
@@ -116,7 +117,7 @@ def test_invalid_grant_on_a_code_exchange(description: str) -> None:
     """invalid_grant on a code exchange rejects the code and says why, in words known to be harmless."""
     body = oauth_error("invalid_grant", description)
     with pytest.raises(ConnectFailed, match=description) as raised:
-        read_grant(400, {}, body, now=NOW, grant_type="authorization_code")
+        read_grant(400, {}, body, now=NOW, client_id=APP, grant_type="authorization_code")
     assert raised.value.reason == "code_rejected"
 
 
@@ -131,10 +132,11 @@ def test_invalid_grant_on_a_code_exchange(description: str) -> None:
     ],
 )
 def test_refused_credentials(status: int, code: str, description: str, grant_type: GrantType) -> None:
-    """Refused credentials name the two settings to check and repeat no unknown text."""
+    """Refused credentials name the app and the settings to check, and repeat no unknown text."""
     with pytest.raises(ConfigurationError, match="SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET") as raised:
-        read_grant(status, {}, oauth_error(code, description), now=NOW, grant_type=grant_type)
+        read_grant(status, {}, oauth_error(code, description), now=NOW, client_id=APP, grant_type=grant_type)
     assert code in str(raised.value)
+    assert f"the app {APP} " in str(raised.value)
     assert SECRET not in str(raised.value)
 
 
@@ -142,7 +144,7 @@ def test_refused_credentials(status: int, code: str, description: str, grant_typ
 def test_a_refused_request(code: str) -> None:
     """A request that Spotify does not understand is for an engineer; it says nothing of the user."""
     with pytest.raises(ConfigurationError, match=code) as raised:
-        read_grant(400, {}, oauth_error(code, SECRET), now=NOW)
+        read_grant(400, {}, oauth_error(code, SECRET), now=NOW, client_id=APP)
     assert SECRET not in str(raised.value)
 
 
@@ -175,7 +177,7 @@ UPSTREAM = b"upstream connect error or disconnect/reset before headers"
 def test_everything_else_is_transient(status: int, body: bytes, grant_type: GrantType) -> None:
     """No other answer ends a connection or blames the settings, with any body."""
     with pytest.raises(SpotifyUnavailable, match=str(status)) as raised:
-        read_grant(status, {"Retry-After": "7"}, body, now=NOW, grant_type=grant_type)
+        read_grant(status, {"Retry-After": "7"}, body, now=NOW, client_id=APP, grant_type=grant_type)
     assert (raised.value.answered, raised.value.retry_after) == (True, 7)
     assert SECRET not in str(raised.value)
     not_processed = status == 429 or status >= 500

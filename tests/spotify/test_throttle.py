@@ -91,10 +91,11 @@ def test_local_backoffs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_backoff, "MOST_BACKOFFS", 2)
     backoffs, users = LocalBackoffs(), [uuid4() for _ in range(3)]
     for user in users:
-        backoffs.begin(user, SpotifyUnavailable("network", answered=False), now=0)
-    assert [backoffs.error(user, now=0) is None for user in users] == [True, False, False]
+        backoffs.begin(user, "token", SpotifyUnavailable("network", answered=False), now=0)
+    assert [backoffs.error(user, "token", now=0) is None for user in users] == [True, False, False]
+    assert backoffs.error(users[1], "another token", now=0) is None
     backoffs.end(users[1])
-    assert backoffs.error(users[1], now=0) is None
+    assert backoffs.error(users[1], "token", now=0) is None
 
 
 async def test_retry_after_holds_for_every_user_of_the_process(

@@ -8,6 +8,9 @@ import asyncpg
 from spotconn import Connection, ConnectionStore, Profile, TokenGrant
 from spotconn.testing import FakeSpotify
 
+OWN_APP = "demo-client"
+"""The app of the fixture `accounts`, and the first one of a fake."""
+
 
 def grant(name: str, minutes: float = 60) -> TokenGrant:
     ends = datetime.now(UTC) + timedelta(minutes=minutes)
@@ -22,16 +25,19 @@ async def connect(
     account: str = "alice",
     ttl: float = 3600,
     scope: frozenset[str] | None = frozenset({"user-read-email"}),
+    app: str = OWN_APP,
+    named: bool = True,
 ) -> Connection:
     """Store a connection to an account of the fake, whose access token ends `ttl` seconds from now.
 
-    Without `expires_in` the token does not count as just granted, so it may be replaced at once.
+    It is of one of the apps of the fake, and says so only if `named`. Without `expires_in` the token does not count as
+    just granted, so it may be replaced at once.
     """
     spotify.add_account(account)
-    grant = spotify.authorize(account, scope or ())
+    grant = spotify.authorize(account, scope or (), client_id=app)
     ends = datetime.now(UTC) + timedelta(seconds=ttl)
     grant = grant.model_copy(update={"expires_at": ends, "expires_in": None, "scope": scope})
-    return await store.save(user_id, grant, Profile(spotify_user_id=account))
+    return await store.save(user_id, grant, Profile(spotify_user_id=account), client_id=app if named else None)
 
 
 async def rows(admin: asyncpg.Connection) -> list[asyncpg.Record]:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ class Worker:
     def __init__(self, process: asyncio.subprocess.Process, settings: dict[str, Any]) -> None:
         self._process = process
         self._is_ready = False
+        self._answer = b""
         self._write(json.dumps(settings))
 
     async def ready(self) -> None:
@@ -42,7 +43,8 @@ class Worker:
 
     async def answer(self) -> dict[str, Any]:
         await self.ready()
-        answer: dict[str, Any] = json.loads(await self._line())
+        line, self._answer = self._answer or await self._line(), b""
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
     async def retried_answer(self, user: UUID) -> tuple[dict[str, Any], int]:
@@ -64,6 +66,22 @@ class Worker:
         assert self._process.stdin is not None
         self._process.stdin.close()
         await self._process.wait()
+
+    async def order_until(self, reached: Coroutine[Any, Any, None], user: UUID) -> None:
+        """Order until a point is reached, also where a turn is given back before it on a busy machine."""
+        await self.ready()
+        reaching = asyncio.create_task(reached)
+        self.order(user)
+        while not reaching.done():
+            answering = asyncio.create_task(self._line())
+            await asyncio.wait([reaching, answering], return_when=asyncio.FIRST_COMPLETED)
+            if answering.cancel():
+                return
+            self._answer = answering.result()
+            if "token" in json.loads(self._answer):  # the point comes in the background
+                await reaching
+            else:
+                self.order(user)
 
     def _write(self, line: str) -> None:
         assert self._process.stdin is not None
@@ -106,16 +124,14 @@ class Scene:
 @asynccontextmanager
 async def before_the_claim(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
     with scene.proxy.hold(b"begin_refresh") as held:
-        victim.order(scene.user)
-        await held.reached()
+        await victim.order_until(held.reached(), scene.user)
         yield
 
 
 @asynccontextmanager
 async def after_the_claim(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
     with scene.proxy.hold(b"begin_refresh", answer=True) as held:
-        victim.order(scene.user)
-        await held.reached()
+        await victim.order_until(held.reached(), scene.user)
         yield
 
 
@@ -123,24 +139,21 @@ async def after_the_claim(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
 async def before_spotify_acts(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
     scene.spotify.script(Answer.black_hole())
     with scene.spotify.hold(before=True, calls=1) as held:
-        victim.order(scene.user)
-        await held.reached()
+        await victim.order_until(held.reached(), scene.user)
         yield
 
 
 @asynccontextmanager
 async def while_spotify_answers(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
     with scene.spotify.hold(calls=1) as held:
-        victim.order(scene.user)
-        await held.reached()
+        await victim.order_until(held.reached(), scene.user)
         yield
 
 
 @asynccontextmanager
 async def after_the_answer(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
     with scene.proxy.hold(b"finish_refresh") as held:
-        victim.order(scene.user)
-        await held.reached()
+        await victim.order_until(held.reached(), scene.user)
         yield
 
 
@@ -150,8 +163,7 @@ async def during_the_save(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
     foreign = await asyncpg.connect(scene.database.admin_dsn)
     try:
         with scene.proxy.hold(b"finish_refresh") as held:
-            victim.order(scene.user)
-            await held.reached()
+            await victim.order_until(held.reached(), scene.user)
             transaction = foreign.transaction()
             await transaction.start()
             await foreign.execute("select from public.spotify_connections where user_id = $1 for update", scene.user)
@@ -168,8 +180,7 @@ async def during_the_save(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
 @asynccontextmanager
 async def after_the_save(scene: Scene, victim: Worker) -> AsyncGenerator[None]:
     with scene.proxy.hold(b"finish_refresh", answer=True) as held:
-        victim.order(scene.user)
-        await held.reached()
+        await victim.order_until(held.reached(), scene.user)
         yield
 
 

@@ -32,8 +32,9 @@ from spotconn import (
     TokenGrant,
     TokenManager,
 )
-from spotconn.models import Outcome, RefreshTurn, fingerprint
+from spotconn.models import fingerprint
 from spotconn.testing import Answer, FakeSpotify
+from spotconn.turns import Outcome, RefreshTurn
 from support.consent import REDIRECT_URI
 from support.database import Database
 from support.fault_proxy import FaultProxy
@@ -342,6 +343,8 @@ FAILURES = [
     Failure("ConnectionAdmin.rekey", ConfigurationError, lambda at: at.overseer.rekey()),
     Failure("ConnectionAdmin.recheck", ValueError, lambda at: at.overseer.recheck(since=NAIVE)),
     Failure("ConnectionAdmin.recheck", DatabaseUnavailable, lambda at: at.overseer.recheck(since=NOW), away),
+    Failure("ConnectionAdmin.assign_app", ValueError, lambda at: at.overseer.assign_app("")),
+    Failure("ConnectionAdmin.assign_app", DatabaseUnavailable, lambda at: at.overseer.assign_app("an-app"), away),
     Failure(
         "AesGcmSivCipher.decrypt",
         DecryptionError,

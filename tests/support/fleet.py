@@ -17,6 +17,8 @@ from spotconn.testing import FakeSpotify
 
 WORKER = Path(__file__).parent / "fleet_worker.py"
 
+APP = "demo-client:demo-secret"
+
 Answers = list[str]
 """For each user, the digest of a token or the name of an error."""
 
@@ -41,14 +43,25 @@ class Fleet:
 
 @asynccontextmanager
 async def fleet(
-    dsn: str, url: str, *, processes: int, connections: int = 4, patience: float = 0.0, lease: float = 15.0
+    dsn: str,
+    url: str,
+    *,
+    processes: int = 0,
+    apps: Sequence[str] = (),
+    connections: int = 4,
+    patience: float = 0.0,
+    lease: float = 15.0,
 ) -> AsyncGenerator[Fleet]:
-    """Real processes that ask for tokens; they end with the block, and with the process that runs the tests."""
+    """Real processes that ask for tokens; they end with the block, and with the process that runs the tests.
+
+    There are `processes` of them with the app of the fake or, with `apps`, one with each of these: `id:secret`, or
+    several of them separated by commas.
+    """
     arguments = (sys.executable, str(WORKER), dsn, url, str(connections), str(patience), str(lease))
     pipe = asyncio.subprocess.PIPE
     started = [
-        await asyncio.create_subprocess_exec(*arguments, stdin=pipe, stdout=pipe, limit=1 << 24)
-        for _ in range(processes)
+        await asyncio.create_subprocess_exec(*arguments, one, stdin=pipe, stdout=pipe, limit=1 << 24)
+        for one in (apps or [APP] * processes)
     ]
     try:
         for process in started:

@@ -5,7 +5,7 @@
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -36,6 +36,8 @@ class State:
     """A row of spotconn.refresh_state. It counts while the row holds the refresh token of its fingerprint."""
 
     fingerprint: str
+    client_id: str | None = None
+    refused_by: tuple[str, ...] = ()
     lease_id: UUID | None = None
     leased_at: float | None = None
     lease_until: float | None = None
@@ -62,14 +64,33 @@ def runs(since: float | None, until: float | None, now: float) -> bool:
     return since is not None and until is not None and since - 1 <= now < until
 
 
-def decide(row: Row, state: State | None, seen: str, now: float) -> tuple[str, float | None]:
+def counts(state: State, client_ids: Sequence[str] | None) -> bool:
+    """Return whether the failure of a refresh token says something to a process that has these apps."""
+    if state.failure == "unavailable" or state.client_id is not None or client_ids is None:
+        return True
+    return all(client_id in state.refused_by for client_id in client_ids)
+
+
+def apps_to_try(state: State | None, client_ids: Sequence[str] | None) -> list[str] | None:
+    """Return the apps with which a turn is to be used, in order."""
+    if state is not None and state.client_id is not None:
+        return [state.client_id]
+    if client_ids is None:
+        return None
+    return [one for one in client_ids if state is None or one not in state.refused_by] or list(client_ids)
+
+
+def decide(
+    row: Row, state: State | None, seen: str, client_ids: Sequence[str] | None, now: float
+) -> tuple[str, float | None]:
     """Return what a caller may do who found the access token `seen` wanting, and the seconds until that changes."""
     state = state or State("")
     held = fingerprint(row.access_token) == seen
     ended = seconds_left(row.expires_at, now) <= 0
     leased = runs(state.leased_at, state.lease_until, now)
-    paused = runs(state.paused_at, state.retry_at, now)
-    refused = state.failure not in {None, "unavailable"}
+    counting = counts(state, client_ids)
+    paused = counting and runs(state.paused_at, state.retry_at, now)
+    refused = counting and state.failure not in {None, "unavailable"}
     young_until = None if state.granted_at is None else state.granted_at + MINUTE
     if not held and not ended:
         return "superseded", None
@@ -77,6 +98,8 @@ def decide(row: Row, state: State | None, seen: str, now: float) -> tuple[str, f
         return "refused", None
     if held and not ended and runs(state.granted_at, young_until, now):
         return "just_saved", _until(young_until, now)
+    if not leased and state.client_id is not None and client_ids is not None and state.client_id not in client_ids:
+        return "other_app", None
     if paused:
         return "paused", _until(state.retry_at, now)
     return ("busy", _until(state.lease_until, now)) if leased else ("granted", None)
@@ -138,28 +161,32 @@ class MemoryDatabase:
         access: str,
         refresh: str,
         expires_at: datetime,
-        *others: Any,  # scope, display_name, email, connected_at, expires_in, age
+        *others: Any,  # scope, display_name, email, connected_at, expires_in, age, client_id
     ) -> dict[str, Any] | None:
-        *_, connected_at, expires_in, age = others
+        *_, connected_at, expires_in, age, client_id = others
         now = self._clock()
         connected = now if connected_at is None else min(now, connected_at.timestamp())
         self.row = Row(account, access, refresh, self._token_end(expires_at, expires_in, age) or 0.0, connected)
         state = self._enter(fingerprint(refresh))
         state.failure = state.failed_at = state.paused_at = state.retry_at = None
         state.failures = state.refusals = 0
+        state.client_id, state.refused_by = client_id or state.client_id, ()
         state.saved_at, state.granted_at = now, None if expires_in is None else now
         state.saves, state.family = state.saves + 1, self._new_id()
         self.commit()
         return self._shown(user_id)
 
-    def begin_refresh(self, user_id: UUID, seen: bytes, lease: timedelta) -> dict[str, Any]:
-        answer: dict[str, Any] = {"user_id": None, "lease_id": None, "lease_until": None, "retry_after": None}
+    def begin_refresh(
+        self, user_id: UUID, seen: bytes, lease: timedelta, client_ids: list[str] | None
+    ) -> dict[str, Any]:
+        answer: dict[str, Any] = dict.fromkeys(("user_id", "lease_id", "lease_until", "retry_after", "client_ids"))
         if self.row is None:
             return {**answer, "outcome": "gone"}
         now = self._clock()
         answer |= self._shown(user_id) or {}
-        answer["outcome"], answer["retry_after"] = decide(self.row, self._known(), seen.hex(), now)
+        answer["outcome"], answer["retry_after"] = decide(self.row, self._known(), seen.hex(), client_ids, now)
         if answer["outcome"] == "granted":
+            answer["client_ids"] = apps_to_try(self._known(), client_ids)
             state = self._enter(fingerprint(self.row.refresh_token))
             state.lapsed |= state.lease_id is not None
             state.lease_id, state.leased_at = self._new_id(), now
@@ -185,6 +212,7 @@ class MemoryDatabase:
         _rejected: bool,  # noqa: FBT001  as in SQL
         saves: int | None,
         family: UUID | None,
+        client_id: str | None,
     ) -> dict[str, Any] | None:
         standing, recovered, now = self.row, None, self._clock()
         ends = self._token_end(expires_at, expires_in, age) or 0.0
@@ -202,6 +230,7 @@ class MemoryDatabase:
                 self.row = replace(self.row, access_token=access, expires_at=ends)
             if refresh is not None or state.lease_id == lease_id:
                 state.lease_id = state.leased_at = state.lease_until = None
+            state.client_id, state.refused_by = client_id or state.client_id, ()
             state.fingerprint, state.family = fingerprint(self.row.refresh_token), family or state.family
             self._saved(state, saves, taken=taken)
             self.commit()
@@ -209,13 +238,29 @@ class MemoryDatabase:
         return None if shown is None else {"saved": saved, "recovered": recovered, **shown}
 
     def fail_refresh(
-        self, user_id: UUID, sent: bytes, lease_id: UUID, reason: str | None, retry_after: float | None
+        self,
+        user_id: UUID,
+        sent: bytes,
+        lease_id: UUID,
+        reason: str | None,
+        retry_after: float | None,
+        refused_by: list[str],
     ) -> dict[str, Any] | None:
         state, row, now = self._known(), self.row, self._clock()
         if row is None or state is None or fingerprint(row.refresh_token) != sent.hex() or state.lease_id != lease_id:
             return None
+        first_by_these = False
+        if state.client_id is not None and refused_by and state.client_id not in refused_by:
+            reason = None  # its app has become known meanwhile
+        elif state.client_id is None:
+            first_by_these = not set(refused_by) <= set(state.refused_by)
+            state.refusals = 0 if first_by_these else state.refusals
+            due = state.failure not in {None, "unavailable"} and state.retry_at is not None and state.retry_at <= now
+            kept = () if reason == "refused" and due else state.refused_by
+            state.refused_by = tuple(sorted({*kept, *refused_by}))
         if reason == "refused":
             self._refuse(state, row, now)
+            state.lapsed &= first_by_these
         elif reason == "unavailable":
             state.failed_at = state.failed_at or now
             state.failure = state.failure or "unavailable"
@@ -255,7 +300,6 @@ class MemoryDatabase:
         else:
             state.retry_at = now + (DAY if state.refusals else HOUR)
         state.refusals += not state.lapsed
-        state.lapsed = False
 
     def _saved(self, state: State, saves: int | None, *, taken: bool) -> None:
         state.lapsed = False
@@ -302,6 +346,8 @@ class MemoryDatabase:
             "display_name": None,
             "email": None,
             "scope": None,
+            "client_id": None if known is None else known.client_id,
+            "refused_by": None if known is None else list(known.refused_by),
             "saves": None if known is None else known.saves,
             "family": None if known is None else known.family,
             "remaining": seconds_left(row.expires_at, self._clock()),

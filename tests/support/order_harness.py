@@ -257,7 +257,12 @@ class OrderHarness:
         assert self.database.row is not None
         now = self.clock()
         self.database.state = State(
-            fingerprint(self.database.row.refresh_token), OLD_LEASE, now - 16, now - 1, saved_at=now - 4000, saves=1
+            fingerprint(self.database.row.refresh_token),
+            lease_id=OLD_LEASE,
+            leased_at=now - 16,
+            lease_until=now - 1,
+            saved_at=now - 4000,
+            saves=1,
         )
         self._of_another = self.spotify.refresh("refresh-0")
 
@@ -295,6 +300,7 @@ class OrderHarness:
             OLD_LEASE,
             None,
             False,  # noqa: FBT003
+            None,
             None,
             None,
         )
@@ -484,7 +490,13 @@ class Accounts(SpotifyAccounts):
         super().__init__("demo-client", "demo-secret", http=_NO_NETWORK, clock=harness.clock)
         self._harness = harness
 
-    async def refresh(self, refresh_token: str, *, timeout: float = 10) -> TokenGrant:  # noqa: ARG002, ASYNC109  as there
+    async def refresh(
+        self,
+        refresh_token: str,
+        *,
+        timeout: float = 10,  # noqa: ARG002, ASYNC109  as there
+        begin_within: float | None = None,  # noqa: ARG002
+    ) -> TokenGrant:
         harness = self._harness
         twice = any((one.name, one.about) == ("refresh", refresh_token) for one in harness.pending())
         if twice and not harness.went_back:  # a row that goes back may take its lease along

@@ -274,6 +274,7 @@ CALLS: dict[str, Call] = {
     "ConnectionAdmin.failing": lambda harness: _listed(harness.house.failing()),
     "ConnectionAdmin.stats": lambda harness: harness.house.stats(),
     "ConnectionAdmin.recheck": lambda harness: harness.house.recheck(since=LONG_AGO),
+    "ConnectionAdmin.assign_app": lambda harness: harness.house.assign_app("app"),
     "ConnectionAdmin.rekey": lambda harness: harness.house.rekey(),
     "the end of a user": lambda harness: harness.root.execute("delete from auth.users where id = $1", harness.busy()),
     **{f"doctor, {name}": lambda harness, check=check: check(harness.probe) for name, check in CHECKS.items()},  # type: ignore[misc]

@@ -119,6 +119,7 @@ CALLS: dict[str, Call] = {
     "ConnectionAdmin.stats": lambda on: on.admin.stats(),
     "ConnectionAdmin.rekey": lambda on: on.admin.rekey(),
     "ConnectionAdmin.recheck": lambda on: on.admin.recheck(since=PAST),
+    "ConnectionAdmin.assign_app": lambda on: on.admin.assign_app("an-app"),
     "SpotifyAccounts.refresh": lambda on: on.accounts.refresh("a-token"),
     "SpotifyAccounts.exchange_code": lambda on: on.accounts.exchange_code(
         "a-code", redirect_uri=REDIRECT_URI, code_verifier="v" * 43

@@ -1,6 +1,7 @@
 """A store that tells what is asked of it, and calls that make a manager export everything it can."""
 
 import asyncio
+from collections.abc import Iterable
 from uuid import UUID
 
 import asyncpg
@@ -17,10 +18,14 @@ class WatchedStore(ConnectionStore):
     def __init__(self, pool: asyncpg.Pool) -> None:
         super().__init__(pool)
         self.requested, self.busy = asyncio.Event(), asyncio.Event()
+        self.turns = 0
 
-    async def begin_refresh(self, user_id: UUID | str, *, seen: str, lease: float = 15) -> RefreshTurn:
+    async def begin_refresh(
+        self, user_id: UUID | str, *, seen: str, lease: float = 15, client_ids: Iterable[str] = ()
+    ) -> RefreshTurn:
         self.requested.set()
-        turn = await super().begin_refresh(user_id, seen=seen, lease=lease)
+        self.turns += 1
+        turn = await super().begin_refresh(user_id, seen=seen, lease=lease, client_ids=client_ids)
         if turn.outcome is Outcome.BUSY:
             self.busy.set()
         return turn

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 from uuid import UUID
 
@@ -30,7 +30,7 @@ from spotconn._database.acquire import TIMEOUT
 from spotconn.cipher import TokenColumn
 from spotconn.telemetry import instrument
 from spotconn.testing import Answer, FakeSpotify
-from support.connections import connect
+from support.connections import OWN_APP, connect
 from support.database import Database
 from support.exported import Exported
 from support.watched_store import WatchedStore, everything
@@ -38,6 +38,7 @@ from support.watched_store import WatchedStore, everything
 REQUESTS, RESPONSES = "spotconn.token.requests", "spotconn.spotify.responses"
 REFRESH, LEASE, POOL = "spotconn.refresh.duration", "spotconn.lease.wait.duration", "spotconn.pool.wait.duration"
 ENTRIES, REAUTHORIZE = "spotconn.cache.entries", "spotconn.connections.reauthorize"
+REFUSALS = "spotconn.spotify.unexpected_refusals"
 CALL = "spotconn.get_valid_token"
 
 
@@ -82,7 +83,7 @@ async def test_a_refresh_is_counted_timed_and_traced(
         await tokens.get_valid_token(user)
     assert exported.outcomes() == {("refreshed",): 1}
     assert exported.points(REFRESH) == {(): 1}
-    assert exported.points(RESPONSES) == {(200,): 1}
+    assert exported.points(RESPONSES) == {(200, OWN_APP): 1}
     assert 0 < exported.seconds(REFRESH) < 5
     call, refresh = exported.span(CALL), exported.span("spotconn.refresh")
     assert call.attributes == {"spotconn.outcome": "refreshed"}
@@ -218,7 +219,7 @@ async def test_an_outage_at_spotify(
         await tokens.get_valid_token(user)
     assert exported.outcomes() == {("SpotifyUnavailable", "error"): 1}
     assert exported.points(REFRESH) == {("SpotifyUnavailable",): 1}
-    assert exported.points(RESPONSES) == {(503,): spotify.token_calls}
+    assert exported.points(RESPONSES) == {(503, OWN_APP): spotify.token_calls}
     assert exported.points(REAUTHORIZE) == {}
     for name in (CALL, "spotconn.refresh"):
         assert exported.span(name).status.status_code is StatusCode.ERROR
@@ -232,16 +233,16 @@ async def test_no_answer_of_spotify(
     await connect(store, spotify, user, ttl=-1)
     async with (
         SpotifyAccounts("demo-client", "demo-secret", accounts_url="http://127.0.0.1:1") as unreachable,
-        TokenManager(store, unreachable, refresh_timeout=0.2, lease=2) as tokens,
+        TokenManager(store, unreachable, refresh_timeout=2, lease=3) as tokens,
     ):
         with pytest.raises(SpotifyUnavailable):
             await exported.instrument(tokens).get_valid_token(user)
-    assert set(exported.points(RESPONSES)) == {("ConnectError",)}
+    assert set(exported.points(RESPONSES)) == {("ConnectError", OWN_APP)}
     async with TokenManager(store, accounts, refresh_timeout=0.2, lease=2) as tokens:
         with spotify.hold() as held, pytest.raises(SpotifyUnavailable):
             await exported.instrument(tokens).get_valid_token(user)
         held.release()
-    assert exported.points(RESPONSES)["CancelledError",] == 1
+    assert exported.points(RESPONSES)["CancelledError", OWN_APP] == 1
 
 
 async def test_connections_to_reauthorize(
@@ -253,10 +254,48 @@ async def test_connections_to_reauthorize(
     for _ in range(3):
         with pytest.raises(ReauthorizationRequired):
             await tokens.get_valid_token(user)
-    assert exported.points(REAUTHORIZE) == {("revoked",): 1}
+    assert exported.points(REAUTHORIZE) == {(OWN_APP, "revoked"): 1}
     assert exported.outcomes() == {("ReauthorizationRequired", "error"): 3}
-    assert exported.points(RESPONSES) == {(400,): 1}
+    assert exported.points(RESPONSES) == {(400, OWN_APP): 1}
+    assert exported.points(REFUSALS) == {(OWN_APP,): 1}
     assert exported.points(REFRESH) == {("ReauthorizationRequired",): 1}
+
+
+async def test_refusals_of_several_apps(store: ConnectionStore, users: list[UUID], exported: Exported) -> None:
+    """Requests count for the app that sent them; a refusal for the only app that was asked, else for none."""
+    spotify = FakeSpotify(other_apps={"second": "secret"})
+    apps = {OWN_APP: "demo-secret", "second": "secret"}
+    for user, app in zip(users, (OWN_APP, "second", "second"), strict=True):
+        await connect(store, spotify, user, account=str(user), ttl=-1, app=app, named=user != users[2])
+        spotify.revoke(str(user))
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(spotify.serve())
+        own, second = [
+            await stack.enter_async_context(SpotifyAccounts(app, secret, accounts_url=url, api_url=url))
+            for app, secret in apps.items()
+        ]
+        tokens = await stack.enter_async_context(TokenManager(store, own, other_apps=[second]))
+        exported.instrument(tokens)
+        for user in users:
+            with pytest.raises(ReauthorizationRequired):
+                await tokens.get_valid_token(user)
+    assert exported.points(RESPONSES) == {(400, OWN_APP): 2, (400, "second"): 2}
+    assert exported.points(REFUSALS) == {(OWN_APP,): 1, ("second",): 1, (): 1}
+    assert exported.points(REAUTHORIZE) == {(OWN_APP, "revoked"): 1, ("second", "revoked"): 1, ("revoked",): 1}
+
+
+async def test_a_refusal_after_six_months_is_expected(
+    tokens: TokenManager, store: ConnectionStore, spotify: FakeSpotify, user: UUID, exported: Exported,
+    admin: asyncpg.Connection,
+) -> None:  # fmt: skip
+    """It is a connection to reauthorize, and no unexpected refusal."""
+    await connect(store, spotify, user, ttl=-1)
+    await admin.execute("update public.spotify_connections set connected_at = now() - interval '190 days'")
+    spotify.revoke("alice")
+    with pytest.raises(ReauthorizationRequired):
+        await tokens.get_valid_token(user)
+    assert exported.points(REAUTHORIZE) == {(OWN_APP, "expired"): 1}
+    assert exported.points(REFUSALS) == {}
 
 
 async def test_a_replaced_token_is_one_request(
@@ -409,7 +448,7 @@ async def test_names_units_and_kinds(
         REQUESTS: ("{request}", Sum, True),
         RESPONSES: ("{response}", Sum, True),
         REAUTHORIZE: ("{connection}", Sum, True),
-        "spotconn.spotify.unexpected_refusals": ("{refusal}", Sum, True),
+        REFUSALS: ("{refusal}", Sum, True),
         "spotconn.database.clock.offset": ("s", Gauge, None),
         ENTRIES: ("{entry}", Sum, False),
         REFRESH: ("s", Histogram, None),
@@ -418,7 +457,7 @@ async def test_names_units_and_kinds(
     }
     data = [metric.data for metric in exported.metrics().values()]
     assert {name for one in data for point in one.data_points for name in point.attributes or ()} == {
-        "spotconn.outcome", "spotconn.reason", "error.type", "http.response.status_code"
+        "spotconn.outcome", "spotconn.reason", "spotconn.client_id", "error.type", "http.response.status_code"
     }  # fmt: skip
     boundaries = {
         tuple(point.explicit_bounds) for one in data if isinstance(one, Histogram) for point in one.data_points

@@ -25,7 +25,7 @@ from spotconn import (
 from spotconn.models import fingerprint
 from spotconn.testing import FakeSpotify
 from support.connections import connect
-from support.memory_database import Row, State, decide
+from support.memory_database import Row, State, apps_to_try, decide
 
 FRESHNESS = {"fresh": 3600, "stale": 60, "in the margin": 10, "expired": -60}
 """Seconds that the stored token is still good for; the window is 300 seconds and the margin 30."""
@@ -43,6 +43,17 @@ FAILURES = {
 """What is recorded, and the seconds from now at which that was and until which it counts."""
 GRANTED = {"long ago": -3000, "lately": -10, "never": None, "ahead": 300}
 """Seconds from now at which Spotify has granted the stored access token."""
+OWN, FURTHER, FOREIGN = "demo-client", "app-b", "app-c"
+APPS = {
+    "own": (OWN, ()),
+    "foreign": (FOREIGN, ()),
+    "unknown": (None, ()),
+    "unknown, refused by the own": (None, (OWN,)),
+    "unknown, refused by a foreign": (None, (FOREIGN,)),
+}
+"""The app that a refresh token was issued to and, where that is not known, those with which Spotify has refused it."""
+CALLERS: dict[str, tuple[str, ...]] = {"of any app": (), "of one app": (OWN,), "of two apps": (OWN, FURTHER)}
+"""The apps of a process, as it names them to begin_refresh."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +63,12 @@ class Case:
     lease: str
     failure: str
     granted: str
+    app: str = "own"
 
     def state(self, connection: Connection, now: float) -> State:
         """What is known of the refresh token of a row, or of another one."""
         state = State(fingerprint(connection.texts.refresh_token if self.of_this_token else "another"))
+        state.client_id, state.refused_by = APPS[self.app]
         if (lease := LEASES[self.lease]) is not None:
             state.lease_id = UUID(int=1)
             state.leased_at, state.lease_until = now + lease[0], now + lease[1]
@@ -67,11 +80,11 @@ class Case:
             state.granted_at = now + granted
         return state
 
-    def outcome(self, connection: Connection, now: float, seen: str) -> Outcome:
+    def outcome(self, connection: Connection, now: float, seen: str, client_ids: tuple[str, ...] = ()) -> Outcome:
         """What the database must decide."""
         row = Row("", connection.texts.access_token, "", now + FRESHNESS[self.freshness], None)
         state = self.state(connection, now) if self.of_this_token else None
-        return Outcome(decide(row, state, seen, now)[0])
+        return Outcome(decide(row, state, seen, client_ids or None, now)[0])
 
     def error(self, outcome: Outcome) -> type[SpotconnError] | None:
         """What a caller must hear who asks for any token; None for a token."""
@@ -99,9 +112,11 @@ async def arrange(admin: asyncpg.Connection, connection: Connection, case: Case)
     state = case.state(connection, time.time())
     await admin.execute(
         "insert into spotconn.refresh_state as state (user_id, fingerprint, lease_id, leased_at, lease_until, failure, "
-        "failed_at, paused_at, retry_at, granted_at) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) "
+        "failed_at, paused_at, retry_at, granted_at, client_id, refused_by) "
+        "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) "
         "on conflict (user_id) do update set fingerprint = $2, lease_id = $3, leased_at = $4, lease_until = $5, "
-        "failure = $6, failed_at = $7, paused_at = $8, retry_at = $9, granted_at = $10",
+        "failure = $6, failed_at = $7, paused_at = $8, retry_at = $9, granted_at = $10, client_id = $11, "
+        "refused_by = $12",
         connection.user_id,
         bytes.fromhex(state.fingerprint),
         state.lease_id,
@@ -112,6 +127,8 @@ async def arrange(admin: asyncpg.Connection, connection: Connection, case: Case)
         moment(state.paused_at),
         moment(state.retry_at),
         moment(state.granted_at),
+        state.client_id,
+        list(state.refused_by),
     )
 
 
@@ -143,7 +160,33 @@ async def test_each_combination_has_one_outcome(
             met.add(expected)
     await store.delete(user)
     met.add((await store.begin_refresh(user, seen=fingerprint("another"))).outcome)
-    assert met == set(Outcome)
+    assert met == set(Outcome) - {Outcome.OTHER_APP}
+
+
+@pytest.mark.timeout(120)
+async def test_each_combination_with_an_app_has_one_outcome(
+    store: ConnectionStore, spotify: FakeSpotify, user: UUID, admin: asyncpg.Connection
+) -> None:
+    """Whoever has the app refreshes with it; where it is not known, with those that Spotify has not refused."""
+    met = set[Outcome]()
+    for freshness, ttl in FRESHNESS.items():
+        stored = await connect(store, spotify, user, ttl=ttl)
+        for lease, failure, app, client_ids in product(LEASES, FAILURES, APPS, CALLERS.values()):
+            case = Case(freshness, True, lease, failure, "long ago", app)  # noqa: FBT003
+            await arrange(admin, stored, case)
+            expected = case.outcome(stored, time.time(), stored.fingerprint, client_ids)
+            turn = await store.begin_refresh(user, seen=stored.fingerprint, client_ids=client_ids)
+            assert turn.outcome is expected, (case, client_ids)
+            assert turn.connection is not None
+            assert turn.connection.client_id == APPS[app][0]
+            state = case.state(stored, time.time())
+            named = apps_to_try(state, client_ids or None) if expected is Outcome.GRANTED else None
+            assert turn.client_ids == tuple(named or ()), (case, client_ids)
+            if expected is Outcome.OTHER_APP:
+                leased = await admin.fetchval("select lease_id from spotconn.refresh_state where user_id = $1", user)
+                assert leased == state.lease_id, (case, client_ids)
+            met.add(expected)
+    assert met == set(Outcome) - {Outcome.GONE, Outcome.SUPERSEDED, Outcome.JUST_SAVED}
 
 
 @pytest.mark.timeout(120)

@@ -183,8 +183,8 @@ def test_a_local_pause_gives_its_error_as_another_object_each_time() -> None:
     """Neither the error that began the pause nor the remembered one is raised again."""
     pauses, user, began = LocalBackoffs(), uuid4(), SpotifyUnavailable("no answer", answered=False)
     began.add_note("of the first caller")
-    pauses.begin(user, began, 0.0)
-    found = [pauses.error(user, 0.1) for _ in range(2)]
+    pauses.begin(user, "token", began, 0.0)
+    found = [pauses.error(user, "token", 0.1) for _ in range(2)]
     assert len({id(error) for error in (began, *found)}) == 3
     for error in found:
         assert isinstance(error, SpotifyUnavailable)

@@ -50,7 +50,7 @@ async def test_a_failure_and_the_recovery_are_told(
     assert isinstance(failed, events.RefreshFailed)
     assert "503" in failed.message
     assert isinstance(refreshed, events.Refreshed)
-    assert recovered == events.Recovered(user_id=user, failure="unavailable")
+    assert recovered == events.Recovered(user_id=user, client_id="demo-client", failure="unavailable")
 
 
 async def test_a_death_is_told_once_for_all_processes(
@@ -68,7 +68,7 @@ async def test_a_death_is_told_once_for_all_processes(
             for tokens in (one, two, one, two):
                 with pytest.raises(Refusal):
                     await tokens.get_valid_token(user)
-    assert told == [events.ReauthorizationRequired(user_id=user, reason="revoked")] * 2
+    assert told == [events.ReauthorizationRequired(user_id=user, client_id="demo-client", reason="revoked")] * 2
 
 
 async def test_a_disconnect_is_told(
@@ -166,7 +166,7 @@ async def test_a_backlog_is_bounded(monkeypatch: pytest.MonkeyPatch, caplog: pyt
 
 async def test_events_are_frozen_and_hold_no_token() -> None:
     """An event cannot be changed, and its fields are no secrets."""
-    event = events.Refreshed(user_id=UUID(int=1), expires_at=datetime.now(UTC), duration=0.1)
+    event = events.Refreshed(user_id=UUID(int=1), client_id="demo-client", expires_at=datetime.now(UTC), duration=0.1)
     with pytest.raises(ValueError, match="frozen"):
         event.duration = 1
     fields = {name for kind in events.Event.__args__ for name in kind.model_fields}

@@ -13,8 +13,9 @@ from spotconn._stopwatch import Stopwatch
 from spotconn._tokens import source
 from spotconn._tokens.stored_token import StoredToken
 from spotconn._tokens.unsaved_grants import UnsavedGrant
-from spotconn.models import Outcome, RefreshTurn, TokenGrant
+from spotconn.models import TokenGrant
 from spotconn.testing import FakeSpotify
+from spotconn.turns import Outcome, RefreshTurn
 from support.connections import connect
 from support.database import Database
 from support.fault_proxy import FaultProxy
@@ -112,7 +113,8 @@ async def test_of_two_grants_the_one_asked_for_later_stays(
         TokenGrant(access_token=text, refresh_token=text, expires_at=before.expires_at) for text in ("first", "second")
     ]
     first, second = (
-        UnsavedGrant(turn, grant, Stopwatch(), StoredToken(grant.access_token, "", 0.0, None, None)) for grant in grants
+        UnsavedGrant(turn, grant, "app", Stopwatch(), StoredToken(grant.access_token, "", 0.0, None, None))
+        for grant in grants
     )
     unsaved = tokens._source.refresher.unsaved
     for grant in (second, first) if late else (first, second):

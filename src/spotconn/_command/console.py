@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn, TypeVar
@@ -92,8 +92,16 @@ def _cipher() -> AesGcmSivCipher | None:
     return cipher_for(settings["encryption_keys"], require_encrypted=settings["require_encrypted"])
 
 
-async def write_list(connections: AsyncIterator[ConnectionOverview], *, as_json: bool) -> None:
-    """Write connections one to a line, and their number at the end."""
+async def write_list(
+    connections: AsyncIterator[ConnectionOverview], *, as_json: bool, retired: Collection[str] = ()
+) -> None:
+    """Write connections one to a line, and their number at the end.
+
+    Args:
+        connections: to write.
+        as_json: for programs.
+        retired: client ids of apps that are given up for good.
+    """
     count = 0
     async for overview in connections:
         count += 1
@@ -101,15 +109,17 @@ async def write_list(connections: AsyncIterator[ConnectionOverview], *, as_json:
             due = overview.reauthorize_by
             write_json(overview.model_dump(mode="json") | {"reauthorize_by": due and due.isoformat()})
         else:
-            write(_row(overview))
+            write(_row(overview, retired))
     print_line(f"{count} connections")
 
 
-def _row(overview: ConnectionOverview) -> str:
-    due = "unknown" if overview.reauthorize_by is None else f"{overview.reauthorize_by:%Y-%m-%d}"
+def _row(overview: ConnectionOverview, retired: Collection[str]) -> str:
+    due = "by unknown" if overview.reauthorize_by is None else f"by {overview.reauthorize_by:%Y-%m-%d}"
+    if overview.client_id in retired:
+        due = "now, its app is retired"
     failed = overview.failure
     failure = "" if failed is None else f"  {failed.reason} since {failed.since:%Y-%m-%d %H:%M} UTC"
-    return f"{overview.user_id}  connect again by {due}{failure}  {overview.spotify_user_id}\n"
+    return f"{overview.user_id}  connect again {due}{failure}  {overview.spotify_user_id}\n"
 
 
 def duration(text: str) -> timedelta:

@@ -2,18 +2,16 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
+from spotconn._command.apps import check_apps, client_finding, other_apps_finding
 from spotconn._command.checks import CHECKS
 from spotconn._command.finding import Finding
 from spotconn._command.probe import Probe
 from spotconn._database.acquire import acquire
 from spotconn._database.pool import close_pool, open_pool
-from spotconn._settings import read_client, read_database_url, read_encryption
+from spotconn._settings import read_database_url, read_encryption
 from spotconn._spotify.redirect import checked_redirect_uri
 from spotconn.cipher import cipher_for
 from spotconn.errors import ConfigurationError, SpotconnError
-
-USUAL_LENGTH = 32
-"""Characters of a client id and of a client secret."""
 
 
 async def examine(environ: Mapping[str, str]) -> AsyncIterator[Finding]:
@@ -32,8 +30,10 @@ async def examine(environ: Mapping[str, str]) -> AsyncIterator[Finding]:
         return
     try:
         async with acquire(pool) as session:
+            probe = Probe(session, dsn)
             for subject, check in CHECKS.items():
-                yield await _run_check(subject, check(Probe(session, dsn)))
+                yield await _run_check(subject, check(probe))
+            yield await _run_check("apps", check_apps(probe, environ))
     finally:
         await close_pool(pool)
 
@@ -46,7 +46,8 @@ async def _run_check(subject: str, check: Awaitable[Finding]) -> Finding:
 
 
 def _settings(environ: Mapping[str, str]) -> Iterator[Finding]:
-    yield _setting("Spotify app", lambda: _client(environ))
+    yield _setting("Spotify app", lambda: client_finding(environ))
+    yield _setting("other apps", lambda: other_apps_finding(environ))
     yield _setting("redirect URI", lambda: _redirect_uri(environ.get("SPOTIFY_REDIRECT_URI", "").strip()))
     yield _setting("encryption keys", lambda: _keys(environ))
 
@@ -56,19 +57,6 @@ def _setting(subject: str, read: Callable[[], Finding]) -> Finding:
         return read()
     except ConfigurationError as error:
         return Finding(state="fail", subject=subject, text=str(error), remedy="correct the variable")
-
-
-def _client(environ: Mapping[str, str]) -> Finding:
-    client_id, secret = read_client(environ)
-    kind = "confidential client" if secret else "public client (PKCE)"
-    if any(len(value) != USUAL_LENGTH for value in (client_id, secret) if value):
-        return Finding(
-            state="warn",
-            subject="Spotify app",
-            text=f"{kind}; an id or secret that is not {USUAL_LENGTH} letters and digits",
-            remedy="compare SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET with Spotify's dashboard",
-        )
-    return Finding(state="ok", subject="Spotify app", text=kind)
 
 
 def _redirect_uri(uri: str) -> Finding:

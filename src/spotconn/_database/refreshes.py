@@ -1,6 +1,7 @@
 """The three statements of the refresh protocol: begin, and finish or fail."""
 
 import re
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -12,15 +13,8 @@ from spotconn._database.errors import APPLY_SCHEMA
 from spotconn._database.rows import RowConverter, recorded_failure, scope_text
 from spotconn._stopwatch import Stopwatch
 from spotconn.errors import SchemaMismatch
-from spotconn.models import (
-    Connection,
-    RecordedFailure,
-    RefreshFailure,
-    RefreshTurn,
-    StoredTexts,
-    TokenGrant,
-    fingerprint,
-)
+from spotconn.models import Connection, RecordedFailure, StoredTexts, TokenGrant, fingerprint
+from spotconn.turns import RefreshFailure, RefreshTurn
 
 MOST_SAVES = 3
 """Attempts to save one grant where a rekey changes the stored text in between."""
@@ -39,21 +33,37 @@ class Refreshes:
         self._pool = pool
         self._rows = rows
 
-    async def begin(self, user_id: UUID, seen: str, lease: float) -> RefreshTurn:
+    async def begin(self, user_id: UUID, seen: str, lease: float, client_ids: Iterable[str]) -> RefreshTurn:
         """Return the answer of the database to a process that found an access token wanting.
 
+        Args:
+            user_id: whose.
+            seen: fingerprint of that token.
+            lease: seconds.
+            client_ids: of the apps of the process; none where it does not say.
+
         Raises:
-            ValueError: `seen` is no fingerprint.
+            ValueError: `seen` is no fingerprint, or `client_ids` a single string.
         """
+        if isinstance(client_ids, str):
+            raise ValueError("client_ids: expected several strings, not one")  # noqa: TRY004  bad input
         if not _FINGERPRINT.fullmatch(seen):
             raise ValueError("seen: expected the fingerprint of a connection")
-        row = await self._pool.row_of(user_id, statements.BEGIN_REFRESH, bytes.fromhex(seen), timedelta(seconds=lease))
+        row = await self._pool.row_of(
+            user_id, statements.BEGIN_REFRESH, bytes.fromhex(seen), timedelta(seconds=lease), list(client_ids) or None
+        )
         if row is None:
             raise SchemaMismatch(f"spotconn.begin_refresh gave no answer; {APPLY_SCHEMA}")
         return self._rows.turn(row, user_id)
 
     async def finish(
-        self, turn: RefreshTurn, grant: TokenGrant, *, age: Stopwatch | float, rejected: bool = False
+        self,
+        turn: RefreshTurn,
+        grant: TokenGrant,
+        *,
+        age: Stopwatch | float,
+        rejected: bool = False,
+        client_id: str | None = None,
     ) -> Connection | None:
         """Save a grant where the row still holds the refresh token that it replaces; None if it does not.
 
@@ -62,8 +72,11 @@ class Refreshes:
             grant: of Spotify.
             age: seconds since Spotify was asked.
             rejected: whether the Web API has refused the access token that is replaced.
+            client_id: of the app with which it was granted; None for the one that the turn names.
         """
         before, _ = _granted(turn)
+        if client_id is None and len(turn.client_ids) == 1:
+            (client_id,) = turn.client_ids
         texts = self.encrypt(before, grant)
         replaced, held = before.texts.refresh_token, before.texts.access_token
         for _ in range(MOST_SAVES):
@@ -79,6 +92,7 @@ class Refreshes:
                 lease_id=turn.lease_id,
                 lease_until=turn.lease_until,
                 rejected=rejected,
+                client_id=client_id,
             )
             if row is None:
                 return None
@@ -108,6 +122,7 @@ class Refreshes:
     async def fail(self, turn: RefreshTurn, failure: RefreshFailure) -> RecordedFailure | None:
         """End the lease without a grant; return what is recorded then, or None if another refresh token is stored."""
         before, lease_id = _granted(turn)
+        refused_by = failure.refused_by or (turn.client_ids if failure.reason == "refused" else ())
         row = await self._pool.row_of(
             turn.user_id,
             statements.FAIL_REFRESH,
@@ -115,6 +130,7 @@ class Refreshes:
             lease_id,
             failure.reason,
             failure.retry_after,
+            list(refused_by),
         )
         return None if row is None else recorded_failure(row)
 
@@ -127,6 +143,7 @@ class Refreshes:
         age: Stopwatch | float,
         saves: int,
         family: UUID | None,
+        client_id: str | None,
         lease_id: UUID | None = None,
     ) -> Connection | None:
         """Save tokens that this process had saved before, over a row that has gone back in time.
@@ -138,6 +155,7 @@ class Refreshes:
             age: seconds since then.
             saves: the count that goes with them.
             family: in which it counts.
+            client_id: of the app to which they belong.
             lease_id: of the lease that this process holds, which ends.
 
         Returns:
@@ -153,6 +171,7 @@ class Refreshes:
             lease_id=lease_id,
             saves=saves,
             family=family,
+            client_id=client_id,
         )
         return self._rows.saved(row, current.user_id) if row is not None and row["saved"] else None
 
@@ -172,6 +191,7 @@ class Refreshes:
         rejected: bool = False,
         saves: int | None = None,
         family: UUID | None = None,
+        client_id: str | None,
     ) -> asyncpg.Record | None:
         """Return the answer of `spotconn.finish_refresh`, whose arguments these are in its order."""
         replaced, held = _digest(stored.refresh_token), _digest(stored.access_token)
@@ -180,7 +200,7 @@ class Refreshes:
         return await self._pool.row_of(
             user_id,
             statements.FINISH_REFRESH,
-            *(replaced, held, access_text, refresh_text, *life, scope, *lease, rejected, saves, family),
+            *(replaced, held, access_text, refresh_text, *life, scope, *lease, rejected, saves, family, client_id),
         )
 
 

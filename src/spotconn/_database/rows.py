@@ -8,8 +8,9 @@ import asyncpg
 from spotconn._tracebacks import renewed
 from spotconn.cipher import TokenCipher, TokenColumn
 from spotconn.errors import DecryptionError
-from spotconn.models import Connection, Outcome, RecordedFailure, RefreshTurn, StoredTexts
+from spotconn.models import Connection, RecordedFailure, StoredTexts
 from spotconn.overview import ConnectionOverview
+from spotconn.turns import Outcome, RefreshTurn
 
 
 class RowConverter:
@@ -44,6 +45,8 @@ class RowConverter:
             display_name=row["display_name"],
             email=row["email"],
             scope=None if row["scope"] is None else frozenset(row["scope"].split()),
+            client_id=row["client_id"],
+            refused_by=frozenset(row["refused_by"] or ()),
             failure=recorded_failure(row),
             saves=row["saves"],
             family=row["family"],
@@ -75,6 +78,7 @@ class RowConverter:
             connection=None if outcome is Outcome.GONE else self.connection(row, user_id),
             lease_id=row["lease_id"],
             lease_until=row["lease_until"],
+            client_ids=tuple(row["client_ids"] or ()),
             retry_after=row["retry_after"],
         )
 
@@ -99,6 +103,7 @@ def overview(row: asyncpg.Record) -> ConnectionOverview:
         email=row["email"],
         connected_at=_authorized_at(row["connected_at"]),
         expires_at=_end(row["expires_at"]),
+        client_id=row["client_id"],
         failure=recorded_failure(row),
     )
 

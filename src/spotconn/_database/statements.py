@@ -5,22 +5,24 @@
 # later schema may add to.
 _CONNECTION = (
     "id, user_id, spotify_user_id, access_token, refresh_token, expires_at, connected_at, display_name, email, scope, "
-    "failure, failed_at, retry_at, saves, family, remaining"
+    "client_id, refused_by, failure, failed_at, retry_at, saves, family, remaining"
 )
 _COLUMNS = ", ".join(f"(answer.connection).{column}" for column in _CONNECTION.split(", "))
 GET = f"select {_CONNECTION} from spotconn.get_connection($1)"
 GET_MANY = f"select {_CONNECTION} from spotconn.get_connections($1)"
-SAVE = f"select {_CONNECTION} from spotconn.save_connection($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+SAVE = f"select {_CONNECTION} from spotconn.save_connection($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
 DELETE = "select $1::uuid as user_id, spotconn.delete_connection($1) as deleted"
 BEGIN_REFRESH = (
-    f"select answer.outcome, answer.lease_id, answer.lease_until, answer.retry_after, {_COLUMNS} "
-    "from spotconn.begin_refresh($1, $2, $3) as answer"
+    f"select answer.outcome, answer.lease_id, answer.lease_until, answer.retry_after, answer.client_ids, {_COLUMNS} "
+    "from spotconn.begin_refresh($1, $2, $3, $4) as answer"
 )
 FINISH_REFRESH = (
     f"select answer.saved, answer.recovered, {_COLUMNS} "
-    "from spotconn.finish_refresh($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) as answer"
+    "from spotconn.finish_refresh($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) as answer"
 )
-FAIL_REFRESH = "select $1::uuid as user_id, failure, failed_at, retry_at from spotconn.fail_refresh($1, $2, $3, $4, $5)"
+FAIL_REFRESH = (
+    "select $1::uuid as user_id, failure, failed_at, retry_at from spotconn.fail_refresh($1, $2, $3, $4, $5, $6)"
+)
 ACT_AS = "select spotconn.act_as($1)"
 SCHEMA_VERSION = "select spotconn.schema_version()"
 ROW_SECURITY_BINDS = "select spotconn.row_security_binds()"
@@ -28,15 +30,15 @@ ROW_SECURITY_BINDS = "select spotconn.row_security_binds()"
 # Of the admin. Lists are read in batches by user id, so no rows and no transaction are held between two batches.
 # $1 is the first user id, $2 the size of a batch.
 _OVERVIEW = """
-select user_id, spotify_user_id, display_name, email, connected_at, expires_at, failure, failed_at, retry_at
+select user_id, spotify_user_id, display_name, email, connected_at, expires_at, client_id, failure, failed_at, retry_at
 from spotconn.connection
 where user_id >= $1 and {condition}
 order by user_id
 limit $2
 """
 EXPIRING = _OVERVIEW.format(
-    condition="(failure is null or failure = 'unavailable') and "
-    "(connected_at at time zone 'UTC') + interval '6 months' <= (now() + make_interval(secs => $3)) at time zone 'UTC'"
+    condition="(failure is null or failure = 'unavailable') and (coalesce(client_id = any($4::text[]), false) or "
+    "(connected_at at time zone 'UTC') + interval '6 months' <= (now() + make_interval(secs => $3)) at time zone 'UTC')"
 )
 FAILING = _OVERVIEW.format(condition="failure is not null")
 
@@ -60,6 +62,50 @@ with batch as (
 select user_id from batch order by user_id
 """
 
+CONNECTED = "select user_id from public.spotify_connections where user_id >= $1 order by user_id limit $2"
+
+# A new state refers to auth.users, which the deletion of a user locks before the connection. So states are added while
+# no connection is locked. A user who is deleted meanwhile makes the statement fail.
+ADD_STATES = """
+insert into spotconn.refresh_state (user_id, fingerprint)
+select stored.user_id, sha256(convert_to(stored.refresh_token, 'UTF8'))
+from public.spotify_connections as stored
+where stored.user_id = any($1::uuid[])
+    and not exists (select from spotconn.refresh_state as state where state.user_id = stored.user_id)
+order by stored.user_id
+on conflict (user_id) do nothing
+"""
+OF_NO_APP = "select user_id from spotconn.connection where user_id = any($1::uuid[]) and client_id is null"
+# Each in a statement of its own, after the connections are locked, so that it sees what their lock was waited for.
+# As spotconn.enter_state: what speaks of another refresh token than the stored one is void.
+VOID_STATES = """
+update spotconn.refresh_state as state set
+    fingerprint = sha256(convert_to(stored.refresh_token, 'UTF8')),
+    client_id = null, refused_by = '{}',
+    family = gen_random_uuid(),
+    lease_id = null, leased_at = null, lease_until = null, lapsed = false,
+    failure = null, failed_at = null, paused_at = null, retry_at = null, failures = 0, refusals = 0,
+    saved_at = null, granted_at = null
+from public.spotify_connections as stored
+where state.user_id = any($1::uuid[]) and stored.user_id = state.user_id
+    and state.fingerprint <> sha256(convert_to(stored.refresh_token, 'UTF8'))
+"""
+# A refusal of a refresh token with other apps says nothing about its own.
+CLEAR_REFUSALS = """
+update spotconn.refresh_state as state
+set failure = null, failed_at = null, paused_at = null, retry_at = null, refusals = 0
+from public.spotify_connections as stored
+where state.user_id = any($1::uuid[]) and stored.user_id = state.user_id
+    and state.client_id is null and state.failure <> 'unavailable' and $2::text <> all (state.refused_by)
+"""
+ASSIGN_APP = """
+update spotconn.refresh_state as state
+set client_id = $2, refused_by = '{}'
+from public.spotify_connections as stored
+where state.user_id = any($1::uuid[]) and stored.user_id = state.user_id and state.client_id is null
+returning state.user_id
+"""
+
 STATS = """
 select
     count(*) as connections,
@@ -77,3 +123,4 @@ select case when starts_with(value, 'spotconn') then split_part(value, '.', 2) e
 from public.spotify_connections, lateral (values (access_token), (refresh_token)) as token (value)
 group by 1
 """
+APPS = "select client_id, count(*) from spotconn.connection group by client_id order by client_id"

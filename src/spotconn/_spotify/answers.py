@@ -50,6 +50,7 @@ def read_grant(
     body: bytes,
     *,
     now: float,
+    client_id: str,
     grant_type: GrantType = "refresh_token",
 ) -> TokenGrant:
     """Read the token endpoint's answer (RFC 6749, sections 5.1 and 5.2).
@@ -59,6 +60,7 @@ def read_grant(
         headers: HTTP headers.
         body: HTTP body.
         now: when the request was sent, seconds since the epoch; the lifetime of an access token counts from then.
+        client_id: of the app that sent it.
         grant_type: of the request.
 
     Raises:
@@ -71,7 +73,7 @@ def read_grant(
     if status == OK:
         return _token_grant(answer, now)
     # RFC 6749 has 401 for invalid_client; Spotify sends 400.
-    error = _oauth_error(status, answer, now, grant_type) if status in {BAD_REQUEST, UNAUTHORIZED} else None
+    error = _oauth_error(status, answer, now, client_id, grant_type) if status in {BAD_REQUEST, UNAUTHORIZED} else None
     raise error or _unavailable(status, headers, now)
 
 
@@ -200,13 +202,17 @@ def _refusal_text(body: bytes) -> str:
     return "" if printable.startswith("<") else printable[:LONGEST_TEXT]
 
 
-def _oauth_error(status: int, answer: dict[str, Any], now: float, grant_type: GrantType) -> SpotconnError | None:
+def _oauth_error(
+    status: int, answer: dict[str, Any], now: float, client_id: str, grant_type: GrantType
+) -> SpotconnError | None:
     """Return the error that the answer states as in RFC 6749, section 5.2, or None if it states none."""
     code, description = answer.get("error"), answer.get("error_description")
     match code:
         case "invalid_client" | "unauthorized_client":
-            refusal = f"Spotify refuses this app's credentials ({_stated(code, description)})"
-            return AppRefused(f"{refusal}: check SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET")
+            return AppRefused(
+                f"Spotify refuses the credentials of the app {client_id} ({_stated(code, description)}): check "
+                "SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET or, if it is another app, SPOTCONN_OTHER_APPS"
+            )
         case "invalid_grant" if status == BAD_REQUEST and grant_type == "refresh_token":
             return ReauthorizationRequired("invalid", _to_datetime(now))  # the text does not tell why
         case "invalid_grant" if status == BAD_REQUEST:

@@ -57,14 +57,16 @@ async def retry(
     *,
     on: type[SpotifyUnavailable],
     timeout: float,  # noqa: ASYNC109  the deadline is over all attempts
+    begin_within: float,
     clock: Callable[[], float],
 ) -> T:
     """Repeat `attempt` until it succeeds.
 
     Args:
-        attempt: called with the time until which it may begin: half of `timeout` from now.
+        attempt: called with the time until which it may begin.
         on: the errors to repeat it on.
         timeout: seconds in all.
+        begin_within: seconds in which an attempt may begin.
         clock: returns seconds since the epoch.
 
     Raises:
@@ -75,11 +77,11 @@ async def retry(
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(on),
         wait=_wait,
-        stop=stop_before_delay(timeout / 2),
+        stop=stop_before_delay(begin_within),
         after=lambda state: failures.append(_failure(state)),
         reraise=True,
     )
-    work: Coroutine[Any, Any, T] = retrying(attempt, BeginBy(timeout / 2, clock))
+    work: Coroutine[Any, Any, T] = retrying(attempt, BeginBy(begin_within, clock))
     outcome = await _outcome_within(timeout, work)
     if outcome is not None and not isinstance(outcome, Failure):
         return outcome
@@ -89,7 +91,7 @@ async def retry(
         raise renewed(last)
     if outcome is not None:
         raise outcome.renewed()
-    raise SpotifyUnavailable(f"no answer from Spotify within {timeout:g} seconds", answered=False)
+    raise SpotifyUnavailable(f"no answer from Spotify within {round(timeout, 1):g} seconds", answered=False)
 
 
 async def _outcome_within(seconds: float, work: Coroutine[Any, Any, T]) -> T | Failure | None:

@@ -7,20 +7,24 @@ run at once. All its tasks end when its iterator ends, for whatever reason, and 
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from spotconn._affinity import Affinity
+from spotconn._spotify.authorization import AppRefused
+from spotconn._tokens.apps import Apps
+from spotconn._tokens.arguments import Times
 from spotconn._tokens.freshness import Freshness, freshness_of
+from spotconn._tokens.source import ConnectionSource
 from spotconn._tokens.stored_token import StoredToken
-from spotconn._tokens.unsaved_grants import UnsavedGrants
 from spotconn._tracebacks import Failure, renewed, scrub
 from spotconn.errors import (
     ConfigurationError,
     DatabaseUnavailable,
     NotConnected,
+    OtherApp,
     RowSecurityError,
     SchemaMismatch,
     SpotconnError,
@@ -51,17 +55,15 @@ class Policy:
     """How one user is served.
 
     Attributes:
-        renew: gets another token than the stored one that is due.
-        unsaved: grants that the rows do not have yet.
-        window: seconds before its end from which a token is refreshed.
-        margin: seconds before its end from which it is not handed out.
+        source: gets another token than a stored one that is due.
+        apps: of the manager: a fault of one of several does not concern all users.
+        times: of the manager.
         clock: gives seconds since the epoch.
     """
 
-    renew: Callable[[UUID, StoredToken], Awaitable[StoredToken]]
-    unsaved: UnsavedGrants
-    window: float
-    margin: float
+    source: ConnectionSource
+    apps: Apps
+    times: Times
     clock: Callable[[], float]
 
     def from_row(self, stored: StoredToken) -> str | SpotconnError | None:
@@ -81,17 +83,20 @@ class Policy:
             ConfigurationError, SchemaMismatch, RowSecurityError: they would be the answer for every user.
         """
         try:
-            newer = await self.renew(user_id, stored)
-        except _FOR_ALL:
-            raise
+            newer = await self.source.renew(user_id, stored)
         except SpotconnError as error:
+            if isinstance(error, _FOR_ALL) and not self._is_of_one_app(error):
+                raise
             failure = renewed(error)
         else:
             return newer.access_token
         return failure if self._freshness(stored) is Freshness.EXPIRED else stored.access_token
 
+    def _is_of_one_app(self, error: SpotconnError) -> bool:
+        return isinstance(error, OtherApp) or (len(self.apps.accounts) > 1 and isinstance(error, AppRefused))
+
     def _freshness(self, stored: StoredToken) -> Freshness:
-        return freshness_of(stored.ends - self.clock(), window=self.window, margin=self.margin)
+        return freshness_of(stored.ends - self.clock(), window=self.times.window, margin=self.times.margin)
 
 
 class Batches:
@@ -264,7 +269,7 @@ class _Run:
         stored = await self._stored(user_ids)
         due: list[tuple[UUID, StoredToken]] = []
         for user_id in user_ids:
-            found = self._policy.unsaved.get(user_id) or stored.get(user_id)
+            found = self._policy.source.refresher.unsaved.get(user_id) or stored.get(user_id)
             found = found or NotConnected("no Spotify connection is stored for this user")
             answer = self._policy.from_row(found) if isinstance(found, StoredToken) else found
             if answer is not None:

@@ -11,15 +11,16 @@ from spotconn._affinity import Affinity
 from spotconn._observer import NOBODY, Observer
 from spotconn._spotify.retry import READING_TIME
 from spotconn._stopwatch import Stopwatch, loop_time
+from spotconn._tokens.apps import Apps, Granted
 from spotconn._tokens.arguments import Times
 from spotconn._tokens.local_backoff import LocalBackoffs
 from spotconn._tokens.refusal_wave import RefusalWave
 from spotconn._tokens.stored_token import StoredToken, reauthorization
 from spotconn._tokens.unsaved_grants import UnsavedGrant, UnsavedGrants
-from spotconn.accounts import SpotifyAccounts
-from spotconn.errors import ConfigurationError, ReauthorizationRequired, SpotconnError, SpotifyUnavailable
-from spotconn.models import Connection, RefreshFailure, RefreshTurn, TokenGrant, fingerprint
+from spotconn.errors import ConfigurationError, SpotconnError, SpotifyUnavailable
+from spotconn.models import Connection, TokenGrant, fingerprint
 from spotconn.store import ConnectionStore
+from spotconn.turns import RefreshFailure, RefreshTurn
 
 _log = logging.getLogger("spotconn")
 
@@ -29,7 +30,7 @@ class LeaseHolder:
 
     Args:
         store: holds the connections.
-        accounts: refreshes them.
+        apps: refresh them.
         unsaved: takes each grant until it is saved.
         backoffs: of this host.
         emitter: emits what happens to connections.
@@ -38,13 +39,13 @@ class LeaseHolder:
         clock: gives seconds since the epoch.
 
     Attributes:
-        observer: counts unexpected refusals.
+        observer: counts refusals.
     """
 
     def __init__(  # noqa: PLR0917  the parts that it puts together
         self,
         store: ConnectionStore,
-        accounts: SpotifyAccounts,
+        apps: Apps,
         unsaved: UnsavedGrants,
         backoffs: LocalBackoffs,
         emitter: events.Events,
@@ -54,7 +55,7 @@ class LeaseHolder:
         clock: Callable[[], float],
     ) -> None:
         self._store = store
-        self._accounts = accounts
+        self._apps = apps
         self._unsaved = unsaved
         self._backoffs = backoffs
         self._events = emitter
@@ -109,24 +110,34 @@ class LeaseHolder:
             del self._requests[turn]
 
     async def _ask(self, turn: RefreshTurn, stored: Connection) -> StoredToken | None:
-        requested = Stopwatch(self._clock)
-        try:
-            grant = await self._accounts.refresh(stored.refresh_token, timeout=self._times.timeout)
-        except ReauthorizationRequired:
-            await self._refused(turn, stored)
+        began = Stopwatch(self._clock)
+        answer = await self._apps.refresh(
+            stored.refresh_token, turn.client_ids, timeout=self._times.timeout, clock=self._clock
+        )
+        if isinstance(answer, Granted):
+            self._backoffs.end(turn.user_id)
+            self._wave.granted(turn.user_id, loop_time())
+            return await self._save(self._unsaved_grant(turn, stored, answer), duration=began.elapsed)
+        if answer.error is None:
+            await self._refused(turn, stored, answer.refused_by)
             return None
-        except (SpotifyUnavailable, ConfigurationError) as error:
-            await self._failed(turn, error)
-            raise
-        self._backoffs.end(turn.user_id)
-        self._wave.granted(turn.user_id, loop_time())
-        token = _granted_token(stored, grant, self._clock() - requested.elapsed)
-        rejected = stored.access_token in self._rejected
-        return await self._save(UnsavedGrant(turn, grant, requested, token, rejected, doubtful=self._requests[turn]))
+        await self._failed(turn, stored, answer.refused_by, answer.error)
+        raise answer.error
 
-    async def _save(self, unsaved: UnsavedGrant) -> StoredToken | None:
+    def _unsaved_grant(self, turn: RefreshTurn, stored: Connection, answer: Granted) -> UnsavedGrant:
+        return UnsavedGrant(
+            turn,
+            answer.grant,
+            answer.client_id,
+            answer.requested,
+            _granted_token(stored, answer.grant, self._clock() - answer.requested.elapsed),
+            rejected=stored.access_token in self._rejected,
+            doubtful=self._requests[turn],
+        )
+
+    async def _save(self, unsaved: UnsavedGrant, *, duration: float) -> StoredToken | None:
         """Return the token of a grant, saved or not; None if another write came first."""
-        user_id, duration = unsaved.turn.user_id, unsaved.requested.elapsed
+        user_id = unsaved.turn.user_id
         self._unsaved.add(unsaved)
         read_at, expires_at = self._clock(), unsaved.grant.expires_at
         try:
@@ -139,38 +150,49 @@ class LeaseHolder:
             if saved is None:
                 return None
             token, expires_at = StoredToken.of(saved, read_at), saved.expires_at
-        self._events.emit(events.Refreshed(user_id=user_id, expires_at=expires_at, duration=duration))
+        self._events.emit(
+            events.Refreshed(user_id=user_id, client_id=unsaved.client_id, expires_at=expires_at, duration=duration)
+        )
         return token
 
-    async def _refused(self, turn: RefreshTurn, stored: Connection) -> None:
+    async def _refused(self, turn: RefreshTurn, stored: Connection, refused_by: tuple[str, ...]) -> None:
         """Record that Spotify has refused the refresh token, unless another one is stored by now: then look again."""
-        recorded = await self._store.fail_refresh(turn, RefreshFailure(reason="refused"))
+        recorded = await self._store.fail_refresh(turn, RefreshFailure(reason="refused", refused_by=refused_by))
         error = reauthorization(recorded)
         if recorded is None or error is None:
             return
+        self.observer.refused(refused_by[0] if len(refused_by) == 1 else None, error.reason)
         if error.reason != "expired":
-            self._count_unexpected(turn)
-        if reauthorization(stored.failure) is None:  # it is news
-            self._events.emit(events.ReauthorizationRequired(user_id=turn.user_id, reason=error.reason))
+            self._log_wave(turn)
+        if not stored.is_refused_to(self._apps.accounts):  # it is news
+            self._events.emit(
+                events.ReauthorizationRequired(user_id=turn.user_id, client_id=stored.client_id, reason=error.reason)
+            )
         raise error
 
-    def _count_unexpected(self, turn: RefreshTurn) -> None:
-        self.observer.refused()
+    def _log_wave(self, turn: RefreshTurn) -> None:
         if self._wave.refused(turn.user_id, loop_time()):
             _log.critical(
                 "Spotify has refused the refresh tokens of many users within minutes, before their time: an outage of "
                 "Spotify, or a wrong SPOTIFY_CLIENT_ID? Each is tried again, after an hour and after a day"
             )
 
-    async def _failed(self, turn: RefreshTurn, error: SpotifyUnavailable | ConfigurationError) -> None:
+    async def _failed(
+        self,
+        turn: RefreshTurn,
+        stored: Connection,
+        refused_by: tuple[str, ...],
+        error: SpotifyUnavailable | ConfigurationError,
+    ) -> None:
         """End the lease and back off: every process after Spotify's answer, only this one after a fault of its own."""
         # What Spotify answered of this connection counts for every process; a fault of this host's network does not,
-        # nor do the app's credentials, which another process may have right.
-        if isinstance(error, SpotifyUnavailable) and error.answered:
+        # nor do the app's credentials, which another process may have right, nor the Retry-After of an app that may not
+        # be that of the connection.
+        if isinstance(error, SpotifyUnavailable) and error.answered and stored.client_id is not None:
             failure = RefreshFailure(reason="unavailable", retry_after=error.retry_after)
         else:
-            failure = RefreshFailure()
-            self._backoffs.begin(turn.user_id, error, loop_time())
+            failure = RefreshFailure(refused_by=refused_by)
+            self._backoffs.begin(turn.user_id, stored.fingerprint, error, loop_time())
         try:
             await self._store.fail_refresh(turn, failure)
         except SpotconnError as unrecorded:
@@ -179,6 +201,7 @@ class LeaseHolder:
         self._events.emit(
             events.RefreshFailed(
                 user_id=turn.user_id,
+                client_id=stored.client_id,
                 error=type(error).__name__,
                 message=str(error),
                 retry_after=error.retry_after if isinstance(error, SpotifyUnavailable) else None,

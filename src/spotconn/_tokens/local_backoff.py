@@ -1,5 +1,6 @@
-"""Backoff that only this process observes, user by user."""
+"""Backoff that only this process observes, user by user and for one token of each."""
 
+from dataclasses import dataclass
 from uuid import UUID
 
 from spotconn._backoff import Backoff
@@ -9,35 +10,44 @@ from spotconn.errors import SpotconnError, TryLater
 MOST_BACKOFFS = 10_000
 
 
+@dataclass(slots=True)
+class _Held:
+    about: str
+    error: SpotconnError
+    backoff: Backoff
+
+
 class LocalBackoffs:
     """Holds back requests for single users, each with the error that is the reason.
 
-    The last `MOST_BACKOFFS` users are remembered. Times are seconds of one steady clock.
+    It is about the stored access token that could not be replaced, named by its fingerprint: another row is not held
+    back. The last `MOST_BACKOFFS` users are remembered. Times are seconds of one steady clock.
     """
 
     def __init__(self) -> None:
-        self._backoffs: dict[UUID, tuple[Backoff, SpotconnError]] = {}
+        self._backoffs: dict[UUID, _Held] = {}
 
-    def error(self, user_id: UUID, now: float) -> SpotconnError | None:
+    def error(self, user_id: UUID, about: str, now: float) -> SpotconnError | None:
         """Return a new error like the one that began the backoff of a user, or None if there is none."""
-        backoff, error = self._backoffs.get(user_id, (None, None))
-        if backoff is None or error is None or not (remaining := backoff.remaining(now)):
+        held = self._backoffs.get(user_id)
+        if held is None or held.about != about or not (remaining := held.backoff.remaining(now)):
             return None
-        again = renewed(error)
+        again = renewed(held.error)
         if isinstance(again, TryLater):
             again.retry_after = remaining
         return again
 
-    def begin(self, user_id: UUID, error: SpotconnError, now: float) -> None:
+    def begin(self, user_id: UUID, about: str, error: SpotconnError, now: float) -> None:
         """Back off: as long as the error says, else longer with each failure in a row, 1 s to 30 s."""
-        backoff, _ = self._backoffs.pop(user_id, (Backoff(first=1, longest=30), None))
+        held = self._backoffs.pop(user_id, None)
+        backoff = held.backoff if held is not None and held.about == about else Backoff(first=1, longest=30)
         if isinstance(error, TryLater) and error.retry_after is not None:
             backoff.until = now + error.retry_after
         else:
             backoff.failed(now)
         if len(self._backoffs) >= MOST_BACKOFFS:
             del self._backoffs[next(iter(self._backoffs))]
-        self._backoffs[user_id] = (backoff, renewed(error))
+        self._backoffs[user_id] = _Held(about, renewed(error), backoff)
 
     def end(self, user_id: UUID) -> None:
         """End the backoff of a user, as Spotify has answered."""

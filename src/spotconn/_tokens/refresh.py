@@ -17,6 +17,7 @@ from spotconn._affinity import Affinity
 from spotconn._backoff import Backoff
 from spotconn._observer import NOBODY, Observer
 from spotconn._stopwatch import Stopwatch, loop_time
+from spotconn._tokens.apps import Apps
 from spotconn._tokens.arguments import Times
 from spotconn._tokens.cache import ConnectionCache
 from spotconn._tokens.lease_holder import LeaseHolder
@@ -24,10 +25,10 @@ from spotconn._tokens.local_backoff import LocalBackoffs
 from spotconn._tokens.saved_grants import MOST_RESTORES, SavedGrants
 from spotconn._tokens.stored_token import StoredToken, reauthorization
 from spotconn._tokens.unsaved_grants import UnsavedGrants
-from spotconn.accounts import SpotifyAccounts
 from spotconn.errors import DatabaseUnavailable, NotConnected, RefreshInProgress, SpotconnError, SpotifyUnavailable
-from spotconn.models import Connection, Outcome, RefreshTurn
+from spotconn.models import Connection
 from spotconn.store import ConnectionStore
+from spotconn.turns import Outcome, RefreshTurn
 
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ class Refresher:
 
     Args:
         store: holds the connections.
-        accounts: refreshes them.
+        apps: refresh them.
         cache: holds the tokens that this process has read.
         emitter: emits what happens to them.
         affinity: of the manager: once that is closed, no new refresh begins.
@@ -91,7 +92,7 @@ class Refresher:
     def __init__(  # noqa: PLR0917  the parts that it puts together
         self,
         store: ConnectionStore,
-        accounts: SpotifyAccounts,
+        apps: Apps,
         cache: ConnectionCache,
         emitter: events.Events,
         affinity: Affinity,
@@ -100,19 +101,20 @@ class Refresher:
         clock: Callable[[], float],
     ) -> None:
         self._store = store
-        self._accounts = accounts
+        self._apps = apps
         self._affinity = affinity
         self._times = times
         self._clock = clock
         self.backoffs = LocalBackoffs()
         self.saved = SavedGrants(store, emitter)
         self.unsaved = UnsavedGrants(store, self.saved, cache, emitter)
-        self._holder = LeaseHolder(store, accounts, self.unsaved, self.backoffs, emitter, affinity, times, clock=clock)
+        self._holder = LeaseHolder(store, apps, self.unsaved, self.backoffs, emitter, affinity, times, clock=clock)
         self.observer: Observer = NOBODY
 
     def observe(self, observer: Observer) -> None:
         """Report to an observer."""
         self.observer = self._holder.observer = observer
+        self._apps.observe(observer)
 
     async def read(self, user_id: UUID) -> StoredToken:
         """Return the stored token of a user, or that of an unsaved grant.
@@ -135,13 +137,15 @@ class Refresher:
             ConfigurationError, SchemaMismatch, RowSecurityError, DecryptionError: something is wrong here.
             RuntimeError: the manager or the accounts are closed.
         """
-        self._accounts.affinity.check()  # before a lease is taken
+        self._apps.check()  # before a lease is taken
         ours = await self._save_first(user_id, wanting)
         if ours is not None and ours.access_token != wanting.access_token:
             return Replacement(ours, best=True)
         wanting = ours or wanting
-        if error := self.backoffs.error(user_id, loop_time()):
-            return await self._other_stored(user_id, wanting, error)
+        if error := self.backoffs.error(user_id, wanting.fingerprint, loop_time()):
+            wanting, remaining = await self._other_stored(user_id, wanting, error)
+            if remaining > 0:
+                return Replacement(wanting, best=False)
         attempt = _Attempt(user_id, wanting, Stopwatch(self._clock))
         try:
             return await self._take_turns(attempt)
@@ -149,9 +153,9 @@ class Refresher:
             if attempt.waited:
                 self.observer.leased(user_id, attempt.waited)
 
-    def paused(self, user_id: UUID) -> bool:
-        """Return whether this host has reason not to ask Spotify for a user now."""
-        return self.backoffs.error(user_id, loop_time()) is not None
+    def paused(self, user_id: UUID, found: StoredToken) -> bool:
+        """Return whether this host has reason not to ask Spotify now for another token than the one found."""
+        return self.backoffs.error(user_id, found.fingerprint, loop_time()) is not None
 
     @contextmanager
     def rejecting(self, user_id: UUID, access_token: str) -> Generator[None]:
@@ -200,13 +204,15 @@ class Refresher:
         self.saved.database_answered()
         return answer
 
-    async def _other_stored(self, user_id: UUID, wanting: StoredToken, error: SpotconnError) -> Replacement:
-        """Return the stored token if it is another one, while this host has reason not to ask Spotify."""
+    async def _other_stored(
+        self, user_id: UUID, wanting: StoredToken, error: SpotconnError
+    ) -> tuple[StoredToken, float]:
+        """Return the stored token and the seconds left of it, if it is another one than Spotify was asked about."""
         read_at = self._clock()
         connection = await self._answer(self._store.get(user_id))
         found = StoredToken.of(connection, read_at)
-        if found.access_token != wanting.access_token and connection.remaining > 0:
-            return Replacement(found, best=False)
+        if found.access_token != wanting.access_token:
+            return found, connection.remaining
         raise found.final_refusal() or error
 
     async def _take_turns(self, attempt: _Attempt) -> Replacement:
@@ -221,7 +227,12 @@ class Refresher:
                 return Replacement(ours, best=True)
             leased = Stopwatch(self._clock)  # the lease begins no earlier
             turn = await self._answer(
-                self._store.begin_refresh(attempt.user_id, seen=attempt.wanting.fingerprint, lease=self._times.lease)
+                self._store.begin_refresh(
+                    attempt.user_id,
+                    seen=attempt.wanting.fingerprint,
+                    lease=self._times.lease,
+                    client_ids=self._apps.accounts,
+                )
             )
             replacement = await self._act(turn, attempt, leased)
             if replacement is not None:
@@ -249,7 +260,7 @@ class Refresher:
                 return Replacement(found, best=attempt.waited > 0)  # who has waited has what was just granted
             case Outcome.JUST_SAVED:
                 return Replacement(found, best=True, retry_after=turn.retry_after)
-            case Outcome.REFUSED | Outcome.PAUSED:
+            case Outcome.REFUSED | Outcome.OTHER_APP | Outcome.PAUSED:
                 raise self._blocked(turn, turn.connection)
             case Outcome.GRANTED:
                 with self.observer.refreshing(turn.user_id):
@@ -261,11 +272,17 @@ class Refresher:
                 assert_never(turn.outcome)
 
     def _blocked(self, turn: RefreshTurn, connection: Connection) -> SpotconnError:
-        """Return the error for a connection whose recorded failure still counts."""
-        if refusal := reauthorization(connection.failure):
+        """Return the error for a connection that this process may not refresh now."""
+        error: SpotconnError
+        if turn.outcome is Outcome.OTHER_APP and connection.client_id is not None:
+            error = self._apps.error_without(connection.client_id, connection)
+        elif refusal := reauthorization(connection.failure):
+            if connection.client_id is None:  # reads cannot tell that it counts, so each call would come here
+                self.backoffs.begin(turn.user_id, connection.fingerprint, refusal, loop_time())
             return refusal
-        error = SpotifyUnavailable("Spotify did not refresh this connection lately", retry_after=turn.retry_after)
-        self.backoffs.begin(turn.user_id, error, loop_time())
+        else:
+            error = SpotifyUnavailable("Spotify did not refresh this connection lately", retry_after=turn.retry_after)
+        self.backoffs.begin(turn.user_id, connection.fingerprint, error, loop_time())
         return error
 
 

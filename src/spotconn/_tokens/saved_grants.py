@@ -49,6 +49,7 @@ class _SavedGrant:
     access_digest: bytes
     saves: int
     family: UUID | None
+    client_id: str | None
     expires_in: float
     requested: Stopwatch
     replaced: tuple[bytes, ...]
@@ -93,6 +94,7 @@ class SavedGrants:
         *,
         saves: int,
         family: UUID | None,
+        client_id: str | None,
         expires_in: float,
         requested: Stopwatch,
     ) -> None:
@@ -104,6 +106,7 @@ class SavedGrants:
             access_token: the new one.
             saves: the count of the row that holds them.
             family: in which it counts.
+            client_id: of the app with which it was granted.
             expires_in: seconds that the access token lives from the request on.
             requested: runs since the request.
         """
@@ -122,6 +125,7 @@ class SavedGrants:
             _digest(access_token),
             saves,
             family,
+            client_id,
             expires_in,
             requested,
             replaced,
@@ -171,10 +175,13 @@ class SavedGrants:
             age=grant.expires_in if grant.rejected else grant.requested,
             saves=grant.saves,
             family=grant.family,
+            client_id=grant.client_id,
             lease_id=lease_id,
         )
         if saved is not None and saved.recovered is not None:
-            self._events.emit(events.Recovered(user_id=saved.user_id, failure=saved.recovered))
+            self._events.emit(
+                events.Recovered(user_id=saved.user_id, client_id=saved.client_id, failure=saved.recovered)
+            )
         return True
 
     def database_lost(self) -> None:

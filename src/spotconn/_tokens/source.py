@@ -75,6 +75,11 @@ class ConnectionSource:
         self.subscriber = subscriber
         self.observer: Observer = NOBODY
 
+    def observe(self, observer: Observer) -> None:
+        """Report to an observer."""
+        self.observer = observer
+        self.refresher.observe(observer)
+
     async def find(self, user_id: UUID, needed: frozenset[str], least: float) -> StoredToken:
         """Return a token that has the scopes and is good for more than `least` seconds.
 
@@ -162,7 +167,7 @@ class ConnectionSource:
         key = user_id, found.access_token
         if state is Freshness.FRESH or found.refusal or key in self.refreshes:
             return
-        if self._affinity.closed or self.refresher.paused(user_id):
+        if self._affinity.closed or self.refresher.paused(user_id, found):
             return
         flight = self.refreshes.begin(key, partial(self._refresh, user_id, found))
         flight.outcome.add_done_callback(_log_failure)

@@ -16,7 +16,7 @@ class StoredToken:
         fingerprint: of its text as stored; of the token itself where it is not saved yet.
         ends: when it ends, in seconds since the epoch by the clock of this process.
         scope: the granted scopes; None where they were never recorded.
-        refusal: that of the refresh token beside it, if Spotify has refused that.
+        refusal: that of the refresh token beside it, if Spotify has refused that with the app that it belongs to.
     """
 
     access_token: str = field(repr=False)
@@ -39,7 +39,7 @@ class StoredToken:
             connection.fingerprint,
             read_at + connection.remaining,
             connection.scope,
-            connection.failure if connection.reauthorization else None,
+            connection.failure if connection.reauthorization and connection.client_id is not None else None,
         )
 
     def final_refusal(self) -> ReauthorizationRequired | None:

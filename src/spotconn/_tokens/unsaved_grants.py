@@ -14,8 +14,9 @@ from spotconn._tokens.cache import ConnectionCache
 from spotconn._tokens.saved_grants import SavedGrants
 from spotconn._tokens.stored_token import StoredToken
 from spotconn.errors import SpotconnError
-from spotconn.models import Connection, RefreshTurn, TokenGrant
+from spotconn.models import Connection, TokenGrant
 from spotconn.store import ConnectionStore
+from spotconn.turns import RefreshTurn
 
 _log = logging.getLogger("spotconn")
 
@@ -34,6 +35,7 @@ class UnsavedGrant:
     Attributes:
         turn: in which it was granted.
         grant: as Spotify gave it.
+        client_id: of the app with which it was granted.
         requested: runs since Spotify was asked.
         token: what is served until it is saved.
         rejected: whether the Web API has refused the access token that it replaces.
@@ -43,6 +45,7 @@ class UnsavedGrant:
 
     turn: RefreshTurn
     grant: TokenGrant
+    client_id: str
     requested: Stopwatch
     token: StoredToken
     rejected: bool = False
@@ -156,7 +159,7 @@ class UnsavedGrants:
         if unsaved is None:
             return None
         saved = await self._store.refreshes.finish(
-            unsaved.turn, unsaved.grant, age=unsaved.age, rejected=unsaved.rejected
+            unsaved.turn, unsaved.grant, age=unsaved.age, rejected=unsaved.rejected, client_id=unsaved.client_id
         )
         if self._unsaved.get(user_id) is unsaved:
             del self._unsaved[user_id]
@@ -177,6 +180,7 @@ class UnsavedGrants:
             grant.access_token,
             saves=saves,
             family=family,
+            client_id=unsaved.client_id,
             expires_in=grant.expires_in or 0.0,
             requested=unsaved.requested,
         )
@@ -186,7 +190,9 @@ class UnsavedGrants:
             self._cache.invalidate(before.user_id)
             self._saved.compare([before.user_id])
         elif saved.recovered is not None:
-            self._events.emit(events.Recovered(user_id=before.user_id, failure=saved.recovered))
+            self._events.emit(
+                events.Recovered(user_id=before.user_id, client_id=saved.client_id, failure=saved.recovered)
+            )
 
     def _start_saver(self, user_id: UUID) -> asyncio.Task[None]:
         saver = self._savers.get(user_id)

@@ -1,0 +1,121 @@
+"""What the doctor finds about the apps of the environment and those of the stored connections."""
+
+from collections.abc import Collection, Iterator, Mapping
+
+from spotconn._command.finding import Finding
+from spotconn._command.probe import Probe
+from spotconn._database.statements import APPS
+from spotconn._settings import Settings, read_client, read_other_apps, read_retired_client_ids
+from spotconn.errors import ConfigurationError
+
+USUAL_LENGTH = 32
+"""Characters of a client id and of a client secret."""
+
+MOST_NAMED = 3
+"""Apps that a finding names; of the others it gives the number."""
+
+_VARIABLES = ("SPOTIFY_CLIENT_ID", "SPOTIFY_CLIENT_SECRET", "SPOTCONN_OTHER_APPS", "SPOTCONN_RETIRED_CLIENT_IDS")
+
+
+def client_finding(environ: Mapping[str, str]) -> Finding:
+    """Return the finding about the app of new connections.
+
+    Raises:
+        ConfigurationError: a variable is missing or malformed.
+    """
+    client_id, secret = read_client(environ)
+    text = f"{client_id}, {_kind(secret)}"
+    if _unusual(client_id, secret):
+        return Finding(
+            state="warn",
+            subject="Spotify app",
+            text=f"{text}; an id or secret that is not {USUAL_LENGTH} letters and digits",
+            remedy="compare SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET with Spotify's dashboard",
+        )
+    return Finding(state="ok", subject="Spotify app", text=text)
+
+
+def other_apps_finding(environ: Mapping[str, str]) -> Finding:
+    """Return the finding about further apps and retired ones.
+
+    Raises:
+        ConfigurationError: a variable is malformed, or contradicts another.
+    """
+    others, retired = read_other_apps(environ), read_retired_client_ids(environ)
+    if not others and not retired:
+        return Finding(state="skip", subject="other apps", text="none")
+    # The same checks as at the start of a service; they need a database, and do not open it.
+    Settings.read({name: environ.get(name, "") for name in _VARIABLES} | {"DATABASE_URL": "postgresql://"})
+    secrets = [secret for _, secret in others]
+    public = secrets.count(None)
+    text = f"{len(others) - public} of confidential clients, {public} of public clients (PKCE), {len(retired)} retired"
+    if any(_unusual(client_id, secret) for client_id, secret in others):
+        return Finding(
+            state="warn",
+            subject="other apps",
+            text=f"{text}; an id or secret that is not {USUAL_LENGTH} letters and digits",
+            remedy="compare SPOTCONN_OTHER_APPS with Spotify's dashboard",
+        )
+    return Finding(state="ok", subject="other apps", text=text)
+
+
+async def check_apps(probe: Probe, environ: Mapping[str, str]) -> Finding:
+    """Compare the apps of the stored connections with those of the environment."""
+    try:
+        known = {read_client(environ)[0], *(client_id for client_id, _ in read_other_apps(environ))}
+        retired = read_retired_client_ids(environ)
+    except ConfigurationError as error:
+        return Finding(state="skip", subject="apps", text=f"not compared: {error}")
+    async with probe.rolled_back():
+        if await probe.attempt("set local role service_role") != "SET":
+            return Finding(state="skip", subject="apps", text="not to be seen: this login cannot become service_role")
+        await probe.value("select pg_catalog.set_config('role', 'service_role', true)")
+        counts = {row["client_id"]: row["count"] for row in await probe.rows(APPS)}
+    return apps_finding(counts, known=known, retired=retired)
+
+
+def apps_finding(counts: Mapping[str | None, int], *, known: Collection[str], retired: Collection[str]) -> Finding:
+    """Return the finding about the apps of the stored connections.
+
+    Args:
+        counts: connections by client id; of None, those whose app is not known.
+        known: client ids of the apps of the environment.
+        retired: client ids of those that are given up for good.
+    """
+    unknown = counts.get(None, 0)
+    strange = {app: count for app, count in counts.items() if app is not None and app not in {*known, *retired}}
+    texts, remedies = list(_strange_texts(strange)), list[str]()
+    if strange:
+        remedies.append(
+            "add the app to SPOTCONN_OTHER_APPS or, if you have given it up, to SPOTCONN_RETIRED_CLIENT_IDS; "
+            "correct SPOTIFY_CLIENT_ID if it is wrong"
+        )
+    if unknown:
+        texts.append(f"{unknown} connections name no app")
+        remedies.append("spotconn assign-app ID, with the app that they were connected with")
+    if not texts:
+        texts.append(f"{sum(counts.values())} connections, all of apps known here")
+    if given_up := sum(count for app, count in counts.items() if app in retired):
+        texts.append(f"{given_up} connections of retired apps: their users must connect again")
+    return Finding(
+        state="warn" if remedies else "ok",
+        subject="apps",
+        text="; ".join(texts),
+        remedy="; ".join(remedies) or None,
+    )
+
+
+def _strange_texts(strange: Mapping[str, int]) -> Iterator[str]:
+    most = sorted(strange.items(), key=lambda app: app[1], reverse=True)
+    for client_id, count in most[:MOST_NAMED]:
+        yield f"{count} connections belong to the app {client_id}, which this process does not have"
+    if rest := most[MOST_NAMED:]:
+        yield f"{sum(count for _, count in rest)} to {len(rest)} other apps that it does not have"
+
+
+def _kind(secret: str | None) -> str:
+    return "confidential client" if secret else "public client (PKCE)"
+
+
+def _unusual(*values: str | None) -> bool:
+    return any(len(value) != USUAL_LENGTH for value in values if value)
