@@ -17,6 +17,7 @@ import uvloop
 
 from benchmarks import (
     ROOT,
+    callers,
     cold,
     decrypt,
     imports,
@@ -26,6 +27,7 @@ from benchmarks import (
     peers,
     picture,
     rows,
+    saving,
     starved,
     storm,
     table,
@@ -37,8 +39,8 @@ from benchmarks.rounds import Figure
 from benchmarks.sizes import FULL, QUICK, Size
 from spotconn.testing import EmbeddedPostgres
 
-PARTS = (imports, wire, decrypt, warm, cold, rows, starved, storm, pace, memory)
-ON_UVLOOP = (warm, cold, pace)
+PARTS = (imports, wire, decrypt, warm, cold, callers, rows, starved, storm, pace, saving, memory)
+ON_UVLOOP = (warm, cold, callers, pace)
 
 Loop = Callable[[], asyncio.AbstractEventLoop]
 

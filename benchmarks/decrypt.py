@@ -1,17 +1,19 @@
 """How much of a token from the database is decrypting."""
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
-from benchmarks.place import drawing, managing, new_database, stored_users
-from benchmarks.rounds import Figure, each, interleaved
+from benchmarks.callers import CROWD
+from benchmarks.place import drawing, in_turn, managing, new_database, stored_users
+from benchmarks.rounds import Figure, Round, Rounds, at_once, each, interleaved, noting
 from benchmarks.sizes import Size
-from spotconn import AesGcmSivCipher, Profile, TokenCipher, TokenGrant
+from spotconn import AesGcmSivCipher, Connection, Profile, TokenCipher, TokenGrant, TokenManager
 from spotconn.testing import EmbeddedPostgres
 
-USERS = 100
+USERS = 1000
 
 
 class TimedCipher:
@@ -34,25 +36,60 @@ class TimedCipher:
 
 
 async def measure(server: EmbeddedPostgres, size: Size) -> list[Figure]:
-    """The median share within the rounds, and microseconds of decrypting for each token."""
+    """The median shares within the rounds, of a lone caller and of a crowd, and microseconds for each token."""
     database = await new_database(server, "decrypt", rows=USERS)
     users = await stored_users(database)
     cipher = TimedCipher(AesGcmSivCipher([AesGcmSivCipher.generate_key()]))
     async with managing(database.dsn(), cipher=cipher, cache_ttl=0) as tokens:
         for user in users:
             await tokens.store.save(user, _grant(), Profile(spotify_user_id="account"))
-        whole = each(tokens.get_valid_token, drawing(users, size.cold_calls))
-        decrypting: list[float] = []
+        rounds = await _rounds(tokens, cipher, users, size)
+    return [
+        Figure("decrypt_share", rounds.ratio("decrypt", "read_encrypted")),
+        Figure("decrypt_share_crowd", rounds.ratio("decrypt_crowd", "read_encrypted_crowd")),
+        Figure("decrypt_crowd_vs_alone", rounds.ratio("decrypt_crowd", "decrypt_alone")),
+        *rounds.figures(),
+    ]
 
-        async def read() -> float:
-            before = cipher.seconds
-            seconds = await whole()
-            decrypting.append((cipher.seconds - before) / size.cold_calls)
-            return seconds
 
-        rounds = await interleaved({"read_encrypted": read}, size.rounds)
-    rounds.seconds = {**rounds.seconds, "decrypt": decrypting[1:]}
-    return [Figure("decrypt_share", rounds.ratio("decrypt", "read_encrypted")), *rounds.figures()]
+async def _rounds(tokens: TokenManager, cipher: TimedCipher, users: list[UUID], size: Size) -> Rounds:
+    one_by_one = each(tokens.get_valid_token, drawing(users, size.cold_calls))
+    crowd = at_once(tokens.get_valid_token, in_turn(users, size.crowd_calls), CROWD)
+    lone_seconds: list[float] = []
+    crowd_seconds: list[float] = []
+
+    def decrypting() -> float:
+        return cipher.seconds
+
+    rounds = await interleaved(
+        {
+            "read_encrypted": noting(one_by_one, decrypting, lone_seconds, calls=size.cold_calls),
+            "read_encrypted_crowd": noting(crowd, decrypting, crowd_seconds, calls=size.crowd_calls),
+            "decrypt_alone": _alone(cipher, await _stored(tokens, users), in_turn(users, size.crowd_calls)),
+        },
+        size.rounds,
+    )
+    rounds.add("decrypt", lone_seconds)
+    rounds.add("decrypt_crowd", crowd_seconds)
+    return rounds
+
+
+async def _stored(tokens: TokenManager, users: list[UUID]) -> dict[UUID, str]:
+    """The encrypted access tokens."""
+    read = await tokens.store.get_many(users)
+    return {user: row.texts.access_token for user, row in read.items() if isinstance(row, Connection)}
+
+
+def _alone(cipher: TimedCipher, stored: dict[UUID, str], draw: Callable[[], list[UUID]]) -> Round:
+    """A round of decrypting and nothing else, by the same clock as in a read."""
+
+    async def run() -> float:
+        users, before = draw(), cipher.seconds
+        for user in users:
+            cipher.decrypt(stored[user], user_id=user, column="access_token")
+        return (cipher.seconds - before) / len(users)
+
+    return run
 
 
 def _grant() -> TokenGrant:

@@ -1,24 +1,18 @@
 """How fast one process refreshes, against bare POSTs of httpx to the same simulated Spotify."""
 
-import asyncio
 import statistics
-import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
 
 import httpx
 
 from benchmarks.crowd import Crowd, gathered
 from benchmarks.place import managing
-from benchmarks.rounds import Figure, interleaved
+from benchmarks.rounds import Figure, interleaved, together
 from benchmarks.sizes import Size
 from spotconn import TokenManager
 from spotconn.testing import EmbeddedPostgres
 
 CONCURRENCY = 100
 """Calls under way at once, of httpx and of the manager; an AsyncClient has no more connections."""
-
-T = TypeVar("T")
 
 
 async def measure(server: EmbeddedPostgres, size: Size) -> list[Figure]:
@@ -42,7 +36,7 @@ async def measure(server: EmbeddedPostgres, size: Size) -> list[Figure]:
 
 async def _refreshes(tokens: TokenManager, crowd: Crowd) -> float:
     await crowd.expire(crowd.users)
-    return await _together(tokens.get_valid_token, crowd.users)
+    return await together(tokens.get_valid_token, crowd.users, CONCURRENCY)
 
 
 async def _posts(client: httpx.AsyncClient, crowd: Crowd, busy: list[float]) -> float:
@@ -52,20 +46,7 @@ async def _posts(client: httpx.AsyncClient, crowd: Crowd, busy: list[float]) -> 
         answer.raise_for_status().json()
 
     before = await crowd.process.request("how busy?")
-    seconds = await _together(post, crowd.refresh_tokens)
+    seconds = await together(post, crowd.refresh_tokens, CONCURRENCY)
     worked = await crowd.process.request("how busy?") - before
     busy.append(worked / (seconds * len(crowd.refresh_tokens)))
     return seconds
-
-
-async def _together(call: Callable[[T], Awaitable[object]], arguments: Sequence[T]) -> float:
-    """Make all calls, so many at once; seconds per call."""
-    queue = iter(arguments)
-
-    async def work() -> None:
-        for argument in queue:
-            await call(argument)
-
-    begun = time.perf_counter()
-    await asyncio.gather(*[work() for _ in range(CONCURRENCY)])
-    return (time.perf_counter() - begun) / len(arguments)

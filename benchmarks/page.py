@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from benchmarks.goals import GOALS
+from benchmarks.goals import GOALS, REPORTED
 from benchmarks.table import shown
 
 BEGIN, END = "<!-- the figures of the last run -->", "<!-- end of the figures -->"
@@ -18,6 +18,11 @@ TIMES = {
     "cold_transaction_us": "BEGIN, SET LOCAL role, set_config, SELECT, COMMIT by hand",
     "cold_1ms_us": "a token from a database 1 ms away each way",
     "cold_transaction_1ms_us": "the transaction by hand, 1 ms away each way",
+    "crowd_100_us": "a token from the database, 100 callers at once",
+    "crowd_100_noreset_us": "pool.fetchrow of a pool without reset, 100 callers at once",
+    "crowd_100_fetchrow_us": "asyncpg's pool.fetchrow, 100 callers at once",
+    "crowd_100_cpu_us": "processor time of a token, 100 callers at once",
+    "crowd_100_fetchrow_cpu_us": "processor time of pool.fetchrow, 100 callers at once",
     "refresh_us": "a refresh, 100 at once",
     "post_us": "a bare POST of httpx, 100 at once",
 }
@@ -43,6 +48,8 @@ def _goals(figures: Mapping[str, float]) -> Iterator[str]:
         value = figures[goal.key]
         reached = "reached" if goal.reached(value) else "**missed**"
         yield f"| `{goal.key}` | {goal.what} | {shown(value)} | {goal.bound} {goal.limit:g} | {reached} |"
+    for key, what in REPORTED.items():
+        yield f"| `{key}` | {what} | {shown(figures[key])} | | |"
 
 
 def _times(figures: Mapping[str, float], python: str) -> Iterator[str]:

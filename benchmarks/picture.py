@@ -38,7 +38,15 @@ PANELS = (
         ),
     ),
     Panel(
-        "The same with Postgres 1 ms away",
+        "The same with 100 callers at once",
+        (
+            ("spotconn", "crowd_100_us"),
+            ("a pool without reset, without it", "crowd_100_noreset_us"),
+            ("asyncpg's pool, without it", "crowd_100_fetchrow_us"),
+        ),
+    ),
+    Panel(
+        "A token with Postgres 1 ms away",
         (("spotconn", "cold_1ms_us"), ("BEGIN, SET LOCAL, SELECT, COMMIT", "cold_transaction_1ms_us")),
     ),
 )

@@ -86,6 +86,12 @@ def drawing(users: Sequence[UUID], number: int) -> Callable[[], list[UUID]]:
     return lambda: random.choices(users, k=number)
 
 
+def in_turn(users: Sequence[UUID], number: int) -> Callable[[], list[UUID]]:
+    """Gives that many different users at every call, in one of a few random orders."""
+    orders = [random.sample(users, number) for _ in range(8)]
+    return lambda: random.choice(orders)
+
+
 @asynccontextmanager
 async def managing(
     dsn: str, *, spotify: str = NOWHERE, cipher: TokenCipher | None = None, connections: int = 10, **options: Any

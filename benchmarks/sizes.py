@@ -11,9 +11,11 @@ class Size:
         rounds: interleaved ones, of each comparison.
         warm_calls: cached tokens in one round.
         cold_calls: reads of the database in one round.
+        crowd_calls: the same by many callers at once, each of another user.
         rows: in the small, the middle and the large table.
         storm_users: users whose tokens have run out.
-        storm_rounds: interleaved ones.
+        storm_rounds: interleaved ones, also of saving.
+        saves: refreshes saved in one round.
         starved_refreshes: that hang at once.
         starved_rounds: bursts of them.
         cached_users: in one process's cache.
@@ -23,9 +25,11 @@ class Size:
     rounds: int
     warm_calls: int
     cold_calls: int
+    crowd_calls: int
     rows: tuple[int, int, int]
     storm_users: int
     storm_rounds: int
+    saves: int
     starved_refreshes: int
     starved_rounds: int
     cached_users: int
@@ -36,9 +40,11 @@ FULL = Size(
     rounds=41,
     warm_calls=20_000,
     cold_calls=200,
+    crowd_calls=1_000,
     rows=(1_000, 100_000, 1_000_000),
     storm_users=1_000,
     storm_rounds=7,
+    saves=200,
     starved_refreshes=200,
     starved_rounds=10,
     cached_users=100_000,
@@ -48,9 +54,11 @@ QUICK = Size(
     rounds=2,
     warm_calls=200,
     cold_calls=5,
+    crowd_calls=100,
     rows=(10, 20, 40),
     storm_users=12,
     storm_rounds=1,
+    saves=8,
     starved_refreshes=8,
     starved_rounds=1,
     cached_users=50,

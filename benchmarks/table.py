@@ -10,7 +10,7 @@ def lines(figures: Mapping[str, float]) -> Iterator[str]:
     for goal in GOALS:
         value = figures[goal.key]
         verdict = "reached" if goal.reached(value) else "MISSED"
-        yield f"{goal.key:<26}{shown(value):>9}  {goal.bound} {goal.limit:<5g} {verdict:<8}{goal.what}"
+        yield f"{goal.key:<30}{shown(value):>9}  {goal.bound} {goal.limit:<5g} {verdict:<8}{goal.what}"
     yield ""
     keys = {goal.key for goal in GOALS}
     for key, value in figures.items():

@@ -14,21 +14,27 @@ import pytest
 
 from benchmarks import page
 from benchmarks.children import child
-from benchmarks.goals import GOALS, Goal
+from benchmarks.goals import GOALS, REPORTED, Goal
 from benchmarks.imports import fresh
-from benchmarks.rounds import Rounds, each, interleaved
+from benchmarks.rounds import Rounds, each, interleaved, noting, together
 
 ROOT = Path(__file__).parents[2]
 KEYS = {
     "warm_vs_limit",
     "warm_vs_authlib",
     "cold_vs_fetchrow",
+    "cold_vs_held_fetchrow",
     "cold_vs_transaction",
     "cold_vs_transaction_1ms",
+    "crowd_100_vs_pool_fetchrow",
+    "crowd_10_vs_pool_fetchrow",
+    "crowd_100_vs_noreset_fetchrow",
+    "crowd_cpu_vs_fetchrow",
     "round_trips_read",
     "round_trips_refresh",
     "storm_calls_per_user",
     "storm_vs_httpx",
+    "refresh_writes_vs_silent",
     "starved_read_p99_ms",
     "rows_1m_vs_1k",
     "bytes_per_cached_user",
@@ -54,7 +60,7 @@ def test_the_quick_form_gives_every_figure(tmp_path: Path) -> None:
     assert (results["round_trips_read"], results["round_trips_refresh"]) == (1, 3)
     picture = ET.parse(tmp_path / "benchmarks.svg")
     tables = (tmp_path / "performance.md").read_text().partition(page.BEGIN)[2].partition(page.END)[0]
-    assert [key for key in KEYS if tables.count(f"\n| `{key}` |") != 1] == []
+    assert [key for key in (*KEYS, *REPORTED) if tables.count(f"\n| `{key}` |") != 1] == []
     drawn = {element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")}
     assert {"spotconn", "authlib", "tekore", "google-auth"} < drawn
 
@@ -81,7 +87,7 @@ def test_a_ratio_is_the_median_within_the_rounds() -> None:
 
 def test_the_page_takes_the_figures_of_a_run() -> None:
     """What stands between the marks gives way to the new tables; the rest of the page stays, also a second time."""
-    figures = dict.fromkeys([*KEYS, *page.TIMES, *(f"uvloop_{key}" for key in page.TIMES)], 1.0)
+    figures = dict.fromkeys([*KEYS, *REPORTED, *page.TIMES, *(f"uvloop_{key}" for key in page.TIMES)], 1.0)
     old = f"before\n\n{page.BEGIN}\nold\n{page.END}\n\nafter\n"
     new = page.refreshed(old, figures, "3.11.0")
     assert new.startswith("before\n\n<!--")
@@ -111,6 +117,36 @@ async def test_contenders_take_turns() -> None:
     rounds = await interleaved({"a": each(turn, ["a"].copy), "b": each(turn, ["b"].copy)}, 3)
     assert turns == ["a", "b", "b", "a", "a", "b", "b", "a"]
     assert [len(seconds) for seconds in rounds.seconds.values()] == [3, 3]
+
+
+async def test_a_crowd_calls_at_once() -> None:
+    """Each argument is used once, and there are as many calls under way as there are callers."""
+    called: list[int] = []
+    under_way = 0
+    most = 0
+
+    async def call(number: int) -> None:
+        nonlocal under_way, most
+        called.append(number)
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0)
+        under_way -= 1
+
+    assert await together(call, range(10), 4) > 0
+    assert (sorted(called), most) == (list(range(10)), 4)
+
+
+async def test_another_clock_is_noted_beside_a_round() -> None:
+    """It is read before and after each round, and the first round does not count."""
+    noted: list[float] = []
+
+    async def run() -> float:
+        return 1.0
+
+    rounds = await interleaved({"a": noting(run, iter(range(0, 60, 10)).__next__, noted, calls=5)}, 2)
+    rounds.add("a_cpu", noted)
+    assert rounds.seconds == {"a": [1.0, 1.0], "a_cpu": [2.0, 2.0]}
 
 
 async def test_the_delay_is_added_each_way_and_keeps_the_order() -> None:
