@@ -345,6 +345,33 @@ begin
 end
 $$;
 
+-- The access tokens of several users, each read as its own user, and nothing else of their connections: what is known of
+-- the refresh token is not joined.
+create or replace function spotconn.get_access_tokens(p_user_ids uuid[])
+returns table (user_id uuid, access_token text, remaining double precision, scope text)
+language plpgsql set search_path = '' as $$
+declare
+    one uuid;
+    moment constant timestamptz := spotconn.now();
+begin
+    perform spotconn.act_as(null);
+    foreach one in array p_user_ids loop
+        perform pg_catalog.set_config('request.jwt.claims', '{"sub": "' || one || '", "role": "spotconn"}', true);
+        return query
+            select
+                stored.user_id,
+                stored.access_token,
+                -- As spotconn.seconds_left, which would cost as much as the rest.
+                case
+                    when stored.expires_at < '2000-01-01 00:00+00' or stored.expires_at > moment + interval '24 hours' then 0
+                    else (extract(epoch from stored.expires_at) - extract(epoch from moment))::double precision
+                end,
+                stored.scope
+            from public.spotify_connections as stored where stored.user_id = one;
+    end loop;
+end
+$$;
+
 -- Lets the state of a user speak of a refresh token: what was known of another one is void.
 create or replace function spotconn.enter_state(p_user_id uuid, p_fingerprint bytea) returns void
 language plpgsql set search_path = '' as $$

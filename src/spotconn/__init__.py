@@ -27,8 +27,8 @@ from spotconn.errors import (
     TryLater,
 )
 from spotconn.manager import TokenManager
-from spotconn.models import Connection, ConnectionStatus, Profile, RecordedFailure, StoredTexts, TokenGrant, TokenSource
-from spotconn.overview import ConnectionOverview, ConnectionStats, RekeyProgress, TokensProgress
+from spotconn.models import Connection, Profile, RecordedFailure, StoredTexts, TokenGrant, TokenSource
+from spotconn.overview import ConnectionOverview, ConnectionStats, ConnectionStatus, RekeyProgress, TokensProgress
 from spotconn.store import ConnectionStore
 from spotconn.turns import Outcome, RefreshFailure, RefreshTurn
 

@@ -32,8 +32,7 @@ from spotconn._settings import read_retired_client_ids
 from spotconn.cipher import AesGcmSivCipher
 from spotconn.errors import NotConnected
 from spotconn.manager import TokenManager
-from spotconn.models import ConnectionStatus
-from spotconn.overview import ConnectionStats, RekeyProgress
+from spotconn.overview import ConnectionStats, ConnectionStatus, RekeyProgress
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 

@@ -130,7 +130,15 @@ class RefreshInProgress(TryLater):
 
 
 class DatabaseUnavailable(TryLater):
-    """Postgres could not be reached, or had no free connection, in time."""
+    """Postgres could not be reached, or had no free connection, in time.
+
+    Attributes:
+        answered: whether Postgres itself, or a pooler, answered; False for a fault on the way there.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None, answered: bool = False) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.answered = answered
 
 
 class CallEngineer(SpotconnError):

@@ -22,8 +22,8 @@ from spotconn.accounts import SpotifyAccounts
 from spotconn.auth import SpotifyAuth
 from spotconn.cipher import cipher_for
 from spotconn.errors import NotConnected, SpotconnError
-from spotconn.models import ConnectionStatus, parse_user_id
-from spotconn.overview import TokensProgress
+from spotconn.models import parse_user_id
+from spotconn.overview import ConnectionStatus, TokensProgress
 from spotconn.store import ConnectionStore
 
 _NO_SCOPES = ()  # the default of `scopes`: CPython has one empty tuple, and to compare its identity is cheapest

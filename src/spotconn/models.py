@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -102,6 +102,23 @@ class StoredTexts:
     refresh_token: str = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class StoredAccessToken:
+    """An access token as it was read.
+
+    Attributes:
+        access_token: for the Web API.
+        fingerprint: of its text as stored.
+        remaining: seconds until it ends, by the database's clock when it was read.
+        scope: the granted scopes; None where they were never recorded.
+    """
+
+    access_token: str = field(repr=False)
+    fingerprint: str
+    remaining: float
+    scope: frozenset[str] | None
+
+
 class Connection(Value):
     """A stored connection.
 
@@ -180,64 +197,6 @@ class Connection(Value):
         if self.reauthorization is None:
             return False
         return self.client_id is not None or self.refused_by.issuperset(client_ids)
-
-
-class ConnectionStatus(Value):
-    """What a profile page shows of a user's connection; it holds no token.
-
-    Attributes:
-        connected: whether a connection is stored.
-        reauthorization: why the user must connect again, now or when the access token has ended; None while nothing
-            is known against the connection.
-        reauthorization_since: when that was found out; None for an app that is given up.
-        client_id: the app that the refresh token was issued to; None where that is not known.
-        spotify_user_id: Spotify's id of the connected account.
-        display_name: of the Spotify account.
-        email: of the Spotify account.
-        scope: the granted scopes; None where they were never recorded.
-        connected_at: when the user last authorized.
-        reauthorize_by: when the user must have authorized again.
-        expires_at: end of the stored access token.
-    """
-
-    connected: bool
-    reauthorization: ReauthorizationReason | None = None
-    reauthorization_since: AwareDatetime | None = None
-    client_id: str | None = None
-    spotify_user_id: str | None = None
-    display_name: str | None = None
-    email: str | None = None
-    scope: frozenset[str] | None = None
-    connected_at: AwareDatetime | None = None
-    reauthorize_by: AwareDatetime | None = None
-    expires_at: AwareDatetime | None = None
-
-    @classmethod
-    def of(
-        cls, connection: Connection, *, client_ids: Collection[str] = (), retired_client_ids: Collection[str] = ()
-    ) -> Self:
-        """Return the status of a stored connection.
-
-        Args:
-            connection: as stored.
-            client_ids: of the apps that may refresh it; none for any.
-            retired_client_ids: of apps that are given up for good.
-        """
-        ended = connection.failure if connection.is_refused_to(client_ids) else None
-        retired = connection.client_id in retired_client_ids
-        return cls(
-            connected=True,
-            reauthorization=connection.reauthorization if ended else "other_app" if retired else None,
-            reauthorization_since=None if ended is None else ended.since,
-            client_id=connection.client_id,
-            spotify_user_id=connection.spotify_user_id,
-            display_name=connection.display_name,
-            email=connection.email,
-            scope=connection.scope,
-            connected_at=connection.connected_at,
-            reauthorize_by=connection.reauthorize_by,
-            expires_at=connection.expires_at,
-        )
 
 
 def fingerprint(stored: str) -> str:

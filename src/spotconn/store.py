@@ -12,6 +12,7 @@ from uuid import UUID
 import asyncpg
 
 from spotconn._database import statements
+from spotconn._database.access_tokens import AccessTokens
 from spotconn._database.acquire import TIMEOUT
 from spotconn._database.bound_pool import BoundPool
 from spotconn._database.change_feed import ChangeFeed
@@ -46,6 +47,7 @@ class ConnectionStore:
 
     Attributes:
         pool: as the store uses it.
+        tokens: the access tokens alone, for `TokenManager`.
         pending: started authorizations, for `ConnectFlow`.
         refreshes: begun and ended, for `TokenManager`.
         changes: notifications of changes to the table, for `TokenManager`; None if the server cannot deliver them.
@@ -63,6 +65,7 @@ class ConnectionStore:
         self._rows = RowConverter(cipher or NoCipher())
         self._watchers: list[Callable[[UUID], None]] = []
         self.refreshes: Refreshes = Refreshes(self.pool, self._rows)
+        self.tokens: AccessTokens = AccessTokens(self.pool, self._rows)
         self.pending: PendingConnects = PendingConnects(self.pool)
         self.changes: ChangeFeed | None = (
             None if listen_dsn is None else ChangeFeed(pool, listen_dsn, {}, timeout=timeout)
@@ -92,8 +95,7 @@ class ConnectionStore:
 
         Raises:
             ConfigurationError: the DSN is malformed, or the login is refused.
-            DatabaseUnavailable: the database does not answer in time.
-            SchemaMismatch, RowSecurityError: as `verify`.
+            DatabaseUnavailable, SchemaMismatch, RowSecurityError: as `verify`.
         """
         options = await detect_pooler(dsn, pool_options, seconds=timeout)
         pool = await open_pool(dsn, options, seconds=timeout)
@@ -104,7 +106,11 @@ class ConnectionStore:
             await store.verify()
             yield store
         finally:
-            await store.pool.close()
+            try:
+                await store.pool.close()
+            finally:
+                if store.changes is not None:
+                    await store.changes.close()
 
     async def verify(self) -> None:
         """Check that the database has this library's schema and that row level security binds this login.
@@ -248,14 +254,13 @@ class ConnectionStore:
     ) -> Connection | None:
         """Save a refresh, if the row still holds the refresh token that it replaces, and end the lease.
 
+        Return the saved connection, or None if a disconnect, a reconnect or another writer came first.
+
         Args:
             turn: a granted one, which names one app at most: the grant is of that.
             grant: of Spotify.
             age: seconds since Spotify was asked, from which `expires_in` of the grant counts.
             rejected: whether the Web API has refused the access token that is replaced: each process drops it then.
-
-        Returns:
-            The saved connection, or None if a disconnect, a reconnect or another writer came first.
         """
         saved = await self.refreshes.finish(turn, grant, age=age, rejected=rejected)
         if saved is None:
@@ -263,11 +268,9 @@ class ConnectionStore:
         return saved
 
     async def fail_refresh(self, turn: RefreshTurn, failure: RefreshFailure) -> RecordedFailure | None:
-        """End the lease without a grant and record why.
+        """End the lease without a grant and record why; return what is recorded of the refresh token then.
 
-        Returns:
-            What is recorded of the refresh token now; None, without any effect, if another process holds the lease or
-            another refresh token is stored.
+        None, without any effect, if another process holds the lease or another refresh token is stored.
         """
         return await self.refreshes.fail(turn, failure)
 

@@ -111,7 +111,7 @@ def _ways(draw: random.Random, _users: int, _processes: int) -> dict[str, Any]:
 
 
 def _held(draw: random.Random, _users: int, _processes: int) -> dict[str, Any]:
-    statement = draw.choice(("begin_refresh", "finish_refresh", "fail_refresh", "get_connection"))
+    statement = draw.choice(("begin_refresh", "finish_refresh", "fail_refresh", "get_access_tokens"))
     return {"statement": statement, "seconds": draw.uniform(0.2, 2.0), "answer": draw.random() < 0.6}
 
 

@@ -1,7 +1,7 @@
 """Which changes of the table are notified on the channel, with which payload, and which are silent."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
@@ -12,7 +12,7 @@ from spotconn import ConnectionStore, Outcome, Profile, RefreshFailure, TokenGra
 from spotconn.models import StoredTexts, fingerprint
 from spotconn.turns import RefreshTurn
 from support.connections import grant
-from support.database import Database
+from support.database import Database, serving
 
 ALICE = Profile(spotify_user_id="alice")
 SEEN = fingerprint("access-old")
@@ -189,3 +189,45 @@ async def test_changes_by_replication_are_notified(
         await admin.execute("set local session_replication_role = replica")
         await admin.execute("update public.spotify_connections set expires_at = now()")
     assert await channel.payloads() == [str(user)]
+
+
+@pytest.fixture(scope="module")
+def without_standby() -> Iterator[Database]:
+    """A server whose synchronous standby is not there. Only a commit that asks for it waits."""
+    with serving(synchronous_standby_names="absent", synchronous_commit="off") as database:
+        yield database
+
+
+async def shown(admin: asyncpg.Connection, condition: str) -> None:
+    """Wait until a session shows that a condition holds."""
+    async with asyncio.timeout(10):
+        while not await admin.fetchval(f"select exists ({condition})"):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_refresh_does_not_wait_for_the_notifications_of_others(without_standby: Database) -> None:
+    """A session that has notified holds one lock of the whole cluster until its commit is on the standby."""
+    admin, other = [await asyncpg.connect(without_standby.admin_dsn) for _ in range(2)]
+    query = "insert into auth.users (email) values ('a'), ('b') returning id"
+    users = [row["id"] for row in await admin.fetch(query)]
+    async with ConnectionStore.open(without_standby.dsn) as store:
+        turns = [await begun(store, user) for user in users]
+        await other.execute("set synchronous_commit = on")
+        # A transaction that only notifies does not wait for the standby.
+        committing = asyncio.create_task(
+            other.execute("insert into auth.users (email) values ('c'); select pg_notify('another', '')")
+        )
+        try:
+            await shown(admin, "select from pg_stat_activity where wait_event = 'SyncRep'")
+            async with asyncio.timeout(2):
+                assert await store.finish_refresh(turns[0], NEW)
+            notifying = asyncio.create_task(store.finish_refresh(turns[1], NEW, rejected=True))
+            await shown(admin, "select from pg_locks where classid = 'pg_database'::regclass and not granted")
+            await asyncio.sleep(0.2)
+            assert not notifying.done(), "one that notifies waits"
+            assert not committing.done()
+        finally:
+            await admin.execute("select pg_cancel_backend($1)", other.get_server_pid())  # its commit is local then
+            await committing
+        assert await notifying
+    await asyncio.gather(admin.close(), other.close())

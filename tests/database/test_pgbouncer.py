@@ -316,7 +316,7 @@ async def test_changes_are_heard_past_it_or_the_ttl_counts(
         await connect(store, spotify, user)
         await trusted(tokens, user)
         await deaf.get_valid_token(user)
-        assert deaf._source.subscriber._task is None
+        assert through.changes is None
         await store.delete(user)
         assert await served_for(tokens, user) < SECOND
         assert await served_for(deaf, user) <= 0.3

@@ -72,7 +72,10 @@ def open_copy(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> Open:
     return opening
 
 
-@pytest.mark.parametrize("plans", ["auto", "force_generic_plan", "force_custom_plan"])
+@pytest.mark.parametrize(
+    "plans",
+    ["force_generic_plan", *(pytest.param(mode, marks=pytest.mark.long) for mode in ("auto", "force_custom_plan"))],
+)
 async def test_every_call_reads_by_an_index(open_copy: Open, plans: str) -> None:
     """None but the listed ones begins to read a whole table, or goes along a whole index, and these do; no function
     and no statement is left out.

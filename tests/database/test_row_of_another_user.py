@@ -67,6 +67,7 @@ Act = Callable[[ConnectionStore, UUID], Awaitable[object]]
 READS: dict[str, Act] = {
     "get_connection(": lambda store, user: store.get(user),
     "get_connections(": lambda store, user: store.get_many([user]),
+    "get_access_tokens(": lambda store, user: store.tokens.get(user),
     "save_connection(": lambda store, user: store.save(user, granted(), ALICE),
     "begin_refresh(": lambda store, user: store.begin_refresh(user, seen=fingerprint("")),
     "delete_connection(": lambda store, user: store.delete(user),
@@ -137,7 +138,7 @@ async def test_another_users_token_is_neither_handed_out_nor_remembered(
     await connect(mixed, spotify, alice)
     stored = await connect(mixed, spotify, bob, account="bob")
     async with TokenManager(mixed, accounts) as tokens:
-        with way.replace(b"get_connection(", bob.bytes, alice.bytes):
+        with way.replace(b"get_access_tokens(", bob.bytes, alice.bytes):
             await is_refused(tokens.get_valid_token(bob), admin)
         assert bob not in tokens._cache.entries
         assert alice not in tokens._cache.entries
@@ -157,7 +158,7 @@ async def test_a_pass_over_many_users_ends_at_another_users_row(
     for user in users:
         await connect(mixed, spotify, user)
     async with TokenManager(mixed, accounts) as tokens:
-        with way.replace(b"get_connections(", bob.bytes, alice.bytes):
+        with way.replace(b"get_access_tokens(", bob.bytes, alice.bytes):
             await is_refused(anext(tokens.get_valid_tokens([bob, carol])), admin)
 
 

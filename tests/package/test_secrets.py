@@ -307,11 +307,11 @@ async def the_many(house: House) -> None:
     async with TokenManager(house.store, wrong) as other:
         await detector.fails(anext(other.get_valid_tokens(users[:1])))
     await wrong.aclose()
-    await house.admin.execute("revoke execute on function spotconn.get_connections from spotconn")
+    await house.admin.execute("revoke execute on function spotconn.get_access_tokens from spotconn")
     try:
         await detector.fails(anext(tokens.get_valid_tokens(users)))
     finally:
-        await house.admin.execute("grant execute on function spotconn.get_connections to spotconn")
+        await house.admin.execute("grant execute on function spotconn.get_access_tokens to spotconn")
 
 
 @drives("ConnectFlow.start", "ConnectFlow.finish", "ConnectFlow.from_env", "ConnectFlow.__init__")

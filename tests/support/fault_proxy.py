@@ -86,6 +86,7 @@ class FaultProxy:
     Attributes:
         delay: seconds that every burst takes.
         refuses: whether new connections are cut at once.
+        executed: the texts of the prepared statements that were executed.
     """
 
     def __init__(self, port: int) -> None:
@@ -97,6 +98,7 @@ class FaultProxy:
         self._port = 0
         self.delay = 0.0
         self.refuses = False
+        self.executed: list[bytes] = []
         self.thaw()
 
     @asynccontextmanager
@@ -200,6 +202,7 @@ class FaultProxy:
                 statements.update(_PARSE.findall(data))
                 for name in _BIND.findall(data):
                     executed = statements.get(name, b"")
+                    self.executed.append(executed)
                     answer_hold = self._due(executed, answer=True)
                     if hold := self._due(executed, answer=False):
                         await hold.wait()

@@ -3,8 +3,8 @@
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -27,6 +27,7 @@ from spotconn import (
     TokenManager,
 )
 from spotconn._database import statements
+from spotconn._database.access_tokens import AccessTokens
 from spotconn._database.bound_pool import BoundPool
 from spotconn._database.refreshes import Refreshes
 from spotconn._stopwatch import Stopwatch
@@ -435,6 +436,7 @@ class Pool(BoundPool):
     _NAMES: Mapping[str, str] = {
         statements.GET: "get",
         statements.GET_MANY: "get_many",
+        statements.GET_ACCESS_TOKENS: "get_many",
         statements.SAVE: "save",
         statements.DELETE: "delete",
         statements.BEGIN_REFRESH: "begin_refresh",
@@ -450,6 +452,13 @@ class Pool(BoundPool):
         return await self._answer(query, user_id, *args)
 
     async def rows_of(self, user_ids: list[UUID], query: str) -> Any:
+        return await self.fetch(None, query, user_ids)
+
+    @asynccontextmanager
+    async def acquire(self, *, reuse: bool = False) -> AsyncGenerator[Any]:  # noqa: ARG002  as there
+        yield None
+
+    async def fetch(self, _session: Any, query: str, user_ids: list[UUID]) -> Any:
         return await self._answer(query, user_ids)
 
     async def _answer(self, query: str, *args: object) -> Any:
@@ -476,6 +485,7 @@ def open_store(harness: OrderHarness) -> ConnectionStore:
     store = ConnectionStore(pool._pool, cipher=harness.cipher)
     store.pool = pool
     store.refreshes = Refreshes(pool, store._rows)
+    store.tokens = AccessTokens(pool, store._rows)
     return store
 
 

@@ -259,6 +259,7 @@ CALLS: dict[str, Call] = {
     "ConnectionStore.verify": lambda harness: harness.store.verify(),
     "ConnectionStore.get": lambda harness: harness.store.get(harness.busy()),
     "ConnectionStore.get_many": lambda harness: harness.store.get_many([harness.busy() for _ in range(50)]),
+    "ConnectionStore.tokens.get": lambda harness: harness.store.tokens.get(harness.busy()),
     "ConnectionStore.save": _connected,
     "ConnectionStore.delete": lambda harness: harness.store.delete(harness.busy()),
     "ConnectionStore.begin_refresh, superseded": lambda harness: harness.store.begin_refresh(

@@ -171,7 +171,7 @@ class StateHarness:
 
     def _tasks(self, manager: TokenManager) -> list[asyncio.Task[object]]:
         refresher = manager._source.refresher
-        flights = manager._source.reads.tasks | manager._source.refreshes.tasks
+        flights = manager._source.refreshes.tasks
         comparing = refresher.saved._comparing
         others = [*refresher.unsaved._savers.values(), *([comparing] if comparing else [])]
         return [*flights, *(task for task in others if not task.done())]

@@ -394,7 +394,7 @@ async def test_a_refresh_whose_caller_has_gone(
 async def test_waits_for_the_pool(
     database: Database, accounts: SpotifyAccounts, spotify: FakeSpotify, users: list[UUID], exported: Exported
 ) -> None:
-    """Each statement waits for a connection; a wait in vain is timed with its error."""
+    """A statement waits for a connection, unless one is kept; a wait in vain is timed with its error."""
     async with (
         ConnectionStore.open(database.dsn, max_size=1) as store,
         TokenManager(store, accounts) as tokens,

@@ -54,7 +54,14 @@ def run(example: pytest.Pytester, *, mode: str = "strict", loops: str = "functio
     return example.runpytest_subprocess("-W", "error", *options, timeout=110)
 
 
-@pytest.mark.parametrize(("mode", "loops"), [("strict", "function"), ("auto", "function"), ("strict", "session")])
+@pytest.mark.parametrize(
+    ("mode", "loops"),
+    [
+        ("strict", "function"),
+        pytest.param("auto", "function", marks=pytest.mark.long),
+        pytest.param("strict", "session", marks=pytest.mark.long),
+    ],
+)
 def test_the_example_passes(example: pytest.Pytester, mode: str, loops: str, open_folder: Path) -> None:
     """In both modes of pytest-asyncio and with a loop for each test or for all; nothing is left."""
     run(example, mode=mode, loops=loops).assert_outcomes(passed=6)
@@ -70,7 +77,11 @@ def test_the_example_passes_behind_a_proxy(example: pytest.Pytester, monkeypatch
 
 @pytest.mark.parametrize(
     ("without", "failed"),
-    [("auth=auth, ", 6), ("    except AskUser:\n        return", 2), ("    except TryLater:\n        return", 1)],
+    [
+        ("auth=auth, ", 6),
+        pytest.param("    except AskUser:\n        return", 2, marks=pytest.mark.long),
+        pytest.param("    except TryLater:\n        return", 1, marks=pytest.mark.long),
+    ],
 )
 def test_the_example_finds_a_fault(example: pytest.Pytester, without: str, failed: int, open_folder: Path) -> None:
     """A service that forgets its token, or one of the errors, fails just the tests that look for it."""

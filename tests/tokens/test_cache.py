@@ -15,7 +15,7 @@ STALE = START + 3300
 
 def stored(minutes: int = 60) -> StoredToken:
     """A token that ends so many minutes after the start."""
-    return StoredToken(f"access-{minutes}", "", START + 60 * minutes, None, None)
+    return StoredToken(f"access-{minutes}", "", START + 60 * minutes, None)
 
 
 @pytest.fixture
@@ -54,17 +54,39 @@ def test_with_cover_it_lives_until_it_is_stale_as_long_as_the_cover_is_renewed(
     assert not cache.get(user, STALE)
 
 
-def test_lost_cover_empties_it(cache: ConnectionCache, user: UUID) -> None:
-    """Also of what was remembered before, and what a read brings that began with cover is not remembered."""
-    fill(cache, user)
+def test_what_was_trusted_at_a_loss_lives_until_the_trust_would_have_ended(cache: ConnectionCache, user: UUID) -> None:
+    """Not longer, also where notifications arrive again: those in between were missed."""
     cache.trust(START + TTL)
-    with cache.reading(user) as pending:
-        cache.distrust()
-        cache.trust(START + TTL)
-        cache.put(stored(), pending, now=START, stale_at=STALE)
-    assert not cache.entries
+    fill(cache, user)
     cache.distrust()
     assert cache.trusted_until == math.inf
+    cache.distrust()
+    cache.trust(STALE)
+    entry = cache.entries[user]
+    assert entry.until == entry.fresh_until == START + TTL
+    assert cache.get(user, START + TTL - 1)
+    assert not cache.get(user, START + TTL)
+
+
+def test_what_is_read_after_a_loss_lives_for_the_ttl(cache: ConnectionCache, user: UUID) -> None:
+    """From its read on; so does what a read brings that was under way at the loss, also where trust has come back."""
+    cache.trust(START - 1)
+    with cache.reading(user) as pending:
+        cache.distrust()
+        cache.trust(STALE)
+        cache.put(stored(), pending, now=START, stale_at=STALE)
+    assert cache.entries[user].until == cache.entries[user].fresh_until == START + TTL
+    cache.distrust()
+    fill(cache, user)
+    assert cache.entries[user].until == START + TTL
+
+
+def test_a_loss_makes_nothing_live_longer(cache: ConnectionCache, user: UUID) -> None:
+    """What was not trusted when it was read ends when it would have."""
+    fill(cache, user)
+    cache.trust(STALE)
+    cache.distrust()
+    assert cache.entries[user].until == START + TTL
 
 
 def test_a_read_that_began_without_cover_lives_for_the_ttl(cache: ConnectionCache, user: UUID) -> None:
@@ -126,7 +148,7 @@ def test_two_reads_of_one_user_are_judged_each_by_what_it_heard(cache: Connectio
             cache.put(stored(61), new, now=START, stale_at=STALE)
         cache.put(stored(), old, now=START, stale_at=STALE)
     assert cache.entries[user].access_token == "access-61"
-    assert not cache._pending_reads, "a read that has ended is kept"
+    assert not cache.pending, "a read that has ended is kept"
 
 
 def test_the_number_is_bounded(cache: ConnectionCache) -> None:
@@ -162,23 +184,3 @@ def test_no_token_shows(cache: ConnectionCache, user: UUID) -> None:
     entry = cache.entries[user]
     assert "access-60" not in repr(entry)
     assert not hasattr(entry, "refresh_token")
-
-
-def test_what_happens_to_one_user_leaves_the_reads_of_others_shared(cache: ConnectionCache, user: UUID) -> None:
-    """The epoch of a user changes by what concerns that user while a read is under way, and never comes again."""
-    epochs = [cache.epoch(user)]
-    with cache.reading(user):
-        cache.invalidate(uuid4())
-        cache.invalidate(uuid4())
-        assert cache.epoch(user) == epochs[0]
-        cache.invalidate(user)
-        epochs.append(cache.epoch(user))
-        cache.invalidate(user)
-        epochs.append(cache.epoch(user))
-        cache.clear()
-        epochs.append(cache.epoch(user))
-    with cache.reading(user):
-        cache.invalidate(user)
-        epochs.append(cache.epoch(user))
-    assert len(set(epochs)) == 5
-    assert not cache._epochs, "a user without a read has none"

@@ -98,8 +98,7 @@ class Case:
 
     def calls(self, outcome: Outcome) -> int:
         """How often Spotify must be asked, in the background or not."""
-        in_background = self.freshness == "stale" and self.of_this_token and self.failure.startswith("refused")
-        return int(self.freshness != "fresh" and outcome is Outcome.GRANTED and not in_background)
+        return int(self.freshness != "fresh" and outcome is Outcome.GRANTED)
 
 
 def cases() -> Iterator[Case]:

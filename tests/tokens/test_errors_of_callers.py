@@ -26,6 +26,7 @@ from spotconn import (
 from spotconn._spotify.authorization import AppRefused, RequestNotProcessed
 from spotconn._tokens.batch import BATCH
 from spotconn._tokens.local_backoff import LocalBackoffs
+from spotconn._tokens.single_flight import SingleFlight
 from spotconn._tracebacks import Failure as SharedFailure
 from spotconn.testing import Answer, FakeSpotify
 from support.callers import (
@@ -192,13 +193,15 @@ def test_a_local_pause_gives_its_error_as_another_object_each_time() -> None:
 
 
 async def test_callers_of_one_read_share_no_error(setup: Setup) -> None:
-    """A read that many wait for fails for each of them with an object of its own."""
+    """Two read, and two wait to share the next statement, for which there is no connection: each has its own error."""
     callers = crowd(4)
-    with setup.proxy.hold(b"get_connection") as held:
+    first, second = (setup.proxy.hold(b"get_access_tokens") for _ in range(2))
+    with first, second:
         call = partial(setup.tokens.get_valid_token, setup.user)
         tasks = [asyncio.create_task(caller.run(call)) for caller in callers]
-        await held.reached()
-        assert len(setup.tokens._source.reads.tasks) == 1
+        await first.reached()
+        await second.reached()
+        setup.proxy.refuses = True
         setup.proxy.cut()
     await all_apart(callers, tasks)
     assert {type(caller.error) for caller in callers} == {DatabaseUnavailable}
@@ -333,7 +336,9 @@ async def test_an_error_that_cannot_be_copied_is_named(setup: Setup) -> None:
     """Where the class of a shared error does not copy, each caller has an error of its own that names the class."""
     async with moody(setup, Uncopied) as tokens:
         callers = crowd(2)
-        tasks = [asyncio.create_task(caller.run(lambda: tokens.get_valid_token(setup.user))) for caller in callers]
+        flights = SingleFlight[UUID, object]("shared")
+        work = partial(tokens.store.get, setup.user)
+        tasks = [asyncio.create_task(caller.run(lambda: flights.join(setup.user, work))) for caller in callers]
         await all_caught(callers)
         assert [str(caller.error) for caller in callers] == ["shared work ended with Uncopied"] * 2
         assert callers[0].error is not callers[1].error

@@ -21,6 +21,7 @@ from spotconn._tokens import source
 from spotconn.testing import Answer
 from support.database import Database, serving
 from support.fault_harness import FaultHarness, ask_until_served, fault_harness
+from support.listening import until
 from support.waiting_crowd import WaitingCrowd
 
 FALSE_REFUSAL = Answer(status=400, json={"error": "invalid_grant", "error_description": "Refresh token revoked"})
@@ -105,10 +106,12 @@ def at(text: bytes, *, answer: bool = False, skip: int = 0) -> Callable[[FaultHa
 
 REFUSED = (Answer.too_many_requests("1"),)
 AWAITS = [
-    Await("read", at(b"get_connection"), (str, DatabaseUnavailable), 1, before=None),
-    Await("read's answer", at(b"get_connection", answer=True), (str, DatabaseUnavailable), 1, before=None),
-    Await("begin", at(b"begin_refresh"), (str, DatabaseUnavailable), 1, before=b"get_connection"),
-    Await("begin's answer", at(b"begin_refresh", answer=True), (str, DatabaseUnavailable), 1, before=b"get_connection"),
+    Await("read", at(b"get_access_tokens"), (str, DatabaseUnavailable), 1, before=None),
+    Await("read's answer", at(b"get_access_tokens", answer=True), (str, DatabaseUnavailable), 1, before=None),
+    Await("begin", at(b"begin_refresh"), (str, DatabaseUnavailable), 1, before=b"get_access_tokens"),
+    Await(
+        "begin's answer", at(b"begin_refresh", answer=True), (str, DatabaseUnavailable), 1, before=b"get_access_tokens"
+    ),
     Await("Spotify", lambda scene: scene.spotify.hold(calls=1), (str,), 1),
     Await("save", at(b"finish_refresh"), (str,), 1),
     Await("save's answer", at(b"finish_refresh", answer=True), (str,), 1),
@@ -155,6 +158,8 @@ async def test_a_lost_database_loses_no_connection(
         crowd = WaitingCrowd(scene.tokens, scene.user, scene.before["access_token"])
         with where.hold(scene) as held:
             caller = asyncio.create_task(scene.tokens.get_valid_token(scene.user))
+            if where.before is not None and fault not in UNANSWERED:
+                await until(lambda: bool(scene.tokens._source.refreshes.tasks))  # its own read is over
             crowd.begin()
             if fault in UNANSWERED:
                 if where.before is not None:

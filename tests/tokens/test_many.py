@@ -269,7 +269,7 @@ async def test_refreshed_users_need_no_more_memory(
         async for _ in tokens.get_valid_tokens(users, concurrency=5):
             most = max(most, sum(task.get_name().startswith("spotconn") for task in asyncio.all_tasks()))
         assert most <= 1 + 2 * 5 + 2
-        assert not tokens._source.refreshes.tasks | tokens._source.reads.tasks
+        assert not tokens._source.refreshes.tasks
         await until(lambda: not left_over())
 
 
@@ -497,12 +497,12 @@ async def test_what_is_wrong_for_all_ends_the_job(
         assert seen == users[:1]
         assert spotify.token_calls <= 4
     await wrong.aclose()
-    await admin.execute("revoke execute on function spotconn.get_connections from spotconn")
+    await admin.execute("revoke execute on function spotconn.get_access_tokens from spotconn")
     try:
         with pytest.raises(RowSecurityError):
             await _drain(tokens.get_valid_tokens(users))
     finally:
-        await admin.execute("grant execute on function spotconn.get_connections to spotconn")
+        await admin.execute("grant execute on function spotconn.get_access_tokens to spotconn")
     await until(lambda: not left_over())
 
 

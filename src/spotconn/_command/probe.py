@@ -8,8 +8,9 @@ from typing import Any
 
 import asyncpg
 
-from spotconn._database.acquire import Session, within
+from spotconn._database.acquire import within
 from spotconn._database.errors import map_errors
+from spotconn._database.idle_sessions import Session
 from spotconn.errors import DatabaseUnavailable
 
 TIMEOUT = 60.0

@@ -1,51 +1,82 @@
 """Acquire and release connections in bounded time, also when the caller fails or is cancelled."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Generator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from collections.abc import Awaitable, Generator
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
+from types import TracebackType
+from typing import TypeVar
 
 import asyncpg
 
 from spotconn._database.errors import map_errors
+from spotconn._database.idle_sessions import IdleSessions, Session
 from spotconn._observer import NOBODY, Observer
 from spotconn.errors import DatabaseUnavailable, SpotconnError
 
-if TYPE_CHECKING:
-    from asyncpg.pool import PoolConnectionProxy
-
 _T = TypeVar("_T")
-Session: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 
 TIMEOUT = 5.0
 """Seconds to wait for a connection, free or new, and again for the answer to a statement."""
 
 
-@asynccontextmanager
-async def acquire(
-    pool: asyncpg.Pool, *, seconds: float = TIMEOUT, observer: Observer = NOBODY
-) -> AsyncGenerator[Session]:
+class acquire(AbstractAsyncContextManager[Session]):  # noqa: N801  used as a function
     """Context manager: acquire a connection and release it at the end of the block.
+
+    Args:
+        pool: whose connection.
+        seconds: to wait for it, and again for its release.
+        observer: is notified of the wait.
+        idle: connections to take first.
+        reuse: whether to keep it there at the end of a block that has not failed.
 
     Raises:
         DatabaseUnavailable: none was free, or could be opened, in time.
     """
-    with observer.acquiring():
-        connection = await map_errors(pool.acquire(timeout=seconds))
-    release = _release
-    try:
-        yield connection
-    except asyncio.CancelledError:
-        release = _release_after_cancellation
-        raise
-    except (DatabaseUnavailable, asyncpg.InternalClientError):
-        # It may be cut, half-open or in the middle of an answer; asyncpg may not know that it has ended. The pool
-        # replaces a closed connection.
-        with suppress(asyncpg.InterfaceError):
-            connection.terminate()
-        raise
-    finally:
-        await release(pool, connection, seconds)
+
+    _session: Session
+
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        *,
+        seconds: float = TIMEOUT,
+        observer: Observer = NOBODY,
+        idle: IdleSessions | None = None,
+        reuse: bool = False,
+    ) -> None:
+        self._pool = pool
+        self._seconds = seconds
+        self._observer = observer
+        self._idle = idle
+        self._reuse = reuse
+
+    async def __aenter__(self) -> Session:
+        """Return the connection."""
+        session = self._idle.take() if self._idle else None
+        if session is None:
+            with self._observer.acquiring(), self._idle.awaited() if self._idle else nullcontext():
+                session = await map_errors(self._pool.acquire(timeout=self._seconds))
+        self._session = session
+        return session
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        """Release it, or keep it."""
+        session = self._session
+        if self._idle:
+            if self._reuse and error is None and self._idle.put(session):
+                return
+            self._idle.forget(session)
+        if isinstance(error, asyncio.CancelledError):
+            await _release_after_cancellation(self._pool, session, self._seconds)
+            return
+        if isinstance(error, DatabaseUnavailable | asyncpg.InternalClientError):
+            # It may be cut, half-open or in the middle of an answer; asyncpg may not know that it has ended. The pool
+            # replaces a closed connection.
+            with suppress(asyncpg.InterfaceError):
+                session.terminate()
+        await _release(self._pool, session, self._seconds)
 
 
 async def _release(pool: asyncpg.Pool, connection: Session, seconds: float) -> None:

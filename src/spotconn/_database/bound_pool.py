@@ -7,8 +7,9 @@ from uuid import UUID
 import asyncpg
 
 from spotconn._affinity import Affinity
-from spotconn._database.acquire import TIMEOUT, Session, acquire
+from spotconn._database.acquire import TIMEOUT, acquire
 from spotconn._database.errors import map_errors
+from spotconn._database.idle_sessions import IdleSessions, Session
 from spotconn._database.pool import close_pool
 from spotconn._observer import NOBODY, Observer
 from spotconn._stopwatch import Stopwatch
@@ -41,16 +42,20 @@ class BoundPool:
         loop = getattr(pool, "_loop", None)
         self.affinity: Affinity = Affinity(name, loop=loop, transports=self._transports, after_fork=self.terminate)
         self.observer: Observer = NOBODY
+        self._idle = IdleSessions(pool, timeout=timeout)
 
-    def acquire(self) -> AbstractAsyncContextManager[Session]:
+    def acquire(self, *, reuse: bool = False) -> AbstractAsyncContextManager[Session]:
         """Context manager: acquire a connection and release it at the end of the block.
+
+        Args:
+            reuse: whether the next block may have it first. Nothing may be left behind in it.
 
         Raises:
             RuntimeError: in another process or event loop.
             DatabaseUnavailable: none was free, or could be opened, in time.
         """
         self.affinity.check()
-        return acquire(self._pool, seconds=self.timeout, observer=self.observer)
+        return acquire(self._pool, seconds=self.timeout, observer=self.observer, idle=self._idle, reuse=reuse)
 
     async def value(self, query: str) -> Any:
         """Return the first value of the first row of a statement."""
@@ -78,9 +83,13 @@ class BoundPool:
         Raises:
             RowSecurityError: a row belongs to another user.
         """
-        async with self.acquire() as connection:
-            rows = await map_errors(connection.fetch(query, user_ids, timeout=self.timeout))
-            check_users(connection, {row["user_id"] for row in rows} <= set(user_ids))
+        async with self.acquire() as session:
+            return await self.fetch(session, query, user_ids)
+
+    async def fetch(self, session: Session, query: str, user_ids: list[UUID]) -> list[asyncpg.Record]:
+        """Return the same as `rows_of`, through a session of this pool."""
+        rows = await map_errors(session.fetch(query, user_ids, timeout=self.timeout))
+        check_users(session, {row["user_id"] for row in rows} <= set(user_ids))
         return rows
 
     def terminate(self) -> None:
@@ -94,6 +103,7 @@ class BoundPool:
             RuntimeError: in another event loop.
         """
         if self.affinity.close():
+            await self._idle.aclose()
             await close_pool(self._pool, seconds=self.timeout)
 
     def _transports(self) -> list[Any]:

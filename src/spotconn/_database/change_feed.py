@@ -1,39 +1,61 @@
-"""Notifications of changes to the table, sent by its triggers and received on a connection of their own."""
+"""The changes of the table, for all managers of a store: one session listens for them, in one task."""
 
 import asyncio
-import secrets
+import logging
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from contextvars import Context
 from typing import Any, Protocol
 from uuid import UUID
 
 import asyncpg
 
-from spotconn._database.acquire import TIMEOUT, Session
+from spotconn._backoff import Backoff
+from spotconn._database.acquire import TIMEOUT
 from spotconn._database.bound_pool import BoundPool
-from spotconn._database.errors import APPLY_SCHEMA, map_errors
+from spotconn._database.errors import map_errors
 from spotconn._database.pool import open_single
-from spotconn.errors import DatabaseUnavailable, SchemaMismatch
+from spotconn._database.subscription import ChangeHandler, Subscription
+from spotconn.errors import SpotconnError
 
-CHANNEL = "spotconn"
-_HEARTBEAT = "heartbeat "
-"""The first characters of a notification of `spotconn.heartbeat`."""
+_log = logging.getLogger("spotconn")
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 60.0
+"""Seconds before an attempt to listen again."""
+HEARTBEATS = 3
+"""Heartbeats in the shortest time for which one is trusted, so that two may be late."""
+SHORTEST_WAIT = 0.1
+"""Seconds between two heartbeats at least, even if a cache is not trusted in between."""
+STOP_TIMEOUT = 1.0
+"""Seconds that the task has to end."""
 
 
-class ChangeHandler(Protocol):
-    """Receives changes. No method may raise."""
+class TrustingHandler(ChangeHandler, Protocol):
+    """Receives changes, and learns for how long it may rely on that. No method may raise."""
 
-    def invalidate(self, user_id: UUID) -> None:
-        """Handle that the connection of a user has changed."""
+    @property
+    def ttl(self) -> float:
+        """Seconds for which one heartbeat is trusted."""
         ...
 
-    def clear(self) -> None:
-        """Handle that any connection may have changed."""
+    def now(self) -> float:
+        """Return the time by the handler's own clock."""
+        ...
+
+    def trust(self, sent: float) -> None:
+        """Handle that a heartbeat has arrived: all changes before `sent`, which `now` returned, were handled."""
+        ...
+
+    def distrust(self) -> None:
+        """Handle that changes may have been missed since the last heartbeat."""
         ...
 
 
 class ChangeFeed:
-    """The notifications of one database.
+    """Passes the changes of one database on to handlers. It listens while there are any.
+
+    A new handler is trusted from the next heartbeat on, which is sent at once. Before it was added it had read
+    nothing, so it has missed nothing that counts.
 
     Args:
         pool: of the database.
@@ -43,13 +65,58 @@ class ChangeFeed:
     """
 
     def __init__(self, pool: asyncpg.Pool, dsn: str, options: dict[str, Any], *, timeout: float = TIMEOUT) -> None:
+        # Not the store's, whose observer would count the listener's waits among those of calls.
         self._pool = BoundPool(pool, name="ConnectionStore", timeout=timeout)
         self._dsn = dsn
         self._options = options
         self._timeout = timeout
+        self._handlers: dict[TrustingHandler, None] = {}
+        self._backoff = Backoff(first=FIRST_PAUSE, longest=LONGEST_PAUSE)
+        self._task: asyncio.Task[None] | None = None
+        self._subscription: Subscription | None = None
+
+    def add(self, handler: TrustingHandler) -> None:
+        """Pass changes on to a handler from now on. May be repeated.
+
+        Raises:
+            RuntimeError: the store is closed, or belongs to another process or event loop.
+        """
+        if handler in self._handlers and self._task is not None and not self._task.done():
+            return
+        self._pool.affinity.check()
+        self._handlers[handler] = None
+        if self._task is None or self._task.done():
+            self._backoff.failures = 0
+            # In a context of its own: it outlives the first call, and is no part of its trace.
+            self._task = asyncio.create_task(self._run(), name="spotconn-subscriber", context=Context())
+        elif self._subscription is not None:
+            self._subscription.wake()
+
+    async def remove(self, handler: TrustingHandler) -> None:
+        """Pass nothing on to a handler any more. Without one left, stop listening. May be repeated."""
+        self._handlers.pop(handler, None)
+        if not self._handlers:
+            await self._stop()
+
+    async def close(self) -> None:
+        """Remove all handlers and accept no more. In a child of fork do nothing: the task is the parent's."""
+        if self._pool.affinity.close():
+            self._distrust()
+            self._handlers.clear()
+            await self._stop()
+
+    def invalidate(self, user_id: UUID) -> None:
+        """Tell all handlers that the connection of a user has changed."""
+        for handler in self._handlers:
+            handler.invalidate(user_id)
+
+    def clear(self) -> None:
+        """Tell all handlers that any connection may have changed."""
+        for handler in self._handlers:
+            handler.clear()
 
     @asynccontextmanager
-    async def subscribe(self, handler: ChangeHandler) -> AsyncGenerator["Subscription"]:
+    async def subscribe(self, handler: ChangeHandler) -> AsyncGenerator[Subscription]:
         """Context manager: pass changes to `handler`. `Subscription.heartbeat` tells whether they arrive.
 
         Raises:
@@ -66,100 +133,55 @@ class ChangeFeed:
         finally:
             bound.terminate()
 
+    @property
+    def _needed(self) -> bool:
+        """Whether to listen: a child of fork that goes on with its parent's event loop has the task, too."""
+        return bool(self._handlers) and not self._pool.affinity.forked
 
-class Subscription:
-    """A connection that listens, and the heartbeats that show whether notifications arrive."""
+    async def _run(self) -> None:
+        while self._needed:
+            try:
+                async with self.subscribe(self) as self._subscription:
+                    await self._beat(self._subscription)
+            except SpotconnError as error:
+                self._log_loss(error)
+            except Exception as error:  # noqa: BLE001  from an option of the caller's, such as a callable for the password
+                self._log_loss(type(error).__name__)
+            finally:
+                self._distrust()
+            if self._needed:
+                # Jittered, so that a fleet does not come back all at once.
+                await asyncio.sleep(self._backoff.next_pause())
 
-    def __init__(self, pool: BoundPool, session: Session, *, timeout: float) -> None:
-        self._pool = pool
-        self._session = session
-        self._timeout = timeout
-        self._nonce = secrets.token_hex(8)
-        self._arrived = asyncio.Event()
-        self._lost = asyncio.Event()
-        self._confirmed = False
+    async def _beat(self, subscription: Subscription) -> None:
+        """Send heartbeats, often enough for each handler, until one fails or none is needed."""
+        confirmed = False
+        while self._needed:
+            interval = min(handler.ttl for handler in self._handlers) / HEARTBEATS
+            sent = {handler: handler.now() for handler in self._handlers}
+            await subscription.heartbeat()
+            if not confirmed:
+                confirmed = True
+                self._backoff.failures = 0
+                _log.info("notifications of changes arrive")
+            for handler in self._handlers.keys() & sent:
+                handler.trust(sent[handler])
+            await asyncio.sleep(SHORTEST_WAIT)
+            await subscription.wait(seconds=max(interval - SHORTEST_WAIT, 0))
 
-    async def start(self, handler: ChangeHandler) -> None:
-        """Begin to listen.
+    def _distrust(self) -> None:
+        for handler in self._handlers:
+            handler.distrust()
 
-        Raises:
-            DatabaseUnavailable: no answer in time.
-        """
+    async def _stop(self) -> None:
+        """Stop the task. A handler that is added meanwhile starts another."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task], timeout=STOP_TIMEOUT)
 
-        def notified(_session: object, _pid: object, _channel: object, payload: object) -> None:
-            text = str(payload)
-            if not text.startswith(_HEARTBEAT):
-                _dispatch(handler, text)
-            elif text == _HEARTBEAT + self._nonce:
-                self._arrived.set()
-
-        self._session.add_termination_listener(self._end)
-        async with _arriving_within(self._timeout):
-            await map_errors(self._session.add_listener(CHANNEL, notified))
-
-    async def heartbeat(self) -> None:
-        """Send a notification and wait until it arrives. All changes before this call have then arrived.
-
-        The first one is sent from another session, which shows that notifications of others arrive, too.
-
-        Raises:
-            DatabaseUnavailable: it does not arrive in time.
-            SchemaMismatch: the triggers are missing or disabled.
-        """
-        self._arrived.clear()
-        if self._confirmed:
-            await self._send(self._session)
-        else:
-            # Behind a transaction pooler, or at another database, only its own notifications would arrive.
-            async with self._pool.acquire() as other:
-                await self._send(other)
-        async with _arriving_within(self._timeout):
-            await self._arrived.wait()
-        if self._lost.is_set():
-            raise DatabaseUnavailable("the connection that listens for changes was lost")
-        self._confirmed = True
-
-    async def wait(self, *, seconds: float) -> None:
-        """Wait for `seconds`.
-
-        Raises:
-            DatabaseUnavailable: the connection was lost.
-        """
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._lost.wait()
-            raise DatabaseUnavailable("the connection that listens for changes was lost")
-
-    async def _send(self, session: Session) -> None:
-        query = "select spotconn.heartbeat($1)"
-        if not await map_errors(session.fetchval(query, self._nonce, timeout=self._timeout)):
-            raise SchemaMismatch(f"the triggers that tell of changes are gone or disabled: {APPLY_SCHEMA}")
-
-    def _end(self, _session: object) -> None:
-        self._lost.set()
-        self._arrived.set()
-
-
-@asynccontextmanager
-async def _arriving_within(seconds: float) -> AsyncGenerator[None]:
-    timed_out = False
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        timed_out = True
-    if timed_out:
-        raise DatabaseUnavailable(
-            "the connection that listens for changes hears nothing in time: it was cut, leads to another database, or "
-            "a transaction pooler is in between"
-        )
-
-
-def _dispatch(handler: ChangeHandler, payload: str) -> None:
-    """Pass on a notification of `spotconn.notify_change`; one that cannot be parsed may mean any change."""
-    try:
-        user_id = UUID(payload)
-    except ValueError:
-        handler.clear()
-        return
-    handler.invalidate(user_id)
+    def _log_loss(self, reason: object) -> None:
+        """Log the first failure as a warning and repeats at debug level."""
+        level = logging.WARNING if not self._backoff.failures else logging.DEBUG
+        text = "notifications of changes do not arrive, connections are cached for %g s: %s"
+        _log.log(level, text, max((handler.ttl for handler in self._handlers), default=0), reason)

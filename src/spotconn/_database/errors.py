@@ -56,5 +56,7 @@ def _library_error(error: asyncpg.PostgresError) -> SpotconnError | ValueError:
         return ConfigurationError(f"the database refused the login ({name}): check user, password and database name")
     if state[:2] in _UNAVAILABLE:
         advice = _POOLER_REFUSES if state == "08P01" else "try again later"
-        return DatabaseUnavailable(f"the database cannot serve now ({name}, SQLSTATE {state}); {advice}")
+        return DatabaseUnavailable(
+            f"the database cannot serve now ({name}, SQLSTATE {state}); {advice}", answered=not state.startswith("08")
+        )
     return SchemaMismatch(f"the database refused the statement ({name}, SQLSTATE {state}): {APPLY_SCHEMA}")

@@ -8,7 +8,7 @@ import asyncpg
 from spotconn._tracebacks import renewed
 from spotconn.cipher import TokenCipher, TokenColumn
 from spotconn.errors import DecryptionError
-from spotconn.models import Connection, RecordedFailure, StoredTexts
+from spotconn.models import Connection, RecordedFailure, StoredAccessToken, StoredTexts, fingerprint
 from spotconn.overview import ConnectionOverview
 from spotconn.turns import Outcome, RefreshTurn
 
@@ -52,6 +52,27 @@ class RowConverter:
             family=row["family"],
             texts=StoredTexts(row["access_token"], row["refresh_token"]),
         )
+
+    def access_token(self, row: asyncpg.Record, user_id: UUID) -> StoredAccessToken:
+        """Return the access token of a row, decrypted as that of the user it was requested for.
+
+        Raises:
+            DecryptionError: it does not decrypt as one of this user's.
+        """
+        text: str = row["access_token"]
+        return StoredAccessToken(
+            access_token=self.cipher.decrypt(text, user_id=user_id, column="access_token"),
+            fingerprint=fingerprint(text),
+            remaining=row["remaining"],
+            scope=None if row["scope"] is None else frozenset(row["scope"].split()),
+        )
+
+    def access_token_or_error(self, row: asyncpg.Record) -> StoredAccessToken | DecryptionError:
+        """Return the access token of a row, or the error of one that does not decrypt."""
+        try:
+            return self.access_token(row, row["user_id"])
+        except DecryptionError as error:
+            return renewed(error)
 
     def saved(self, row: asyncpg.Record, user_id: UUID) -> Connection:
         """Return the connection of an answer of `spotconn.finish_refresh`, with the failure that it has ended.

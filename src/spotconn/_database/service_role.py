@@ -8,9 +8,10 @@ from uuid import UUID
 import asyncpg
 
 from spotconn._database.acquire import TIMEOUT as ANSWER_TIMEOUT
-from spotconn._database.acquire import Session, terminate_on_error, within
+from spotconn._database.acquire import terminate_on_error, within
 from spotconn._database.bound_pool import BoundPool, check_users
 from spotconn._database.errors import APPLY_SCHEMA, map_errors
+from spotconn._database.idle_sessions import Session
 from spotconn.errors import RowSecurityError
 
 if TYPE_CHECKING:

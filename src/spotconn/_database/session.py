@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from spotconn._database.acquire import Session, terminate_on_error, within
+from spotconn._database.acquire import terminate_on_error, within
 from spotconn._database.errors import map_errors
+from spotconn._database.idle_sessions import Session
 from spotconn.errors import DatabaseUnavailable
 
 if TYPE_CHECKING:

@@ -23,13 +23,14 @@ from spotconn._tracebacks import Failure, renewed, scrub
 from spotconn.errors import (
     ConfigurationError,
     DatabaseUnavailable,
+    DecryptionError,
     NotConnected,
     OtherApp,
     RowSecurityError,
     SchemaMismatch,
     SpotconnError,
 )
-from spotconn.models import Connection, parse_user_id
+from spotconn.models import parse_user_id
 from spotconn.overview import TokensProgress
 from spotconn.store import ConnectionStore
 
@@ -66,15 +67,9 @@ class Policy:
     times: Times
     clock: Callable[[], float]
 
-    def from_row(self, stored: StoredToken) -> str | SpotconnError | None:
+    def from_row(self, stored: StoredToken) -> str | None:
         """Return the answer from the row alone, or None if a refresh is due."""
-        state = self._freshness(stored)
-        if state is Freshness.FRESH:
-            return stored.access_token
-        refused = stored.final_refusal()
-        if state is Freshness.EXPIRED:
-            return refused
-        return stored.access_token if refused else None
+        return stored.access_token if self._freshness(stored) is Freshness.FRESH else None
 
     async def refreshed(self, user_id: UUID, stored: StoredToken) -> str | SpotconnError:
         """Return the answer after a refresh; while the stored token is good, a failure is no answer.
@@ -282,11 +277,11 @@ class _Run:
     async def _stored(self, user_ids: list[UUID]) -> "dict[UUID, StoredToken | SpotconnError]":
         read_at = self._policy.clock()
         try:
-            rows = await self._store.get_many(user_ids)
+            rows = await self._store.tokens.get_many(user_ids)
         except DatabaseUnavailable as error:
             return {user_id: renewed(error) for user_id in user_ids}
         return {
-            user_id: StoredToken.of(row, read_at) if isinstance(row, Connection) else row
+            user_id: row if isinstance(row, DecryptionError) else StoredToken.of(row, read_at)
             for user_id, row in rows.items()
         }
 

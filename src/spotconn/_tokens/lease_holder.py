@@ -213,5 +213,5 @@ def _granted_token(stored: Connection, grant: TokenGrant, requested_at: float) -
     """Return the token of a grant that is not saved yet."""
     scope = stored.scope if grant.scope is None else grant.scope
     return StoredToken(
-        grant.access_token, fingerprint(grant.access_token), requested_at + (grant.expires_in or 0.0), scope, None
+        grant.access_token, fingerprint(grant.access_token), requested_at + (grant.expires_in or 0.0), scope
     )

@@ -37,10 +37,14 @@ class LocalBackoffs:
             again.retry_after = remaining
         return again
 
-    def begin(self, user_id: UUID, about: str, error: SpotconnError, now: float) -> None:
-        """Back off: as long as the error says, else longer with each failure in a row, 1 s to 30 s."""
+    def begin(self, user_id: UUID, about: str, error: SpotconnError, now: float) -> bool:
+        """Back off: as long as the error says, else longer with each failure in a row, 1 s to 30 s.
+
+        Return whether it is the first one about this token.
+        """
         held = self._backoffs.pop(user_id, None)
-        backoff = held.backoff if held is not None and held.about == about else Backoff(first=1, longest=30)
+        first = held is None or held.about != about
+        backoff = Backoff(first=1, longest=30) if held is None or first else held.backoff
         if isinstance(error, TryLater) and error.retry_after is not None:
             backoff.until = now + error.retry_after
         else:
@@ -48,6 +52,7 @@ class LocalBackoffs:
         if len(self._backoffs) >= MOST_BACKOFFS:
             del self._backoffs[next(iter(self._backoffs))]
         self._backoffs[user_id] = _Held(about, renewed(error), backoff)
+        return first
 
     def end(self, user_id: UUID) -> None:
         """End the backoff of a user, as Spotify has answered."""

@@ -123,10 +123,10 @@ class Refresher:
             NotConnected: there is none.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError, DecryptionError: it could not be read.
         """
-        if (saved := await self._save_first(user_id)) is not None:
+        if self.unsaved.holds(user_id) and (saved := await self._save_first(user_id)) is not None:
             return saved
         read_at = self._clock()
-        return self._token_of(await self._answer(self._store.get(user_id)), read_at)
+        return StoredToken.of(await self._answer(self._store.tokens.get(user_id)), read_at)
 
     async def refresh(self, user_id: UUID, wanting: StoredToken) -> Replacement:
         """Return another token than the one found wanting, granted to this process or to another.
@@ -188,12 +188,6 @@ class Refresher:
             return unsaved
         return None if saved is None else StoredToken.of(saved, read_at)
 
-    def _token_of(self, connection: Connection, read_at: float) -> StoredToken:
-        """Return the token of a connection that was just read, which also shows the clock of the database."""
-        if connection.remaining > 0:  # an end that counts as past may be any
-            self.observer.clock(connection.expires_at.timestamp() - connection.remaining - read_at)
-        return StoredToken.of(connection, read_at)
-
     async def _answer(self, call: Awaitable[T]) -> T:
         """Return the answer of the database; after it was away, compare what this process has saved with the rows."""
         try:
@@ -213,7 +207,10 @@ class Refresher:
         found = StoredToken.of(connection, read_at)
         if found.access_token != wanting.access_token:
             return found, connection.remaining
-        raise found.final_refusal() or error
+        failure = connection.failure
+        if failure is not None and failure.retry_at is None and connection.is_refused_to(self._apps.accounts):
+            raise reauthorization(failure) or error
+        raise error
 
     async def _take_turns(self, attempt: _Attempt) -> Replacement:
         backoff = Backoff(first=FIRST_PAUSE, longest=LONGEST_PAUSE)
@@ -251,7 +248,7 @@ class Refresher:
         if attempt.restored < MOST_RESTORES and await self.saved.restore(turn.connection, turn.lease_id):
             attempt.restored += 1
             return None
-        found = self._token_of(turn.connection, leased.began)
+        found = StoredToken.of(turn.connection, leased.began)
         match turn.outcome:
             case Outcome.SUPERSEDED if found.access_token == attempt.wanting.access_token:
                 attempt.wanting = found  # a rekey has stored another text of the same token
@@ -263,6 +260,8 @@ class Refresher:
             case Outcome.REFUSED | Outcome.OTHER_APP | Outcome.PAUSED:
                 raise self._blocked(turn, turn.connection)
             case Outcome.GRANTED:
+                if turn.lease_until is not None:  # the lease began by the clock of the database
+                    self.observer.clock(turn.lease_until.timestamp() - self._times.lease - leased.began)
                 with self.observer.refreshing(turn.user_id):
                     token = await self._holder.refresh(turn, turn.connection, leased)
                 return None if token is None else Replacement(token, best=True)
@@ -277,8 +276,6 @@ class Refresher:
         if turn.outcome is Outcome.OTHER_APP and connection.client_id is not None:
             error = self._apps.error_without(connection.client_id, connection)
         elif refusal := reauthorization(connection.failure):
-            if connection.client_id is None:  # reads cannot tell that it counts, so each call would come here
-                self.backoffs.begin(turn.user_id, connection.fingerprint, refusal, loop_time())
             return refusal
         else:
             error = SpotifyUnavailable("Spotify did not refresh this connection lately", retry_after=turn.retry_after)

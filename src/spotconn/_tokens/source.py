@@ -3,22 +3,23 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from uuid import UUID
 
 from spotconn._affinity import Affinity
 from spotconn._observer import NOBODY, Observer
+from spotconn._stopwatch import loop_time
 from spotconn._tokens.arguments import Times
 from spotconn._tokens.cache import ConnectionCache, PendingRead
 from spotconn._tokens.freshness import Freshness, freshness_of
+from spotconn._tokens.local_backoff import LocalBackoffs
 from spotconn._tokens.refresh import Refresher, Replacement
 from spotconn._tokens.single_flight import SingleFlight, finish
 from spotconn._tokens.stored_token import StoredToken
 from spotconn._tokens.subscriber import Subscriber
 from spotconn._tracebacks import Failure
-from spotconn.errors import AskUser, MissingScope, RefreshInProgress, SpotifyUnavailable
+from spotconn.errors import MissingScope, RefreshInProgress, SpotconnError, SpotifyUnavailable
 
 _log = logging.getLogger("spotconn")
 
@@ -44,8 +45,6 @@ class ConnectionSource:
         clock: gives seconds since the epoch.
 
     Attributes:
-        reads: reads under way, by user and epoch of the cache: one that began before a notification does not serve
-            a call that comes after it.
         refreshes: refreshes under way, by user and by the access token found wanting.
         refresher: as given.
         subscriber: as given.
@@ -69,7 +68,7 @@ class ConnectionSource:
         # Each process has another window for each user, so that a fleet does not refresh at the same moment and no
         # process does the work of all.
         self._salt = random.getrandbits(SPREAD_BITS)
-        self.reads = SingleFlight[tuple[UUID, int], StoredToken]("spotconn-read")
+        self._background = LocalBackoffs()
         self.refreshes = SingleFlight[tuple[UUID, str], Replacement]("spotconn-refresh")
         self.refresher = refresher
         self.subscriber = subscriber
@@ -138,9 +137,8 @@ class ConnectionSource:
         """Wait for what is under way, and for other tasks, as long as a lease; then save what is not saved yet."""
         self._cache.close()
         try:
-            await finish(self.reads.tasks | self.refreshes.tasks | others, seconds=self._times.lease)
+            await finish(self.refreshes.tasks | others, seconds=self._times.lease)
         finally:  # also after a cancellation
-            self.reads.cut_off()
             self.refreshes.cut_off()
             try:
                 await self.subscriber.close()
@@ -155,7 +153,7 @@ class ConnectionSource:
     ) -> StoredToken:
         """Return what serves a call for which the cached token does not."""
         if found is None or _missing(found, needed):  # the user may have granted it since, through another process
-            found = await self.reads.join((user_id, self._cache.epoch(user_id)), partial(self._read, user_id))
+            found = await self._read(user_id)
         return found if self._remaining(found) > least else await self._replace(user_id, found, least)
 
     def _refresh_if_stale(self, user_id: UUID, found: StoredToken) -> None:
@@ -165,12 +163,32 @@ class ConnectionSource:
             return
         state = freshness_of(remaining, window=self.window_of(user_id), margin=self._times.margin)
         key = user_id, found.access_token
-        if state is Freshness.FRESH or found.refusal or key in self.refreshes:
+        if state is Freshness.FRESH or key in self.refreshes or self._affinity.closed:
             return
-        if self._affinity.closed or self.refresher.paused(user_id, found):
+        if self.refresher.paused(user_id, found) or self._failed_in_background(user_id, found):
             return
         flight = self.refreshes.begin(key, partial(self._refresh, user_id, found))
-        flight.outcome.add_done_callback(_log_failure)
+        flight.outcome.add_done_callback(partial(self._refreshed_in_background, user_id, found))
+
+    def _failed_in_background(self, user_id: UUID, found: StoredToken) -> bool:
+        return self._background.error(user_id, found.fingerprint, loop_time()) is not None
+
+    def _refreshed_in_background(
+        self, user_id: UUID, found: StoredToken, outcome: "asyncio.Future[Replacement | Failure]"
+    ) -> None:
+        """Log the first failure for a token, and do not try again with each call while the token is good."""
+        result = outcome.result()
+        if not isinstance(result, Failure):
+            self._background.end(user_id)
+            if result.retry_after is not None:  # there is no better one until then
+                pause = SpotifyUnavailable("the token was granted just now", retry_after=result.retry_after)
+                self._background.begin(user_id, found.fingerprint, pause, loop_time())
+        elif not result.is_a(RefreshInProgress):
+            failure = result.renewed()
+            error = failure if isinstance(failure, SpotconnError) else SpotifyUnavailable(str(result))
+            first = self._background.begin(user_id, found.fingerprint, error, loop_time())
+            level = logging.WARNING if first else logging.DEBUG
+            _log.log(level, "a refresh in the background failed with %s", result)
 
     async def _replace(
         self, user_id: UUID, found: StoredToken, least: float, *, useless: str | None = None
@@ -196,28 +214,20 @@ class ConnectionSource:
 
     async def _read(self, user_id: UUID, useless: str | None = None) -> StoredToken:
         """Return the stored token, and remember it unless it is known to be useless."""
-        with self._reading(user_id) as pending:
+        self.subscriber.start()
+        with self._cache.reading(user_id) as pending:
             token = await self.refresher.read(user_id)
             if token.access_token != useless:
                 self._remember(token, pending)
         return token
 
     async def _refresh(self, user_id: UUID, wanting: StoredToken) -> Replacement:
-        with self._reading(user_id) as pending:
+        self.subscriber.start()
+        with self._cache.reading(user_id) as pending:
             replacement = await self.refresher.refresh(user_id, wanting)
             self._cache.supersede(pending)
             self._remember(replacement.token, pending)
         return replacement
-
-    @contextmanager
-    def _reading(self, user_id: UUID) -> Generator[PendingRead]:
-        self.subscriber.start()
-        with self._cache.reading(user_id) as pending:
-            try:
-                yield pending
-            except AskUser:  # what is remembered of this user is out of date
-                self._cache.invalidate(user_id)
-                raise
 
     def _remember(self, token: StoredToken, pending: PendingRead) -> None:
         if self.refresher.unsaved.get(pending.user_id) is not None:
@@ -232,9 +242,3 @@ class ConnectionSource:
 def _missing(found: StoredToken, needed: frozenset[str]) -> frozenset[str]:
     """Return the needed scopes that are known not to be granted."""
     return frozenset() if found.scope is None else needed - found.scope
-
-
-def _log_failure(outcome: asyncio.Future[Replacement | Failure]) -> None:
-    failure = outcome.result()
-    if isinstance(failure, Failure) and not failure.is_a(RefreshInProgress):
-        _log.warning("a refresh in the background failed with %s", failure)

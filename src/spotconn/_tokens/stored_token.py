@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from spotconn.errors import ReauthorizationRequired
-from spotconn.models import Connection, RecordedFailure
+from spotconn.models import Connection, RecordedFailure, StoredAccessToken
 
 
 @dataclass(slots=True)
@@ -16,37 +16,23 @@ class StoredToken:
         fingerprint: of its text as stored; of the token itself where it is not saved yet.
         ends: when it ends, in seconds since the epoch by the clock of this process.
         scope: the granted scopes; None where they were never recorded.
-        refusal: that of the refresh token beside it, if Spotify has refused that with the app that it belongs to.
     """
 
     access_token: str = field(repr=False)
     fingerprint: str
     ends: float
     scope: frozenset[str] | None
-    refusal: RecordedFailure | None
 
     @classmethod
-    def of(cls, connection: Connection, read_at: float) -> Self:
-        """Return the token of a connection.
+    def of(cls, stored: Connection | StoredAccessToken, read_at: float) -> Self:
+        """Return a token that was read.
 
         Args:
-            connection: as read.
+            stored: as read.
             read_at: a moment before the read, in seconds since the epoch by the clock of this process. The clock of
                 the database has counted what is left, so an offset between the two does not matter.
         """
-        return cls(
-            connection.access_token,
-            connection.fingerprint,
-            read_at + connection.remaining,
-            connection.scope,
-            connection.failure if connection.reauthorization and connection.client_id is not None else None,
-        )
-
-    def final_refusal(self) -> ReauthorizationRequired | None:
-        """Return the error of a refresh token that Spotify is not to be asked about again, or None."""
-        if self.refusal is None or self.refusal.retry_at is not None:
-            return None
-        return reauthorization(self.refusal)
+        return cls(stored.access_token, stored.fingerprint, read_at + stored.remaining, stored.scope)
 
 
 def reauthorization(failure: RecordedFailure | None) -> ReauthorizationRequired | None:

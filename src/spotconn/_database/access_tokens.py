@@ -1,0 +1,46 @@
+"""Access tokens as they are stored, without the rest of their connections: what most callers need."""
+
+from collections.abc import Iterable
+from uuid import UUID
+
+from spotconn._database import statements
+from spotconn._database.bound_pool import BoundPool
+from spotconn._database.rows import RowConverter
+from spotconn._database.shared_reads import SharedReads
+from spotconn.errors import DecryptionError, NotConnected
+from spotconn.models import StoredAccessToken
+
+
+class AccessTokens:
+    """Reads access tokens, and decrypts nothing else.
+
+    Args:
+        pool: of the store.
+        rows: of the store.
+    """
+
+    def __init__(self, pool: BoundPool, rows: RowConverter) -> None:
+        self._pool = pool
+        self._rows = rows
+        self._reads = SharedReads(pool)
+
+    async def get(self, user_id: UUID) -> StoredAccessToken:
+        """Return the access token of a user, in a statement that callers share.
+
+        Raises:
+            NotConnected: there is none.
+            DatabaseUnavailable, SchemaMismatch, RowSecurityError, DecryptionError: it could not be read.
+        """
+        row = await self._reads.row(user_id)
+        if row is None:
+            raise NotConnected("no Spotify connection is stored for this user")
+        return self._rows.access_token(row, user_id)
+
+    async def get_many(self, user_ids: Iterable[UUID]) -> dict[UUID, StoredAccessToken | DecryptionError]:
+        """Return those of several users in one statement, with the error in place of one that does not decrypt.
+
+        Raises:
+            DatabaseUnavailable, SchemaMismatch, RowSecurityError: none could be read.
+        """
+        rows = await self._pool.rows_of(list(set(user_ids)), statements.GET_ACCESS_TOKENS)
+        return {row["user_id"]: self._rows.access_token_or_error(row) for row in rows}
