@@ -618,11 +618,12 @@ WENT_BACK = [
         requests=2,
         loses=True,
     ),
+    # A page whose time has passed meanwhile finds the refresh of another token of the user under way.
     Scenario(
         "old-row-of-before-reconnect",
         (PAGE, PAGE),
         EXPIRED,
-        errors=REFUSED,
+        errors=(*REFUSED, *LATE),
         happenings=(*RECONNECTED, *AGAIN, *WRITTEN, *COMPARED),
         requests=3,
         loses=True,
