@@ -70,7 +70,7 @@ check: .venv/dev-installed ## linters, types, import contracts, all tests, and t
 	$(MAKE) package
 	@$(call each_run,check,$(CHECK_RUNS),SELECT="not long")
 
-# What the library costs beside what one would pick instead; ten minutes. OPTIONS=--quick shows that it runs.
+# What the library costs beside what one would pick instead; six minutes. OPTIONS=--quick shows that it runs.
 # The interpreter is that of .venv: `make clean bench PYTHON=python3.13` takes another.
 bench: .venv/bench-installed ## what the library costs beside others; OPTIONS=--quick
 	$(GUARD) $(BIN)/python -m benchmarks $(OPTIONS)
