@@ -59,7 +59,8 @@ async def way(database: Database) -> AsyncIterator[FaultProxy]:
 
 @asynccontextmanager
 async def opened(database: Database, way: FaultProxy, **options: Any) -> AsyncGenerator[ConnectionStore]:
-    async with ConnectionStore.open(way.dsn(database.dsn), **{"statement_cache_size": 100, **options}) as store:
+    settings: dict[str, Any] = {"statement_cache_size": 100} | options
+    async with ConnectionStore.open(way.dsn(database.dsn), **settings) as store:
         yield store
 
 
@@ -270,7 +271,7 @@ class Scripted(BoundPool):
         finally:
             await asyncio.sleep(0)
 
-    async def fetch(self, _session: Any, _query: str, user_ids: list[UUID]) -> Any:
+    async def fetch(self, session: Any, query: str, user_ids: list[UUID]) -> Any:  # noqa: ARG002  as there
         self.statements += 1
         future = asyncio.get_running_loop().create_future()
         self.asked.append((user_ids, future))

@@ -120,7 +120,7 @@ async def test_with_settings_the_arguments_of_the_import_are_checked(arguments: 
 
 def test_the_profile_page_has_words_for_every_reason_to_connect_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also that the app is retired, which has no moment at which it was noticed."""
-    monkeypatch.syspath_prepend(EXAMPLES / "profile_app")
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES / "profile_app"), *sys.path])
     pages, sessions = import_module("pages"), import_module("sessions")
     now = datetime.now(UTC)
     for reason in get_args(ReauthorizationReason):

@@ -458,7 +458,7 @@ class Pool(BoundPool):
     async def acquire(self, *, reuse: bool = False) -> AsyncGenerator[Any]:  # noqa: ARG002  as there
         yield None
 
-    async def fetch(self, _session: Any, query: str, user_ids: list[UUID]) -> Any:
+    async def fetch(self, session: Any, query: str, user_ids: list[UUID]) -> Any:  # noqa: ARG002  as there
         return await self._answer(query, user_ids)
 
     async def _answer(self, query: str, *args: object) -> Any:
