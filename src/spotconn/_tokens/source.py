@@ -181,8 +181,8 @@ class ConnectionSource:
         if not isinstance(result, Failure):
             self._background.end(user_id)
             if result.retry_after is not None:  # there is no better one until then
-                pause = SpotifyUnavailable("the token was granted just now", retry_after=result.retry_after)
-                self._background.begin(user_id, found.fingerprint, pause, loop_time())
+                young = SpotifyUnavailable("the token was granted just now", retry_after=result.retry_after)
+                self._background.begin(user_id, found.fingerprint, young, loop_time())
         elif not result.is_a(RefreshInProgress):
             failure = result.renewed()
             error = failure if isinstance(failure, SpotconnError) else SpotifyUnavailable(str(result))
