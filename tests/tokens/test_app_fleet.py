@@ -12,8 +12,8 @@ from support.database import Database
 from support.fleet import APP, connect_crowd, fleet, valid_digests
 
 USERS = 500
-PATIENCE = 100.0
-"""Seconds in which a busy machine refreshes a whole crowd: no lease lapses while its holder waits for a turn to run."""
+LEASE, PATIENCE = 60.0, 200.0
+"""Seconds: no lease lapses while its holder waits for a turn to run, and one that is left behind is waited for."""
 WRONG = "app-b:secret-b"
 RIGHT = [APP] * 3
 
@@ -37,12 +37,12 @@ async def refusals(admin: asyncpg.Connection, users: Sequence[UUID]) -> int:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_a_wrong_app_marks_nobody(database: Database, admin: asyncpg.Connection, spotify: FakeSpotify) -> None:
     """Its process hears of each user which app is missing; corrected, it serves every user without an operator."""
     users = await connect_crowd(admin, spotify, USERS)
     async with spotify.serve() as url:
-        async with fleet(database.dsn, url, apps=RIGHT, patience=PATIENCE, lease=PATIENCE) as right:
+        async with fleet(database.dsn, url, apps=RIGHT, patience=PATIENCE, lease=LEASE) as right:
             await right.ask(users)  # which finds out their app
         await expire(admin)
         calls = spotify.token_calls
@@ -54,13 +54,13 @@ async def test_a_wrong_app_marks_nobody(database: Database, admin: asyncpg.Conne
                 assert answer.startswith("OtherApp: the connection belongs to the app demo-client")
                 assert "this process has app-b" in answer
             assert await refusals(admin, users) == 0
-        async with fleet(database.dsn, url, apps=[WRONG, *RIGHT], patience=PATIENCE, lease=PATIENCE) as mixed:
+        async with fleet(database.dsn, url, apps=[WRONG, *RIGHT], patience=PATIENCE, lease=LEASE) as mixed:
             _, *answers = await mixed.ask(users)
             assert answers == [stored := await valid_digests(admin, spotify, users)] * len(RIGHT)
         assert "" not in stored
         assert spotify.refresh_calls_by_app == {"demo-client": 2 * USERS}
         await expire(admin)
-        async with fleet(database.dsn, url, apps=[APP, *RIGHT], patience=PATIENCE, lease=PATIENCE) as corrected:
+        async with fleet(database.dsn, url, apps=[APP, *RIGHT], patience=PATIENCE, lease=LEASE) as corrected:
             answers = await corrected.ask(users)
             assert answers == [stored := await valid_digests(admin, spotify, users)] * 4
     assert "" not in stored
@@ -69,7 +69,7 @@ async def test_a_wrong_app_marks_nobody(database: Database, admin: asyncpg.Conne
 
 
 @pytest.mark.long
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_a_wrong_app_over_connections_that_name_none(
     database: Database, admin: asyncpg.Connection, spotify: FakeSpotify
 ) -> None:
@@ -82,7 +82,7 @@ async def test_a_wrong_app_over_connections_that_name_none(
         assert await refusals(admin, alone) == len(alone)
         provisional = "select count(*) from spotconn.refresh_state where failure is not null and retry_at is not null"
         assert await admin.fetchval(provisional) == len(alone)
-        async with fleet(database.dsn, url, apps=[WRONG, *RIGHT], patience=PATIENCE, lease=PATIENCE) as mixed:
+        async with fleet(database.dsn, url, apps=[WRONG, *RIGHT], patience=PATIENCE, lease=LEASE) as mixed:
             _, *answers = await mixed.ask(users)
             assert answers == [stored := await valid_digests(admin, spotify, users)] * len(RIGHT)
     assert "" not in stored
