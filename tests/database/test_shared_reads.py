@@ -482,3 +482,24 @@ def test_what_fails_for_several_is_repeated_while_there_is_time(*, late: bool) -
             assert errors[0] is not errors[1]
         else:
             assert [task.result() for task in tasks] == users_of(LANES + 2)
+
+
+async def test_a_read_that_ends_while_the_store_closes_keeps_no_connection(
+    database: Database, way: FaultProxy, admin: asyncpg.Connection
+) -> None:
+    """Closing gives back what waits for the next read, and what comes later: it does not wait for its timeout."""
+    users = await bulk_users(admin, 2)
+    loop = asyncio.get_running_loop()
+    async with opened(database, way) as store:
+        await outcomes(store, users)
+        assert store.pool._idle._free
+        with way.hold(READ) as held:
+            reading = asyncio.create_task(store.tokens.get(users[0]))
+            await held.reached()
+            await store.tokens.get(users[1])  # so that a timer is set
+            began = loop.time()
+            closing = asyncio.create_task(store.pool.close())
+            await until(lambda: not store.pool._idle._free)
+        assert isinstance(await reading, StoredAccessToken)
+        await closing
+        assert loop.time() - began < store.pool.timeout / 2

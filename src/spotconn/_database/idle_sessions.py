@@ -35,6 +35,7 @@ class IdleSessions:
         self._free: list[tuple[Session, float]] = []
         self._since: dict[Session, float] = {}
         self._waiting = 0
+        self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -60,7 +61,7 @@ class IdleSessions:
         """Keep a connection, unless it has been kept for long enough or somebody may need it: the last of the pool."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if self._waiting or now - self._since.setdefault(session, now) > TURN or self._is_last():
+        if self._closed or self._waiting or now - self._since.setdefault(session, now) > TURN or self._is_last():
             return False
         self._free.append((session, now))
         if self._timer is None:
@@ -72,7 +73,8 @@ class IdleSessions:
         self._since.pop(session, None)
 
     async def aclose(self) -> None:
-        """Give all back."""
+        """Give all back, and keep none any more: a read under way may end later."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         self._give_back([session for session, _ in self._free])
