@@ -24,15 +24,9 @@ def client_finding(environ: Mapping[str, str]) -> Finding:
         ConfigurationError: a variable is missing or malformed.
     """
     client_id, secret = read_client(environ)
-    text = f"{client_id}, {_kind(secret)}"
-    if _unusual(client_id, secret):
-        return Finding(
-            state="warn",
-            subject="Spotify app",
-            text=f"{text}; an id or secret that is not {USUAL_LENGTH} letters and digits",
-            remedy="compare SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET with Spotify's dashboard",
-        )
-    return Finding(state="ok", subject="Spotify app", text=text)
+    variables = "SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET"
+    unusual = _unusual(client_id, secret)
+    return _finding("Spotify app", f"{client_id}, {_kind(secret)}", variables, unusual=unusual)
 
 
 def other_apps_finding(environ: Mapping[str, str]) -> Finding:
@@ -49,14 +43,19 @@ def other_apps_finding(environ: Mapping[str, str]) -> Finding:
     secrets = [secret for _, secret in others]
     public = secrets.count(None)
     text = f"{len(others) - public} of confidential clients, {public} of public clients (PKCE), {len(retired)} retired"
-    if any(_unusual(client_id, secret) for client_id, secret in others):
-        return Finding(
-            state="warn",
-            subject="other apps",
-            text=f"{text}; an id or secret that is not {USUAL_LENGTH} letters and digits",
-            remedy="compare SPOTCONN_OTHER_APPS with Spotify's dashboard",
-        )
-    return Finding(state="ok", subject="other apps", text=text)
+    unusual = any(_unusual(client_id, secret) for client_id, secret in others)
+    return _finding("other apps", text, "SPOTCONN_OTHER_APPS", unusual=unusual)
+
+
+def _finding(subject: str, text: str, variables: str, *, unusual: bool) -> Finding:
+    if not unusual:
+        return Finding(state="ok", subject=subject, text=text)
+    return Finding(
+        state="warn",
+        subject=subject,
+        text=f"{text}; an id or secret that is not {USUAL_LENGTH} letters and digits",
+        remedy=f"compare {variables} with Spotify's dashboard",
+    )
 
 
 async def check_apps(probe: Probe, environ: Mapping[str, str]) -> Finding:
