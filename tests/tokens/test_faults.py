@@ -205,6 +205,22 @@ async def test_a_refusal_whose_record_is_not_acknowledged_is_told_by_the_next_ca
         assert scene.spotify.token_calls == 1
 
 
+async def test_a_grant_that_a_second_attempt_saves_is_served_by_the_first(database: Database) -> None:
+    """Where two attempts to save a grant meet, the one that fails last has its token all the same."""
+    async with fault_harness(database) as scene:
+        with scene.proxy.hold(b"finish_refresh") as held:
+            caller = asyncio.create_task(scene.tokens.get_valid_token(scene.user))
+            await held.reached()
+            token = await scene.tokens.replace_rejected(scene.user, scene.before["access_token"])
+            assert (await scene.row())["access_token"] == token
+            await away(scene)
+            assert await caller == token
+        scene.proxy.heal()
+        assert await scene.ask_until_served() == token
+        assert scene.spotify.token_calls == 1
+        await scene.check()
+
+
 @pytest.mark.parametrize("fault", [away, half_open])
 async def test_a_kept_grant_is_served_while_the_database_is_away(
     database: Database, fault: Callable[[FaultHarness], Awaitable[None]]

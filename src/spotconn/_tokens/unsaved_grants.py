@@ -41,6 +41,8 @@ class UnsavedGrant:
         rejected: whether the Web API has refused the access token that it replaces.
         useless: whether the Web API has refused its own access token.
         doubtful: whether the user has connected or disconnected since, or may have: then it is not served.
+        settled: whether an attempt has saved it, or has found that another write came first.
+        saved: the connection, once it is saved.
     """
 
     turn: RefreshTurn
@@ -51,6 +53,8 @@ class UnsavedGrant:
     rejected: bool = False
     useless: bool = False
     doubtful: bool = False
+    settled: bool = False
+    saved: Connection | None = None
 
     @property
     def age(self) -> Stopwatch | float:
@@ -124,9 +128,14 @@ class UnsavedGrants:
         Raises:
             SpotconnError: it could not be saved now; a task goes on trying.
         """
+        unsaved = self._unsaved.get(user_id)
+        if unsaved is None:
+            return None
         try:
-            return await self._save(user_id)
-        except BaseException:  # also a cancellation
+            return await self._save(unsaved)
+        except BaseException as error:  # also a cancellation
+            if unsaved.settled and isinstance(error, Exception):
+                return unsaved.saved  # another attempt has come through meanwhile
             self._start_saver(user_id)
             raise
 
@@ -154,13 +163,12 @@ class UnsavedGrants:
         if savers:
             await asyncio.wait(savers, timeout=STOP_TIMEOUT)
 
-    async def _save(self, user_id: UUID) -> Connection | None:
-        unsaved = self._unsaved.get(user_id)
-        if unsaved is None:
-            return None
+    async def _save(self, unsaved: UnsavedGrant) -> Connection | None:
+        user_id = unsaved.turn.user_id
         saved = await self._store.refreshes.finish(
             unsaved.turn, unsaved.grant, age=unsaved.age, rejected=unsaved.rejected, client_id=unsaved.client_id
         )
+        unsaved.settled, unsaved.saved = True, saved
         if self._unsaved.get(user_id) is unsaved:
             del self._unsaved[user_id]
             self._remember(unsaved, saved)
@@ -209,10 +217,10 @@ class UnsavedGrants:
 
     async def _keep_saving(self, user_id: UUID) -> None:
         backoff = Backoff(first=FIRST_PAUSE, longest=LONGEST_PAUSE)
-        while user_id in self._unsaved:
+        while unsaved := self._unsaved.get(user_id):
             try:
                 async with self._slots:
-                    await self._save(user_id)
+                    await self._save(unsaved)
                 continue
             except SpotconnError as error:
                 _log_failure(user_id, error, first=not backoff.failures)
