@@ -21,8 +21,8 @@ SCREENSHOTS = "SPOTCONN_SCREENSHOTS"
 """Names a folder that gets the pictures of the README."""
 
 
-SHORT_LIFE = "31"
-"""Seconds that access tokens are good for where a test waits for their end; they are not served in the last 30."""
+SHORT_LIFE = "3"
+"""Seconds that access tokens are good for where a test waits for their end: one just granted is served until then."""
 
 
 @pytest.fixture

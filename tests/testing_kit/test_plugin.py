@@ -68,6 +68,7 @@ def test_the_example_passes(example: pytest.Pytester, mode: str, loops: str, ope
     assert not list(open_folder.iterdir())
 
 
+@pytest.mark.long
 def test_the_example_passes_behind_a_proxy(example: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """The simulated Spotify is on this host, so a proxy of the environment is not used for it."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
@@ -148,7 +149,14 @@ def test_without_the_extra_every_fixture_names_it(pytester: pytest.Pytester) -> 
     assert all('pip install "spotconn[testing]"' in hint for hint in hints)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, marks=pytest.mark.long),
+    ],
+)
 async def test_a_run_that_is_killed_leaves_nothing(tmp_path: Path, open_folder: Path, number: signal.Signals) -> None:
     """The Postgres and its folder are gone with the run, however it ends."""
     (tmp_path / "test_endless.py").write_text(ENDLESS)
