@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 # No transaction can be chained to a commit that fails, so deferred constraints are checked before it.
 _COMMIT = "set constraints all immediate; commit and chain"
 _ROLLBACK = "rollback and chain"
+_FATAL = {"FATAL", "PANIC"}
+_NOT_SAVED = (
+    "the session was lost before the end of the block (a restart, pg_terminate_backend or "
+    "idle_in_transaction_session_timeout): nothing of the block was saved; run the block again"
+)
 _RESET = (
     "set session authorization default; reset all; select pg_catalog.pg_advisory_unlock_all(); close all; unlisten *; "
     "discard temp"
@@ -54,44 +59,65 @@ async def borrow(session: Session, *, seconds: float) -> AsyncGenerator[None]:
     the commit. A session that cannot be restored is closed, also when the block itself has ended the transaction.
 
     Raises:
-        DatabaseUnavailable: the database did not answer in time; it may still commit.
+        DatabaseUnavailable: nothing of the block was saved, or the commit was not answered and may have happened; the
+            text says which.
     """
     restoring = _restoring(session)
+    # The pool takes a lost connection out of its proxy. asyncpg has no public API for it.
+    connection: asyncpg.Connection = getattr(session, "_con")  # noqa: B009  strict types know no "_con"
     transaction = session.transaction()
     with terminate_on_error(session):
         await map_errors(within(transaction.start(), seconds=seconds))
-    ending = _ROLLBACK
-    suppressed: tuple[type[Exception], ...] = ()
     try:
         yield
-        ending = _COMMIT
-    except asyncio.CancelledError:
-        suppressed = (Exception,)  # raised here, an error of the rollback would replace the cancellation
+    except BaseException:
+        with suppress(Exception):  # an error of the rollback would replace that of the block
+            await _end(session, transaction, f"{_ROLLBACK}; {restoring}", seconds=seconds)
         raise
-    finally:
-        with suppress(*suppressed):
-            await _end(session, transaction, f"{ending}; {restoring}", seconds=seconds)
+    if connection.is_closed():
+        if _was_in_transaction(connection):
+            raise DatabaseUnavailable(_NOT_SAVED)
+    else:
+        await _commit(session, transaction, f"{_COMMIT}; {restoring}", seconds=seconds)
+
+
+async def _commit(session: Session, transaction: "Transaction", statements: str, *, seconds: float) -> None:
+    reason = ""
+    try:
+        await _end(session, transaction, statements, seconds=seconds)
+    except TimeoutError:
+        reason = "the transaction did not end in time"
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+        if not _ends_session(error):
+            raise
+        reason = "the session was lost during the commit"
+    if reason:
+        raise DatabaseUnavailable(f"{reason}: what the block wrote may be saved or not; look before you write it again")
 
 
 async def _end(session: Session, transaction: "Transaction", statements: str, *, seconds: float) -> None:
-    try:
-        if session.is_closed():
-            return
-    except asyncpg.InterfaceError:  # it was lost, and the pool has released it already
-        return
     if not session.is_in_transaction():  # the block has ended it
         session.terminate()
         return
-    timed_out = False
     with terminate_on_error(session):
-        try:
-            async with asyncio.timeout(seconds):
-                await session.execute(statements)
-                await transaction.commit()
-        except TimeoutError:
-            timed_out = True
-        if timed_out:
-            raise DatabaseUnavailable("the transaction did not end in time; try again later")
+        async with asyncio.timeout(seconds):
+            await session.execute(statements)
+            await transaction.commit()
+
+
+def _was_in_transaction(connection: asyncpg.Connection) -> bool:
+    """Return whether a transaction was open when a session was lost: the block had not ended it before."""
+    try:
+        return connection.is_in_transaction()
+    except AttributeError:  # terminated by the block: asyncpg no longer knows
+        return True
+
+
+def _ends_session(error: Exception) -> bool:
+    """Return whether an error of the commit comes with the loss of the session."""
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "").startswith("08") or getattr(error, "severity_en", None) in _FATAL
+    return not isinstance(error, asyncpg.InterfaceError) or "closed" in str(error)
 
 
 def _restoring(session: Session) -> str:
