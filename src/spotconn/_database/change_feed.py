@@ -141,17 +141,22 @@ class ChangeFeed:
     async def _run(self) -> None:
         while self._needed:
             try:
-                async with self.subscribe(self) as self._subscription:
-                    await self._beat(self._subscription)
+                await self._listen()
             except SpotconnError as error:
                 self._log_loss(error)
-            except Exception as error:  # noqa: BLE001  from an option of the caller's, such as a callable for the password
+            except Exception as error:  # noqa: BLE001  of the caller's: a callable for the password, or a clock
                 self._log_loss(type(error).__name__)
-            finally:
-                self._distrust()
             if self._needed:
                 # Jittered, so that a fleet does not come back all at once.
                 await asyncio.sleep(self._backoff.next_pause())
+
+    async def _listen(self) -> None:
+        """Pass changes on until the session is lost or none is needed."""
+        try:
+            async with self.subscribe(self) as self._subscription:
+                await self._beat(self._subscription)
+        finally:
+            self._distrust()
 
     async def _beat(self, subscription: Subscription) -> None:
         """Send heartbeats, often enough for each handler, until one fails or none is needed."""

@@ -236,12 +236,13 @@ class SavedGrants:
             except asyncio.CancelledError:
                 self._due.update(batch)
                 raise
-            except DatabaseUnavailable:
+            except Exception as error:  # noqa: BLE001  also of an option of the caller's pool: no error ends comparing
                 self._due.update(batch)
                 self._lost = True  # an answer of the database starts it again, for all
+                if not isinstance(error, DatabaseUnavailable):
+                    reason = error if isinstance(error, SpotconnError) else type(error).__name__
+                    _log.warning("saved connections cannot be compared with their rows, and will be again: %s", reason)
                 return
-            except SpotconnError as error:
-                _log.warning("saved connections cannot be compared with their rows: %s", error)
 
     async def _restore_all(self, user_ids: list[UUID]) -> None:
         for _ in range(MOST_RESTORES):
