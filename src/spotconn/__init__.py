@@ -75,5 +75,7 @@ __all__ = [
     "freshness",
 ]
 
+__version__ = "0.1.0"
+
 # Quiet by default: what a library logs is shown where the program asks for it, and nowhere else.
 logging.getLogger(__name__).addHandler(logging.NullHandler())

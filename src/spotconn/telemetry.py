@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Sized
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from importlib.metadata import version
 from typing import ParamSpec
 from uuid import UUID
 from weakref import ref
@@ -23,6 +22,7 @@ try:
 except ModuleNotFoundError:
     raise ImportError('spotconn.telemetry needs an extra: pip install "spotconn[otel]"') from None
 
+from spotconn import __version__
 from spotconn._observer import Observer
 from spotconn.errors import SpotconnError
 from spotconn.manager import TokenManager
@@ -62,9 +62,8 @@ def instrument(
     Raises:
         RuntimeError: the manager is instrumented already.
     """
-    release = version("spotconn")
-    tracer = trace.get_tracer("spotconn", release, tracer_provider)
-    meter = metrics.get_meter("spotconn", release, meter_provider)
+    tracer = trace.get_tracer("spotconn", __version__, tracer_provider)
+    meter = metrics.get_meter("spotconn", __version__, meter_provider)
     tokens._observe(_Telemetry(tracer, meter))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  our own interface
 
 

@@ -13,8 +13,7 @@ import pytest
 from support import dist_check
 
 TREE = {
-    "pyproject.toml": '[project]\nversion = "1.2.3"\n',
-    "src/spotconn/__init__.py": "",
+    "src/spotconn/__init__.py": '__version__ = "1.2.3"\n',
     "src/spotconn/__pycache__/__init__.cpython-311.pyc": "",
     "src/spotconn/py.typed": "",
     "sql/schema.sql": "select 1",
@@ -105,7 +104,7 @@ def test_what_is_too_large_is_reported(check: Check) -> None:
 
 
 def test_a_distribution_of_another_version_is_reported(tmp_path: Path, check: Check) -> None:
-    """What pyproject.toml does not name is left over; what it names is missing."""
+    """What has not the version of the package is left over; what has it is missing."""
     check()
     (tmp_path / "dist" / SDIST).rename(tmp_path / "dist" / "spotconn-1.2.2.tar.gz")
     assert list(dist_check.faults(tmp_path / "root", tmp_path / "dist")) == [

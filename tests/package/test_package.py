@@ -31,16 +31,16 @@ KINDS = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
 def test_the_version_is_in_one_place() -> None:
-    """pyproject.toml has it, what is installed says the same, and no other file repeats it but the CHANGELOG."""
-    version = PROJECT["version"]
+    """The package has it, what is installed says the same, and no other file repeats it but the CHANGELOG."""
+    version = spotconn.__version__
     assert INSTALLED.version == version
     alone = re.compile(rf"(?<![\d.]){re.escape(version)}(?![\d.])")
     read = [*PACKAGE.rglob("*.py"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")]
-    assert [file.name for file in read if alone.search(file.read_text())] == ["CHANGELOG.md"]
+    assert [file.name for file in read if alone.search(file.read_text())] == ["__init__.py", "CHANGELOG.md"]
 
 
 def test_the_changelog_keeps_its_form() -> None:
-    """What is unreleased comes first, then each version with its day, the newest first: the one of pyproject.toml."""
+    """What is unreleased comes first, then each version with its day, the newest first: the one of the package."""
     text = (ROOT / "CHANGELOG.md").read_text()
     first, *released = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert first == "[Unreleased]"
@@ -48,7 +48,7 @@ def test_the_changelog_keeps_its_form() -> None:
     pairs = [(Version(match[1]), date.fromisoformat(match[2])) for match in found if match]
     assert len(pairs) == len(released)
     assert pairs == sorted(pairs, reverse=True)
-    assert pairs[0][0] == Version(PROJECT["version"])
+    assert pairs[0][0] == Version(spotconn.__version__)
     assert set(re.findall(r"^### (.*)$", text, re.MULTILINE)) <= KINDS
 
 

@@ -1,8 +1,8 @@
 """Looks through a wheel and an sdist for what is missing, left over or too large: `dist_check.py FOLDER`."""
 
+import re
 import sys
 import tarfile
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from zipfile import ZipFile
@@ -47,9 +47,9 @@ def faults(root: Path, folder: Path) -> Iterator[str]:
 
 
 def project_version(root: Path) -> str:
-    """The version in pyproject.toml."""
-    version: str = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
-    return version
+    """The version in the package itself."""
+    [version] = re.findall(r'^__version__ = "(.+)"$', (root / "src/spotconn/__init__.py").read_text(), re.MULTILINE)
+    return str(version)
 
 
 def _differences(where: str, found: set[str], due: set[str]) -> Iterator[str]:
