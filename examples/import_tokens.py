@@ -3,11 +3,12 @@
     python examples/import_tokens.py USER_ID CACHE_FILE AUTHORIZED_ON [SPOTIFY_USER_ID]
 
 stores the tokens of a cache file of spotipy for a user. AUTHORIZED_ON (YYYY-MM-DD) is when the user agreed on Spotify's
-page, or the earliest day on which they may have: the six months of the refresh token began then, and no import begins
-them again. SPOTIFY_USER_ID names the account that the tokens must be of.
+page, in whatever time zone, or the earliest day on which they may have: the six months of the refresh token began then,
+and no import begins them again. SPOTIFY_USER_ID names the account that the tokens must be of.
 
 The tokens must be of the app of SPOTIFY_CLIENT_ID, which is recorded with them: no other app can refresh them. An
 access token that has ended, or whose end is not known, is refreshed before anything is stored. That also shows the app.
+What can be refused is refused before that: the refresh may spend the only refresh token.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
@@ -27,6 +28,8 @@ from spotconn import Connection, Freshness, SpotifyAccounts, TokenGrant, TokenMa
 
 CLOCKS = 60
 """Seconds by which the clocks of two hosts may differ."""
+FIRST_ZONE = timezone(timedelta(hours=14))
+"""Where each day begins first."""
 
 
 class SpotipyCache(BaseModel):
@@ -92,6 +95,15 @@ def read_session(session: Mapping[str, Any], now: float) -> TokenGrant:
     return _read("Supabase's session", lambda: SupabaseSession.model_validate(session).grant(now))
 
 
+def start_of(day: str) -> datetime:
+    """The earliest moment that a day (YYYY-MM-DD) has anywhere, which is past wherever that day has begun.
+
+    Raises:
+        ValueError: it is no day.
+    """
+    return datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=FIRST_ZONE)
+
+
 async def import_grant(
     tokens: TokenManager,
     user_id: UUID,
@@ -110,10 +122,12 @@ async def import_grant(
         spotify_user_id: of the account that they must be of.
 
     Raises:
-        ValueError: they are of another account, or an argument is refused; nothing is stored.
+        ValueError: they are of another account, or an argument is refused; nothing is stored, and for an argument no
+            refresh token is spent either.
         SpotconnError: they are of no use, or could not be stored.
     """
-    await tokens.status(user_id)  # where the database is away, no refresh token is spent
+    # Whatever the database would refuse, it refuses before a refresh token is spent.
+    await tokens.store.check_save(user_id, connected_at=authorized_at)
     ends = freshness(found.expires_at, time.time(), window=CLOCKS, margin=CLOCKS)
     grant = found if ends is Freshness.FRESH else await _refreshed(tokens.accounts, found)
     profile = await tokens.accounts.profile(grant.access_token)
@@ -185,7 +199,7 @@ async def main(arguments: list[str]) -> int:
     if len(arguments) not in {3, 4}:
         raise ValueError("expected USER_ID CACHE_FILE AUTHORIZED_ON [SPOTIFY_USER_ID]")
     user_id, path, day, *account = arguments
-    authorized_at = datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC)
+    authorized_at = start_of(day)
     text = await asyncio.to_thread(Path(path).read_text, encoding="utf-8")
     async with TokenManager.from_env() as tokens:
         stored = await import_cache(tokens, UUID(user_id), text, authorized_at, *account)

@@ -476,6 +476,23 @@ begin
 end
 $$;
 
+-- Fails as spotconn.save_connection would for these. auth.users is not readable here, so a row that refers to it is inserted
+-- and deleted again, which no other transaction sees.
+create or replace function spotconn.check_save(p_user_id uuid, p_connected_at timestamptz) returns void
+language plpgsql set search_path = '' as $$
+declare
+    own_hash constant bytea := pg_catalog.uuid_send(pg_catalog.gen_random_uuid());
+begin
+    if p_connected_at > spotconn.now() + interval '1 minute' then
+        raise exception 'connected_at lies in the future' using errcode = 'SC001';
+    end if;
+    perform spotconn.act_as(p_user_id);
+    insert into spotconn.pending_connect (state_hash, user_id, code_verifier, expires_at)
+    values (own_hash, p_user_id, '', spotconn.now());
+    delete from spotconn.pending_connect as pending where pending.state_hash = own_hash;
+end
+$$;
+
 create or replace function spotconn.delete_connection(p_user_id uuid) returns boolean
 language plpgsql set search_path = '' as $$
 declare
@@ -831,6 +848,18 @@ begin
     );
     insert into spotconn.pending_connect (state_hash, user_id, code_verifier, expires_at, started_at)
     values (p_state_hash, p_user_id, p_code_verifier, moment + p_life, moment);
+end
+$$;
+
+-- How many started authorizations of a user wait and have not expired.
+create or replace function spotconn.pending_connects(p_user_id uuid) returns bigint
+language plpgsql set search_path = '' as $$
+begin
+    perform spotconn.act_as(p_user_id);
+    return (
+        select pg_catalog.count(*) from spotconn.pending_connect as pending
+        where pending.user_id = p_user_id and pending.expires_at > spotconn.now()
+    );
 end
 $$;
 

@@ -65,10 +65,10 @@ async def simulated(stack: AsyncExitStack, port: int, arguments: list[str]) -> S
     tokens = TokenManager(
         await stack.enter_async_context(ConnectionStore.open(dsn)), await stack.enter_async_context(accounts)
     )
-    redirect_uri = f"http://127.0.0.1:{port}/callback"
+    flow = ConnectFlow(tokens.store, tokens.accounts, redirect_uri=f"http://127.0.0.1:{port}/callback", scopes=SCOPES)
     return Service(
         tokens=await stack.enter_async_context(tokens),
-        flow=ConnectFlow(tokens.store, tokens.accounts, redirect_uri=redirect_uri, scopes=SCOPES),
+        flow=await stack.enter_async_context(flow),
         http=await stack.enter_async_context(httpx.AsyncClient(timeout=10, trust_env=False)),
         users=users,
         host="127.0.0.1",
@@ -84,7 +84,7 @@ async def real(stack: AsyncExitStack, arguments: list[str]) -> Service:
     redirect_uri = urlsplit(os.environ["SPOTIFY_REDIRECT_URI"])
     return Service(
         tokens=tokens,
-        flow=flow,
+        flow=await stack.enter_async_context(flow),
         http=await stack.enter_async_context(httpx.AsyncClient(timeout=10)),
         users=given_users(arguments),
         host=redirect_uri.hostname or "",

@@ -7,6 +7,7 @@ from typing import TypeVar
 from uuid import UUID
 
 import httpx
+from starlette.datastructures import URL
 
 from music import Track, top_tracks
 from sessions import Session
@@ -30,7 +31,7 @@ FAILED = {
     "state_mismatch": (
         "This answer does not belong to a connect that you started here, or it was used before. Nothing has changed."
     ),
-    "state_expired": "That took longer than ten minutes. Nothing has changed; please start again.",
+    "state_expired": "That took too long, or you have started again since. Nothing has changed; please start again.",
     "code_rejected": "Spotify did not accept the answer. Nothing has changed; please start again.",
 }
 DISCONNECTED = (
@@ -69,7 +70,7 @@ class Service:
         """Where to send the browser; on a reconnect Spotify asks again, so that another account can be chosen."""
         return await self._noted(session, self.flow.start(user_id, show_dialog=again)) or "/profile"
 
-    async def finish(self, user_id: UUID, session: Session, callback_url: str) -> None:
+    async def finish(self, user_id: UUID, session: Session, callback_url: URL) -> None:
         """Save the connection that the browser comes back with."""
         connection = await self._noted(session, self.flow.finish(user_id, callback_url))
         if connection is not None:

@@ -96,7 +96,7 @@ class Site:
         session = self._session(request)
         if session is None or session.user is None:
             return _to("/")
-        await self._service.finish(self._user_id(session), session, str(request.url))
+        await self._service.finish(self._user_id(session), session, request.url)
         return _to("/profile")
 
     async def disconnect(self, request: Request) -> Response:

@@ -8,14 +8,15 @@ from typing import Self
 from uuid import UUID
 
 from spotconn._affinity import Affinity
+from spotconn._database.pending_connects import MOST
 from spotconn._settings import read_redirect_uri
 from spotconn._spotify.authorization import code_challenge, new_code_verifier
-from spotconn._spotify.redirect import Callback, checked_redirect_uri, read_callback, refusal
+from spotconn._spotify.redirect import Callback, UrlObject, checked_redirect_uri, read_callback, refusal
 from spotconn._stopwatch import Stopwatch
 from spotconn._tracebacks import scrubbed
 from spotconn.accounts import SpotifyAccounts
 from spotconn.errors import ConnectFailed, SpotifyUnavailable
-from spotconn.events import Connected, Events, Hook
+from spotconn.events import DRAIN_TIMEOUT, Connected, Events, Hook
 from spotconn.models import Connection, TokenGrant, parse_user_id
 from spotconn.store import ConnectionStore
 
@@ -24,6 +25,8 @@ STATE_LIFE = 600.0
 TIMEOUT = 20.0
 """Seconds that `finish` has for its calls to Spotify, all retries included."""
 
+_REPLACED = f"newer starts of this user have replaced it ({MOST} can be under way), or it was used before; start again"
+
 
 @scrubbed
 class ConnectFlow:
@@ -31,7 +34,8 @@ class ConnectFlow:
 
     `start` gives the URL to send the browser to; `finish` takes the URL at which it comes back. Both must be called
     for the user who is signed in then: a callback that another user started is refused. Works with and without a
-    client secret.
+    client secret. `aclose` it, or use it as a context manager, so that the process does not end before the hook has
+    its last events.
 
     Args:
         store: where the connection is saved, and what was started until then.
@@ -82,6 +86,14 @@ class ConnectFlow:
         redirect_uri = read_redirect_uri(os.environ)
         return cls(store, accounts, redirect_uri=redirect_uri, scopes=scopes, on_event=on_event)
 
+    async def __aenter__(self) -> Self:
+        """Return the flow, which the end of the block closes."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the flow."""
+        await self.aclose()
+
     async def start(self, user_id: UUID | str, *, show_dialog: bool = False) -> str:
         """Start an authorization; it has to be finished within ten minutes.
 
@@ -110,7 +122,7 @@ class ConnectFlow:
             show_dialog=show_dialog,
         )
 
-    async def finish(self, user_id: UUID | str, callback_url: str) -> Connection:
+    async def finish(self, user_id: UUID | str, callback_url: str | UrlObject) -> Connection:
         """Finish an authorization and save the connection, in place of an earlier one.
 
         A callback can be finished once; after an error, of whatever kind, the user has to start again. What was
@@ -118,16 +130,17 @@ class ConnectFlow:
 
         Args:
             user_id: who is signed in now.
-            callback_url: the URL that the browser was redirected to, or its path and query. It holds secrets: keep
-                it out of logs.
+            callback_url: the URL that the browser was redirected to, or its path and query: a str, or a URL object of
+                Starlette, httpx or yarl. It holds secrets: keep it out of logs.
 
         Raises:
             ConnectFailed: the user did not agree ("denied"); the callback is none of this user's, was used before or
-                altered ("state_mismatch"); it came too late ("state_expired"); Spotify rejected it
-                ("code_rejected"); Spotify refuses this account to this app ("not_allowed").
+                altered ("state_mismatch"); it came too late, or the user has started ten more since
+                ("state_expired"); Spotify rejected it ("code_rejected"); Spotify refuses this account to this app
+                ("not_allowed").
             SpotifyUnavailable: no usable answer in time.
             ConfigurationError: Spotify refuses this app or its request.
-            ValueError: the user id is no UUID or no longer a user of auth.users.
+            ValueError: the user id is no UUID or no longer a user of auth.users, or `callback_url` is no such URL.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: nothing was saved, as far as is known.
         """
         user_id = parse_user_id(user_id)
@@ -144,10 +157,20 @@ class ConnectFlow:
         )
         return connection
 
+    async def aclose(self) -> None:
+        """Refuse new calls, and wait until the hook has the last events, for 2 seconds at most.
+
+        In a child of fork this does nothing; in another event loop, RuntimeError.
+        """
+        if self._affinity.close():
+            await self._events.drained(seconds=DRAIN_TIMEOUT)
+
     async def _spend(self, user_id: UUID, state: str) -> str:
         """Return the code verifier that belongs to a state, which can be done once."""
         pending = await self._store.pending.take(user_id, state)
         if pending is None and not _says_it_is_old(state, self._clock()):
+            if await self._store.pending.is_full(user_id):
+                raise ConnectFailed("state_expired", _REPLACED)
             raise ConnectFailed("state_mismatch", "this user has no such authorization under way; start again")
         if pending is None or pending.expired:
             raise ConnectFailed("state_expired", "the authorization took longer than ten minutes; start again")

@@ -215,6 +215,12 @@ def check_client_id(client_id: str | None) -> None:
         raise ValueError("client_id: expected the id of an app, as Spotify's dashboard shows it")
 
 
+def check_connected_at(connected_at: datetime | None) -> None:
+    """Raise ValueError for a `connected_at` that names no moment."""
+    if connected_at is not None and connected_at.tzinfo is None:
+        raise ValueError("connected_at: expected a datetime with a time zone")
+
+
 def parse_user_id(user_id: UUID | str) -> UUID:
     """Return the user id as a UUID.
 

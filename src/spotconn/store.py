@@ -20,13 +20,21 @@ from spotconn._database.errors import APPLY_SCHEMA, map_errors
 from spotconn._database.pending_connects import PendingConnects
 from spotconn._database.pool import detect_pooler, open_pool
 from spotconn._database.refreshes import Refreshes
-from spotconn._database.rows import RowConverter, scope_text
+from spotconn._database.rows import RowConverter
 from spotconn._database.schema import check_version
 from spotconn._database.session import borrow
 from spotconn._tracebacks import scrubbed, scrubbed_context
 from spotconn.cipher import NoCipher, TokenCipher
 from spotconn.errors import DecryptionError, NotConnected, RowSecurityError, SchemaMismatch
-from spotconn.models import Connection, Profile, RecordedFailure, TokenGrant, check_client_id, parse_user_id
+from spotconn.models import (
+    Connection,
+    Profile,
+    RecordedFailure,
+    TokenGrant,
+    check_client_id,
+    check_connected_at,
+    parse_user_id,
+)
 from spotconn.turns import RefreshFailure, RefreshTurn
 
 if TYPE_CHECKING:
@@ -67,9 +75,8 @@ class ConnectionStore:
         self.refreshes: Refreshes = Refreshes(self.pool, self._rows)
         self.tokens: AccessTokens = AccessTokens(self.pool, self._rows)
         self.pending: PendingConnects = PendingConnects(self.pool)
-        self.changes: ChangeFeed | None = (
-            None if listen_dsn is None else ChangeFeed(pool, listen_dsn, {}, timeout=timeout)
-        )
+        changes = None if listen_dsn is None else ChangeFeed(pool, listen_dsn, {}, timeout=timeout)
+        self.changes: ChangeFeed | None = changes
 
     @classmethod
     @scrubbed_context
@@ -184,32 +191,27 @@ class ConnectionStore:
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: nothing was saved, as far as is known.
         """
         user_id = parse_user_id(user_id)
-        if grant.refresh_token is None:
-            raise ValueError("grant: a connection needs a refresh token")
-        if connected_at is not None and connected_at.tzinfo is None:
-            raise ValueError("connected_at: expected a datetime with a time zone")
+        check_connected_at(connected_at)
         check_client_id(client_id)
+        values = (*self._rows.values(user_id, grant, profile), connected_at, grant.expires_in, age, client_id)
         try:
-            row = await self.pool.row_of(
-                user_id,
-                statements.SAVE,
-                profile.spotify_user_id,
-                self._rows.encrypt(grant.access_token, user_id, "access_token"),
-                self._rows.encrypt(grant.refresh_token, user_id, "refresh_token"),
-                grant.expires_at,
-                scope_text(grant.scope),
-                profile.display_name,
-                profile.email,
-                connected_at,
-                grant.expires_in,
-                age,
-                client_id,
-            )
+            row = await self.pool.row_of(user_id, statements.SAVE, *values)
         finally:
             self._notify_watchers(user_id)
         if row is None:
             raise SchemaMismatch(f"the saved row does not show; {APPLY_SCHEMA}")
         return self._rows.connection(row, user_id)
+
+    async def check_save(self, user_id: UUID | str, *, connected_at: datetime | None = None) -> None:
+        """Check what `save` would refuse, before a code or a refresh token is spent.
+
+        Raises:
+            ValueError: the user id is no UUID or no user of auth.users, or `connected_at` has no time zone or lies in
+                the future.
+            DatabaseUnavailable, SchemaMismatch, RowSecurityError: a connection could not be saved either.
+        """
+        check_connected_at(connected_at)
+        await self.pool.row_of(parse_user_id(user_id), statements.CHECK_SAVE, connected_at)
 
     async def delete(self, user_id: UUID | str) -> bool:
         """Disconnect a user, and return whether there was a connection."""
@@ -284,14 +286,12 @@ class ConnectionStore:
 
         Raises:
             ValueError: the user id is no UUID.
-            DatabaseUnavailable: no connection, or no answer, in time; a transaction that was to end may still commit.
+            DatabaseUnavailable: no connection or no answer in time, or the session was lost, also where the block did
+                not fail: the text says whether nothing was saved or the commit may have happened.
             SchemaMismatch, RowSecurityError: the block was not entered.
         """
         user_id = parse_user_id(user_id)
-        async with (
-            self.pool.acquire() as connection,
-            borrow(connection, seconds=self.pool.timeout),
-        ):
+        async with self.pool.acquire() as connection, borrow(connection, seconds=self.pool.timeout):
             await map_errors(connection.execute(statements.ACT_AS, user_id, timeout=self.pool.timeout))
             yield connection
 

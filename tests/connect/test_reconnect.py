@@ -137,7 +137,7 @@ async def test_a_user_has_at_most_ten_attempts_under_way(
     other = await flow.start(users[1])
     urls = [await flow.start(users[0]) for _ in range(12)]
     assert await pending(admin) == 11
-    assert await refused(flow, users[0], await agree(urls[1])) == "state_mismatch"
+    assert await refused(flow, users[0], await agree(urls[1])) == "state_expired"
     await flow.finish(users[0], await agree(urls[2]))
     await flow.finish(users[1], await agree(other))
 

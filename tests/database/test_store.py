@@ -169,6 +169,30 @@ async def test_nobody_has_authorized_tomorrow(store: ConnectionStore, user: UUID
     assert saved.connected_at - datetime.now(UTC) < timedelta(seconds=20)
 
 
+async def test_what_a_save_would_refuse_is_refused_before(
+    store: ConnectionStore, user: UUID, admin: asyncpg.Connection
+) -> None:
+    """An unknown user and a moment in the future, by the clock of the database; the check leaves nothing behind."""
+    now: datetime = await admin.fetchval("select spotconn.now()")
+    await store.save(user, grant("old"), ALICE)
+    for moment in (None, now, now + timedelta(seconds=30), now - timedelta(days=9)):
+        await store.check_save(user, connected_at=moment)
+    refused = {
+        now + timedelta(hours=1): "lies in the future",
+        now.replace(tzinfo=None): "expected a datetime with a time",
+    }
+    for moment, reason in refused.items():
+        with pytest.raises(ValueError, match=rf"^connected_at: {reason}"):
+            await store.check_save(user, connected_at=moment)
+        with pytest.raises(ValueError, match=rf"^connected_at: {reason}"):
+            await store.save(user, grant("new"), ALICE, connected_at=moment)
+    for unknown, text in ((uuid4(), "no such user"), ("no-uuid", "UUID")):
+        with pytest.raises(ValueError, match=rf"^user_id: .*{text}"):
+            await store.check_save(unknown)
+    assert await admin.fetchval("select count(*) from spotconn.pending_connect") == 0
+    assert (await store.get(user)).access_token == "access-old"
+
+
 async def test_a_disconnect_removes_everything(store: ConnectionStore, user: UUID, admin: asyncpg.Connection) -> None:
     """After a disconnect nothing is left, the state of a refresh included, and a second one finds nothing."""
     await begun(store, user)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -15,7 +15,7 @@ import pytest
 from spotipy.cache_handler import CacheFileHandler
 from spotipy.oauth2 import SpotifyOAuth
 
-from import_tokens import import_cache, import_grant, read_cache, read_session
+from import_tokens import import_cache, import_grant, read_cache, read_session, start_of
 from spotconn import ConnectionStore, NotConnected, ReauthorizationRequired, SpotifyAccounts, TokenManager
 from spotconn.testing import FakeSpotify
 from support.connections import OWN_APP, connect, content, rows
@@ -221,11 +221,35 @@ async def test_tokens_of_another_app_are_imported_with_its_manager(store: Connec
 
 @pytest.mark.parametrize(
     ("user_id", "day", "fault"),
-    [(uuid4(), AUTHORIZED, "user_id: no such user"), (None, AUTHORIZED + timedelta(days=200), "connected_at: lies in")],
+    [
+        (uuid4(), AUTHORIZED, "user_id: no such user"),
+        (None, AUTHORIZED + timedelta(days=200), "connected_at: lies in"),
+        (None, AUTHORIZED.replace(tzinfo=None), "connected_at: expected a datetime with a time zone"),
+    ],
 )
-async def test_an_impossible_import_is_refused(
+async def test_an_impossible_import_spends_no_refresh_token(
     tokens: TokenManager, spotify: FakeSpotify, user: UUID, user_id: UUID | None, day: datetime, fault: str
 ) -> None:
-    """A user who does not exist, and a day that has not come."""
+    """A user who does not exist, a day that has not come, and one without a time zone: Spotify is not asked."""
+    text = cache_of(spotify, ends_in=-1)
     with pytest.raises(ValueError, match=rf"^{fault}"):
-        await import_cache(tokens, user_id or user, cache_of(spotify), day)
+        await import_cache(tokens, user_id or user, text, day)
+    assert spotify.token_calls == 0
+    assert spotify.accepts_refresh(json.loads(text)["refresh_token"])
+
+
+async def test_a_day_that_has_begun_somewhere_is_taken(tokens: TokenManager, spotify: FakeSpotify, user: UUID) -> None:
+    """Today in Auckland may be tomorrow in UTC: a day counts from where it begins first, so it lies in the past."""
+    today = datetime.now(timezone(timedelta(hours=14))).strftime("%Y-%m-%d")
+    stored = await import_cache(tokens, user, cache_of(spotify, ends_in=-1), start_of(today))
+    assert stored.connected_at == start_of(today) <= datetime.now(UTC)
+
+
+async def test_the_day_after_is_refused_before_anything_is_spent(
+    tokens: TokenManager, spotify: FakeSpotify, user: UUID
+) -> None:
+    """A day that has begun nowhere."""
+    tomorrow = datetime.now(timezone(timedelta(hours=14))) + timedelta(days=1)
+    with pytest.raises(ValueError, match=r"^connected_at: lies in the future"):
+        await import_cache(tokens, user, cache_of(spotify, ends_in=-1), start_of(tomorrow.strftime("%Y-%m-%d")))
+    assert spotify.token_calls == 0

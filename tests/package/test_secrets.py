@@ -96,7 +96,7 @@ def drives(*names: str) -> Callable[[Step], Step]:
 
 
 @drives("ConnectionStore.get", "ConnectionStore.get_many", "ConnectionStore.save", "ConnectionStore.delete",
-        "ConnectionStore.verify")  # fmt: skip
+        "ConnectionStore.check_save", "ConnectionStore.verify")  # fmt: skip
 async def the_store(house: House) -> None:
     detector, store, user = house.detector, house.store, house.users[0]
     stored = await house.connected(user)
@@ -109,6 +109,8 @@ async def the_store(house: House) -> None:
     profile = Profile(spotify_user_id="alice")
     await detector.fails(store.get(stored.access_token))
     await detector.fails(store.save(uuid4(), grant, profile))
+    await store.check_save(user)
+    await detector.fails(store.check_save(uuid4()))
     await detector.fails(
         store.save(user, grant.model_copy(update={"access_token": f"{grant.access_token}\0"}), profile)
     )
@@ -314,7 +316,7 @@ async def the_many(house: House) -> None:
         await house.admin.execute("grant execute on function spotconn.get_access_tokens to spotconn")
 
 
-@drives("ConnectFlow.start", "ConnectFlow.finish", "ConnectFlow.from_env", "ConnectFlow.__init__")
+@drives("ConnectFlow.start", "ConnectFlow.finish", "ConnectFlow.from_env", "ConnectFlow.__init__", "ConnectFlow.aclose")
 async def the_connect_flow(house: House) -> None:
     detector, spotify, user = house.detector, house.spotify, house.users[0]
     spotify.add_account("refused", refusal="User not registered in the Developer Dashboard")
@@ -338,6 +340,8 @@ async def the_connect_flow(house: House) -> None:
     spotify.script(Answer.reset())
     await detector.fails(flow.finish(user, cut))
     await detector.fails(flow.start(f"no-uuid-{connected}"))
+    await detector.fails(flow.finish(user, connected.partition("?")[2]))
+    await flow.aclose()
     wrong = "http://localhost/marked-secret"
     await detector.fails(run_sync(lambda: ConnectFlow(house.store, house.accounts, redirect_uri=wrong, scopes=SCOPES)))
     with pytest.MonkeyPatch.context() as patch:

@@ -14,6 +14,7 @@ import asyncpg
 import httpx
 import httpx2
 from asyncpg.pool import PoolConnectionProxy
+from starlette.datastructures import URL
 
 from spotconn import (
     AesGcmSivCipher,
@@ -101,6 +102,7 @@ async def a_store(dsn: str, user_id: UUID, grant: TokenGrant, profile: Profile, 
         assert_type(store, ConnectionStore)
         assert_type(await store.get(user_id), Connection)
         assert_type(await store.save(user_id, grant, profile), Connection)
+        await store.check_save(user_id, connected_at=grant.expires_at)
         assert_type(await store.delete(user_id), bool)
         async with store.as_user(user_id) as sql:
             assert_type(sql, PoolConnectionProxy[asyncpg.Record])
@@ -148,6 +150,11 @@ async def a_flow(store: ConnectionStore, accounts: SpotifyAccounts, user_id: UUI
     flow = ConnectFlow(store, accounts, redirect_uri="https://example.com/callback", scopes=())
     assert_type(await flow.start(user_id, show_dialog=True), str)
     assert_type(await flow.finish(user_id, "https://example.com/callback"), Connection)
+    assert_type(await flow.finish(user_id, httpx.URL("https://example.com/callback")), Connection)
+    assert_type(await flow.finish(user_id, URL("https://example.com/callback")), Connection)
+    await flow.finish(user_id, b"https://example.com/callback")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    async with flow as entered:
+        assert_type(entered, ConnectFlow)
     ConnectFlow(store, accounts, scopes=())  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await flow.finish("https://example.com/callback")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 

@@ -1,13 +1,16 @@
 """Redirect URIs by Spotify's rules, and what a callback may look like."""
 
-from urllib.parse import quote
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import httpx
 import pytest
+from pydantic import AnyHttpUrl
+from starlette.datastructures import URL, QueryParams
 
 from spotconn import ConfigurationError, ConnectFlow, ConnectionStore, SpotifyAccounts
 from spotconn._settings import read_redirect_uri
-from spotconn._spotify.redirect import checked_redirect_uri, read_callback
+from spotconn._spotify.redirect import UrlObject, checked_redirect_uri, read_callback
 
 NO_STORE: ConnectionStore = ConnectionStore.__new__(ConnectionStore)
 """Never asked for anything."""
@@ -98,3 +101,37 @@ def test_a_callback_may_be_a_whole_url_or_its_path() -> None:
     for place in ("https://example.com/callback?", "/callback?", "?"):
         assert tuple(read_callback(place + query)) == expected
     assert "c d" not in repr(read_callback("/?" + query))
+
+
+QUERY = "state=the-state&code=the-code"
+WHOLE = f"https://example.com/callback?{QUERY}"
+
+
+@pytest.mark.parametrize("url", [httpx.URL(WHOLE), URL(WHOLE), AnyHttpUrl(WHOLE), WHOLE.replace("https", "HTTPS")])
+def test_a_callback_may_be_the_url_object_of_a_framework(url: str | UrlObject) -> None:
+    """The str() of such an object is the URL."""
+    assert tuple(read_callback(url)) == ("the-state", "the-code", "")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        WHOLE.encode(),
+        bytearray(WHOLE.encode()),
+        QUERY,
+        QUERY.encode(),
+        dict(parse_qsl(QUERY)),
+        urlsplit(WHOLE),
+        QueryParams(QUERY),
+        None,
+        "",
+        "callback?" + QUERY,
+        "example.com/callback?" + QUERY,
+    ],
+    ids=repr,
+)
+def test_what_is_no_callback_url_is_named(given: Any) -> None:
+    """A slip of the programmer is an error about the argument, not about the user, and repeats no value."""
+    with pytest.raises(ValueError, match=r"^callback_url: expected the URL") as raised:
+        read_callback(given)
+    assert "the-code" not in str(raised.value)

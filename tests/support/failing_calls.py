@@ -253,6 +253,8 @@ FAILURES = [
     Failure("ConnectionStore.get_many", DatabaseUnavailable, lambda at: at.store.get_many([at.user]), away),
     Failure("ConnectionStore.save", ValueError, lambda at: at.store.save(STRANGER, GRANT, PROFILE)),
     Failure("ConnectionStore.save", DatabaseUnavailable, lambda at: at.store.save(at.user, GRANT, PROFILE), away),
+    Failure("ConnectionStore.check_save", ValueError, lambda at: at.store.check_save(STRANGER)),
+    Failure("ConnectionStore.check_save", DatabaseUnavailable, lambda at: at.store.check_save(at.user), away),
     Failure("ConnectionStore.delete", DatabaseUnavailable, lambda at: at.store.delete(at.user), away),
     Failure("ConnectionStore.verify", DatabaseUnavailable, lambda at: at.store.verify(), away),
     Failure(

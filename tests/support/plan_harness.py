@@ -242,6 +242,7 @@ async def _connected(harness: PlanHarness) -> None:
 async def _connecting(harness: PlanHarness) -> None:
     await harness.store.pending.put(user := harness.busy(), "state", "v" * 43, life=LIFE)
     assert await harness.store.pending.take(user, "state")
+    assert not await harness.store.pending.is_full(user)
 
 
 async def _own_sql(harness: PlanHarness) -> None:
@@ -261,6 +262,7 @@ CALLS: dict[str, Call] = {
     "ConnectionStore.get_many": lambda harness: harness.store.get_many([harness.busy() for _ in range(50)]),
     "ConnectionStore.tokens.get": lambda harness: harness.store.tokens.get(harness.busy()),
     "ConnectionStore.save": _connected,
+    "ConnectionStore.check_save": lambda harness: harness.store.check_save(harness.busy()),
     "ConnectionStore.delete": lambda harness: harness.store.delete(harness.busy()),
     "ConnectionStore.begin_refresh, superseded": lambda harness: harness.store.begin_refresh(
         harness.busy(), seen=fingerprint("another")

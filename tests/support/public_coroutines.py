@@ -26,7 +26,7 @@ from spotconn.models import StoredTexts, fingerprint
 from support.consent import REDIRECT_URI
 
 CLASSES = (TokenManager, ConnectionStore, ConnectionAdmin, SpotifyAccounts, ConnectFlow)
-CLOSING = {"TokenManager.aclose", "SpotifyAccounts.aclose"}
+CLOSING = {"TokenManager.aclose", "SpotifyAccounts.aclose", "ConnectFlow.aclose"}
 PAST = datetime(2024, 1, 1, tzinfo=UTC)
 
 
@@ -109,6 +109,7 @@ CALLS: dict[str, Call] = {
     "ConnectionStore.get": lambda on: on.store.get(on.user),
     "ConnectionStore.get_many": lambda on: on.store.get_many([on.user]),
     "ConnectionStore.save": lambda on: on.store.save(on.user, on.grant, Profile(spotify_user_id="alice")),
+    "ConnectionStore.check_save": lambda on: on.store.check_save(on.user, connected_at=PAST),
     "ConnectionStore.delete": lambda on: on.store.delete(on.user),
     "ConnectionStore.begin_refresh": lambda on: on.store.begin_refresh(on.user, seen=fingerprint("old-access")),
     "ConnectionStore.finish_refresh": lambda on: on.store.finish_refresh(on.turn, on.grant),

@@ -103,6 +103,7 @@ LISTS = {"ConnectionAdmin.expiring", "ConnectionAdmin.failing"}
 RAISES_NOTHING = {
     "AesGcmSivCipher.encrypt",
     "AesGcmSivCipher.generate_key",
+    "ConnectFlow.aclose",
     "ConnectionStore.unwatch",
     "ConnectionStore.watch",
     "SpotifyAccounts.authorize_url",

@@ -8,7 +8,11 @@ from uuid import UUID
 from spotconn._database.bound_pool import BoundPool
 
 _START = "select $1::uuid as user_id, spotconn.start_connect($1, $2, $3, $4)"
+_COUNT = "select $1::uuid as user_id, spotconn.pending_connects($1) as count"
 _TAKE = "select $1::uuid as user_id, * from spotconn.take_connect($1, $2)"
+
+MOST = 10
+"""Started authorizations of a user that wait at once, as `spotconn.start_connect` has it; the oldest gives way."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,11 @@ class PendingConnects:
         """
         row = await self._pool.row_of(user_id, _TAKE, _hashed(state))
         return None if row is None else PendingConnect(row["code_verifier"], row["expired"])
+
+    async def is_full(self, user_id: UUID) -> bool:
+        """Return whether so many of a user wait that earlier ones have given way."""
+        row = await self._pool.row_of(user_id, _COUNT)
+        return row is not None and row["count"] >= MOST
 
 
 def _hashed(state: str) -> bytes:

@@ -8,7 +8,15 @@ import asyncpg
 from spotconn._tracebacks import renewed
 from spotconn.cipher import TokenCipher, TokenColumn
 from spotconn.errors import DecryptionError
-from spotconn.models import Connection, RecordedFailure, StoredAccessToken, StoredTexts, fingerprint
+from spotconn.models import (
+    Connection,
+    Profile,
+    RecordedFailure,
+    StoredAccessToken,
+    StoredTexts,
+    TokenGrant,
+    fingerprint,
+)
 from spotconn.overview import ConnectionOverview
 from spotconn.turns import Outcome, RefreshTurn
 
@@ -26,6 +34,24 @@ class RowConverter:
     def encrypt(self, token: str, user_id: UUID, column: TokenColumn) -> str:
         """Return the text to store for a token."""
         return self.cipher.encrypt(token, user_id=user_id, column=column)
+
+    def values(self, user_id: UUID, grant: TokenGrant, profile: Profile) -> tuple[object, ...]:
+        """Return what to store for a grant and its account, in the sequence of `spotconn.save_connection`.
+
+        Raises:
+            ValueError: the grant has no refresh token.
+        """
+        if grant.refresh_token is None:
+            raise ValueError("grant: a connection needs a refresh token")
+        return (
+            profile.spotify_user_id,
+            self.encrypt(grant.access_token, user_id, "access_token"),
+            self.encrypt(grant.refresh_token, user_id, "refresh_token"),
+            grant.expires_at,
+            scope_text(grant.scope),
+            profile.display_name,
+            profile.email,
+        )
 
     def connection(self, row: asyncpg.Record, user_id: UUID) -> Connection:
         """Return the connection of a row, decrypted as that of the user it was requested for.

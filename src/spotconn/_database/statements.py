@@ -12,6 +12,7 @@ GET = f"select {_CONNECTION} from spotconn.get_connection($1)"
 GET_MANY = f"select {_CONNECTION} from spotconn.get_connections($1)"
 GET_ACCESS_TOKENS = "select user_id, access_token, remaining, scope from spotconn.get_access_tokens($1)"
 SAVE = f"select {_CONNECTION} from spotconn.save_connection($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
+CHECK_SAVE = "select $1::uuid as user_id, spotconn.check_save($1, $2)"
 DELETE = "select $1::uuid as user_id, spotconn.delete_connection($1) as deleted"
 BEGIN_REFRESH = (
     f"select answer.outcome, answer.lease_id, answer.lease_until, answer.retry_after, answer.client_ids, {_COLUMNS} "

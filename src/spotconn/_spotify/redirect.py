@@ -2,13 +2,24 @@
 
 import ipaddress
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from spotconn.errors import ConfigurationError, ConnectFailed, SpotconnError, SpotifyUnavailable
 
 PARAMETERS = ("state", "code", "error")
 """The parameters of a callback (RFC 6749, sections 4.1.2 and 4.1.2.1); each at most once (section 3.1)."""
+
+_BEGINNINGS = ("https://", "http://", "/", "?")
+
+
+class UrlObject(Protocol):
+    """A URL object, as of Starlette, httpx, yarl or pydantic; its str() is the URL."""
+
+    @property
+    def scheme(self) -> str:
+        """The scheme."""
+        ...
 
 
 class Callback(NamedTuple):
@@ -37,13 +48,14 @@ def checked_redirect_uri(value: str, *, name: str = "redirect_uri") -> str:
     return value
 
 
-def read_callback(url: str) -> Callback:
+def read_callback(url: str | UrlObject) -> Callback:
     """Read the URL that Spotify redirected the browser to; path and query are enough.
 
     Raises:
+        ValueError: it is something else, such as bytes or a query without its "?".
         ConnectFailed: it holds no state, or a parameter twice ("state_mismatch").
     """
-    values = _query(url)
+    values = _query(_text(url))
     given = Callback(*("".join(values.get(name, [])) for name in PARAMETERS))
     if not given.state or any(len(values.get(name, [])) > 1 for name in PARAMETERS):
         raise ConnectFailed("state_mismatch", "the callback does not hold one state; start again")
@@ -96,6 +108,15 @@ def _is_loopback_literal(parts: SplitResult) -> bool:
     with suppress(ValueError):
         return is_loopback(parts)
     return False
+
+
+def _text(url: object) -> str:
+    text = "" if isinstance(url, bytes | bytearray) else str(url)  # with -bb, str() of bytes fails
+    if not text.lower().startswith(_BEGINNINGS):
+        raise ValueError(
+            "callback_url: expected the URL that the browser requested, or its path and query, as a str or a URL object"
+        )
+    return text
 
 
 def _query(url: str) -> dict[str, list[str]]:
