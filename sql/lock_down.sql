@@ -3,16 +3,30 @@
 -- this file after schema.sql; it stays in force when that is applied again. lock_down_undo.sql undoes it.
 -- May be applied again.
 --
+-- Apply it within one transaction, of your own or by `spotconn schema --apply` or `psql --single-transaction
+-- -v ON_ERROR_STOP=1 -f`: it has no BEGIN and no COMMIT. A tool that sends the whole file as one query does so already.
+--
 -- A client must name the columns that it reads: `select *` includes the tokens and is refused (42501).
 
-begin;
 set local client_min_messages = warning;
+-- It is set until the transaction ends: for this statement alone where each statement is a transaction of its own.
+set local spotconn.transaction = 'on';
+
+do $$
+begin
+    if pg_catalog.current_setting('spotconn.transaction', true) is distinct from 'on' then
+        raise exception 'this file has to be applied within one transaction'
+            using errcode = 'no_active_sql_transaction',
+                hint = 'spotconn schema --apply does so, or psql --single-transaction -v ON_ERROR_STOP=1 -f FILE.';
+    end if;
+end
+$$;
 
 do $$
 begin
     perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('spotconn'));
     if pg_catalog.to_regclass('spotconn.connection') is null then
-        raise exception 'schema spotconn is missing' using hint = 'Apply schema.sql first.';
+        raise exception 'schema spotconn is missing' using hint = 'Apply schema.sql first: spotconn schema --apply --lock-down.';
     end if;
 end
 $$;
@@ -29,5 +43,3 @@ return true;
 
 revoke all on function spotconn.locked_down() from public, anon, authenticated, service_role;
 grant execute on function spotconn.locked_down() to spotconn;
-
-commit;

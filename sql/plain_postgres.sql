@@ -1,62 +1,131 @@
 -- What Supabase already has, for any other Postgres (15 or later): the client roles, the schema auth,
 -- its users, and the functions that read the claims of a request. Apply it before schema.sql; on Supabase, do not.
--- May be applied again; all data is kept.
+-- May be applied again; all data is kept. What is there and differs is the project's own: it is named, and nothing changes.
+-- Apply it within one transaction, of your own or by `spotconn schema --apply` or `psql --single-transaction
+-- -v ON_ERROR_STOP=1 -f`: it has no BEGIN and no COMMIT. A tool that sends the whole file as one query does so already.
 
-begin;
 set local client_min_messages = warning;
+-- It is set until the transaction ends: for this statement alone where each statement is a transaction of its own.
+set local spotconn.transaction = 'on';
+
+do $$
+begin
+    if pg_catalog.current_setting('spotconn.transaction', true) is distinct from 'on' then
+        raise exception 'this file has to be applied within one transaction'
+            using errcode = 'no_active_sql_transaction',
+                hint = 'spotconn schema --apply does so, or psql --single-transaction -v ON_ERROR_STOP=1 -f FILE.';
+    end if;
+end
+$$;
 
 do $$
 declare
+    wanted constant text[] := array['anon', 'authenticated', 'service_role', 'authenticator'];
+    own text;
     missing text;
+    expected record;
 begin
     perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('spotconn'));
-    foreach missing in array array['anon', 'authenticated', 'service_role', 'authenticator'] loop
+
+    if exists (
+        select from pg_catalog.pg_class
+        where relnamespace = pg_catalog.to_regnamespace('auth') and relname = 'users'
+    ) and not exists (
+        select from pg_catalog.pg_class as relation
+        join pg_catalog.pg_index on indrelid = relation.oid and indisprimary and indnkeyatts = 1
+        join pg_catalog.pg_attribute as key on key.attrelid = relation.oid and key.attnum = indkey[0]
+        where relation.relnamespace = pg_catalog.to_regnamespace('auth') and relation.relname = 'users'
+            and key.attname = 'id' and key.atttypid = 'uuid'::pg_catalog.regtype
+    ) then
+        raise exception 'auth.users exists, and its primary key is not the column id of type uuid'
+            using hint = 'Nothing was changed. Connections belong to rows of auth.users: use a database of its own for '
+                'spotconn, or give the table such a key.';
+    end if;
+
+    -- The three functions as Supabase defines them. The legacy settings request.jwt.claim.* win if they are not empty.
+    for expected in
+        select * from (values
+            ('uid', 'uuid', $body$
+    select coalesce(
+        nullif(current_setting('request.jwt.claim.sub', true), ''),
+        (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')
+    )::uuid
+$body$),
+            ('role', 'text', $body$
+    select coalesce(
+        nullif(current_setting('request.jwt.claim.role', true), ''),
+        (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'role')
+    )::text
+$body$),
+            ('jwt', 'jsonb', $body$
+    select coalesce(
+        nullif(current_setting('request.jwt.claim', true), ''),
+        nullif(current_setting('request.jwt.claims', true), '')
+    )::jsonb
+$body$)
+        ) as function (name, type, body)
+        left join lateral (
+            select
+                proc.oid,
+                (prokind, proretset, prorettype, provolatile, lanname) =
+                    ('f', false, type::pg_catalog.regtype, 's', 'sql')
+                -- But for white space.
+                and pg_catalog.regexp_replace(prosrc, '\s|;\s*$', '', 'g')
+                    = pg_catalog.regexp_replace(body, '\s', '', 'g') as same
+            from pg_catalog.pg_proc as proc
+            join pg_catalog.pg_language as language on language.oid = prolang
+            where pronamespace = pg_catalog.to_regnamespace('auth') and proname = name and pronargs = 0
+        ) as existing on true
+    loop
+        if expected.oid is null then
+            create schema if not exists auth;
+            execute pg_catalog.format(
+                'create function auth.%I() returns %s language sql stable as %L',
+                expected.name, expected.type, expected.body
+            );
+        elsif not expected.same then
+            own := pg_catalog.concat_ws(', ', own, 'auth.' || expected.name || '()');
+        end if;
+    end loop;
+    if own is not null then
+        raise exception 'the project has a function of its own where Supabase has another: %', own
+            using hint = 'Nothing was changed. Where your auth.uid() reads the sub of request.jwt.claims, keep it: leave '
+                'this file out, create the roles anon, authenticated and service_role where they are missing, and apply '
+                'the rest with spotconn schema --apply. Else use a database of its own for spotconn.';
+    end if;
+
+    -- Roles belong to all databases of the server, where another one may be prepared at the same time.
+    foreach missing in array wanted loop
         if not exists (select from pg_catalog.pg_roles where rolname = missing) then
-            execute pg_catalog.format('create role %I nologin', missing);
-            if missing = 'service_role' then
-                alter role service_role bypassrls;
-            elsif missing = 'authenticator' then
-                -- An API server logs in as this role once it is given LOGIN and a password.
-                alter role authenticator noinherit;
-            end if;
+            begin
+                execute pg_catalog.format('create role %I nologin', missing);
+                if missing = 'service_role' then
+                    alter role service_role bypassrls;
+                elsif missing = 'authenticator' then
+                    -- An API server logs in as this role once it is given LOGIN and a password.
+                    alter role authenticator noinherit;
+                end if;
+            exception
+                when duplicate_object or unique_violation then
+                    null;
+            end;
+        end if;
+    end loop;
+    foreach missing in array wanted[1:3] loop
+        if not exists (
+            select from pg_catalog.pg_auth_members
+            where roleid = missing::pg_catalog.regrole and member = 'authenticator'::pg_catalog.regrole
+        ) then
+            execute pg_catalog.format('grant %I to authenticator', missing);
         end if;
     end loop;
 end
 $$;
 
-grant anon, authenticated, service_role to authenticator;
-grant usage on schema public to anon, authenticated, service_role;
-
-create schema if not exists auth;
-grant usage on schema auth to anon, authenticated, service_role;
+grant usage on schema public, auth to anon, authenticated, service_role;
 
 create table if not exists auth.users (
     id uuid primary key default gen_random_uuid(),
     email text,
     created_at timestamptz default now()
 );
-
--- The three functions as Supabase defines them. The legacy settings request.jwt.claim.* win if they are not empty.
-
-create or replace function auth.uid() returns uuid language sql stable as $$
-    select coalesce(
-        nullif(current_setting('request.jwt.claim.sub', true), ''),
-        (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')
-    )::uuid
-$$;
-
-create or replace function auth.role() returns text language sql stable as $$
-    select coalesce(
-        nullif(current_setting('request.jwt.claim.role', true), ''),
-        (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'role')
-    )::text
-$$;
-
-create or replace function auth.jwt() returns jsonb language sql stable as $$
-    select coalesce(
-        nullif(current_setting('request.jwt.claim', true), ''),
-        nullif(current_setting('request.jwt.claims', true), '')
-    )::jsonb
-$$;
-
-commit;

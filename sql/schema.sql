@@ -1,24 +1,112 @@
 -- Stored Spotify connections: the documented table under row level security, then the library's own schema spotconn.
 -- Needs Postgres 15 or later and what Supabase has (elsewhere: plain_postgres.sql first).
--- May be applied again, also over a database that has only the documented table: every row is kept.
+-- May be applied again, beside a running service and over a database that has only the documented table: every row is kept.
+-- Apply it within one transaction, of your own or by `spotconn schema --apply` or `psql --single-transaction
+-- -v ON_ERROR_STOP=1 -f`: it has no BEGIN and no COMMIT. A tool that sends the whole file as one query does so already.
 
-begin;
 set local client_min_messages = warning;
+-- It is set until the transaction ends: for this statement alone where each statement is a transaction of its own.
+set local spotconn.transaction = 'on';
+
+do $$
+begin
+    if pg_catalog.current_setting('spotconn.transaction', true) is distinct from 'on' then
+        raise exception 'this file has to be applied within one transaction'
+            using errcode = 'no_active_sql_transaction',
+                hint = 'spotconn schema --apply does so, or psql --single-transaction -v ON_ERROR_STOP=1 -f FILE.';
+    end if;
+end
+$$;
 
 do $$
 begin
     perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('spotconn'));
-    if pg_catalog.to_regclass('auth.users') is null then
+    if not exists (
+        select from pg_catalog.pg_class
+        where relnamespace = pg_catalog.to_regnamespace('auth') and relname = 'users'
+    ) then
         raise exception 'schema auth is missing'
-            using hint = 'This is no Supabase database: apply plain_postgres.sql first.';
+            using hint = 'This is no Supabase database: apply plain_postgres.sql first. spotconn schema --apply does so.';
+    end if;
+    if 'spotconn' in (current_user, session_user) then
+        raise exception 'the login is itself the role spotconn, as which the library acts'
+            using hint = 'That role has to be one that nobody logs in as. As another superuser, rename yours (ALTER ROLE '
+                'spotconn RENAME TO another_name), and apply the schema with that login: spotconn schema --apply.';
     end if;
     if not exists (select from pg_catalog.pg_roles where rolname = 'spotconn') then
-        create role spotconn nologin;
+        begin
+            create role spotconn nologin;
+        exception
+            when duplicate_object or unique_violation then
+                null;  -- another database of this server is prepared at the same time
+        end;
     end if;
-    -- A login that may create roles is not yet a member of those it creates; a superuser needs no membership.
-    if not (select rolsuper from pg_catalog.pg_roles where rolname = current_user) then
+    -- A login that may create roles does not yet have the rights of those it creates; a superuser has.
+    if not pg_catalog.pg_has_role(current_user, 'spotconn', 'usage') then
         execute pg_catalog.format('grant spotconn to %I', current_user);
     end if;
+end
+$$;
+
+-- The policies compare user_id with auth.uid(), which has to follow the claims that the library sets.
+do $$
+declare
+    sub constant text := pg_catalog.current_setting('request.jwt.claim.sub', true);
+    claims constant text := pg_catalog.current_setting('request.jwt.claims', true);
+    claimed constant uuid := pg_catalog.gen_random_uuid();
+    seen uuid;
+begin
+    perform
+        pg_catalog.set_config('request.jwt.claim.sub', '', true),
+        pg_catalog.set_config('request.jwt.claims', pg_catalog.jsonb_build_object('sub', claimed)::text, true);
+    begin
+        seen := auth.uid();
+    exception
+        when undefined_function or data_exception then
+            null;
+    end;
+    if seen is distinct from claimed then
+        raise exception 'auth.uid() is missing or does not return the sub of request.jwt.claims'
+            using hint = 'The policies of the table would show no user a row. Let auth.uid() return that claim, or use a '
+                'database of its own for spotconn; then spotconn schema --apply.';
+    end if;
+    perform
+        pg_catalog.set_config('request.jwt.claim.sub', coalesce(sub, ''), true),
+        pg_catalog.set_config('request.jwt.claims', coalesce(claims, ''), true);
+end
+$$;
+
+-- All that a running service uses is locked here, before anything is changed. It locks in other orders, so what is not to be
+-- had soon is given back: no statement of the service waits longer than that, and none is the victim of a deadlock, which
+-- Postgres looks for after a second.
+do $$
+declare
+    relations constant text := (
+        select pg_catalog.string_agg(pg_catalog.format('%I.%I', nspname, relname), ', ' order by relkind, relname)
+        from pg_catalog.pg_class join pg_catalog.pg_namespace as schema on schema.oid = relnamespace
+        where relkind in ('r', 'p', 'v') and (nspname, relname) in (
+            ('public', 'spotify_connections'), ('spotconn', 'refresh_state'), ('spotconn', 'pending_connect'),
+            ('spotconn', 'connection')
+        )
+    );
+    former constant text := pg_catalog.current_setting('lock_timeout');
+begin
+    for attempt in 1..case when relations is null then 0 else 25 end loop
+        begin
+            perform pg_catalog.set_config('lock_timeout', '100ms', true);
+            execute 'lock table ' || relations || ' in access exclusive mode';
+            perform pg_catalog.set_config('lock_timeout', former, true);
+            exit;
+        exception
+            when lock_not_available or deadlock_detected then
+                if attempt = 25 then
+                    raise lock_not_available using
+                        message = 'a transaction that goes on holds a table of spotconn',
+                        hint = 'Nothing was changed. Find it in pg_stat_activity, let it end, and apply the schema again.';
+                end if;
+        end;
+        perform pg_catalog.pg_sleep(0.05 + pg_catalog.random() / 10);
+    end loop;
 end
 $$;
 
@@ -319,6 +407,50 @@ begin
     return pg_catalog.row_security_active('public.spotify_connections')
         and pg_catalog.row_security_active('spotconn.refresh_state')
         and pg_catalog.row_security_active('spotconn.pending_connect');
+end
+$$;
+
+-- The user whom the policies see. Bound to auth.uid() when it is made, because the role spotconn may not use schema auth.
+create or replace function spotconn.claimed_user() returns uuid
+language sql stable set search_path = ''
+return auth.uid();
+
+-- All that ConnectionStore.verify looks at, in one round trip. unbound is why the policies would not bind, null where they do.
+-- Fails with 42501 if a grant is missing.
+create or replace function spotconn.verify() returns jsonb
+language plpgsql set search_path = '' as $$
+declare
+    claimed constant uuid := pg_catalog.gen_random_uuid();
+    claims_read boolean := false;
+    unbound text;
+begin
+    perform spotconn.act_as(claimed);
+    begin
+        claims_read := coalesce(spotconn.claimed_user() = claimed, false);
+    exception
+        when data_exception then
+            null;
+    end;
+    if not spotconn.row_security_binds() then
+        select case
+            when (rolsuper or rolbypassrls) and rolcanlogin then 'login'
+            when rolsuper or rolbypassrls then 'exempt'
+            when exists (
+                select from pg_catalog.pg_class
+                where relowner = role.oid and oid in (
+                    'public.spotify_connections'::pg_catalog.regclass, 'spotconn.refresh_state'::pg_catalog.regclass,
+                    'spotconn.pending_connect'::pg_catalog.regclass
+                )
+            ) then 'owner'
+            else 'disabled'
+        end into unbound from pg_catalog.pg_roles as role where rolname = 'spotconn';
+    end if;
+    return pg_catalog.jsonb_build_object(
+        'version', spotconn.schema_version(),
+        'encoding', pg_catalog.current_setting('server_encoding'),
+        'claims_read', claims_read,
+        'unbound', unbound
+    );
 end
 $$;
 
@@ -945,5 +1077,3 @@ grant execute on function
     spotconn.seconds_left(timestamptz, timestamptz),
     spotconn.runs(timestamptz, timestamptz, timestamptz)
 to service_role;
-
-commit;

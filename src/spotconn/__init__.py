@@ -2,6 +2,7 @@
 
 import logging
 
+from spotconn._database.schema import schema_sql, schema_statements
 from spotconn._tokens.freshness import Freshness, freshness
 from spotconn.accounts import SpotifyAccounts
 from spotconn.admin import ConnectionAdmin
@@ -73,6 +74,8 @@ __all__ = [
     "TokensProgress",
     "TryLater",
     "freshness",
+    "schema_sql",
+    "schema_statements",
 ]
 
 __version__ = "0.1.0"

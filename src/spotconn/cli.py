@@ -27,7 +27,8 @@ from spotconn._command.console import (
 )
 from spotconn._command.doctor import examine
 from spotconn._command.finding import Finding
-from spotconn._database.schema import read_sql
+from spotconn._command.schema import Parts, apply_schema, check_options, check_schema
+from spotconn._database.schema import schema_sql
 from spotconn._settings import read_retired_client_ids
 from spotconn.cipher import AesGcmSivCipher
 from spotconn.errors import NotConnected
@@ -58,16 +59,25 @@ def schema(
     ] = False,
     lock_down: Annotated[bool, typer.Option("--lock-down", help="After it, take the tokens from clients.")] = False,
     undo_lock_down: Annotated[bool, typer.Option("--undo-lock-down", help="Only the SQL that undoes it.")] = False,
+    no_transaction: Annotated[bool, typer.Option("--no-transaction", help="Print no BEGIN and no COMMIT.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Apply it, also beside a running service.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; end with 5 if it is not applied.")] = False,
+    client_id: Annotated[
+        str | None, typer.Option(help="With --apply: the app of the connections whose app is not known.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Print the SQL to apply: spotconn schema | psql "$DATABASE_URL" -v ON_ERROR_STOP=1."""
-    if undo_lock_down:
-        write(read_sql("lock_down_undo.sql"))
-        return
-    if plain_postgres:
-        write(read_sql("plain_postgres.sql"))
-    write(read_sql("schema.sql"))
-    if lock_down:
-        write(read_sql("lock_down.sql"))
+    """Print the SQL of the schema, apply it to the database of DATABASE_URL, or check that it is applied."""
+    parts = Parts(plain_postgres=plain_postgres, lock_down=lock_down, undo_lock_down=undo_lock_down)
+    check_options(parts, apply=apply, check=check, no_transaction=no_transaction, client_id=client_id)
+    if apply:
+        done = run(apply_schema(parts, client_id), stopped="stopped; spotconn schema --check says what was applied")
+        write_json(done) if as_json else write(done.text())
+    elif check:
+        found = run(check_schema(lock_down=lock_down))
+        write_json(found) if as_json else write(found.text())
+    else:
+        write(schema_sql(**parts, transaction=not no_transaction))
 
 
 @app.command()

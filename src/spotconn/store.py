@@ -21,11 +21,11 @@ from spotconn._database.pending_connects import PendingConnects
 from spotconn._database.pool import detect_pooler, open_pool
 from spotconn._database.refreshes import Refreshes
 from spotconn._database.rows import RowConverter
-from spotconn._database.schema import check_version
 from spotconn._database.session import borrow
+from spotconn._database.verification import verify
 from spotconn._tracebacks import scrubbed, scrubbed_context
 from spotconn.cipher import NoCipher, TokenCipher
-from spotconn.errors import DecryptionError, NotConnected, RowSecurityError, SchemaMismatch
+from spotconn.errors import DecryptionError, NotConnected, SchemaMismatch
 from spotconn.models import (
     Connection,
     Profile,
@@ -101,7 +101,7 @@ class ConnectionStore:
                 a pooler, 100 for the server itself.
 
         Raises:
-            ConfigurationError: the DSN is malformed, or the login is refused.
+            ConfigurationError: the DSN is malformed, or the login is refused; and as `verify`.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: as `verify`.
         """
         options = await detect_pooler(dsn, pool_options, seconds=timeout)
@@ -120,19 +120,15 @@ class ConnectionStore:
                     await store.changes.close()
 
     async def verify(self) -> None:
-        """Check that the database has this library's schema and that row level security binds this login.
+        """Check in one round trip that the database has this library's schema and that row level security binds.
 
         Raises:
-            SchemaMismatch: the schema is missing or of another version.
+            SchemaMismatch: the schema is missing or of another version, or `auth.uid()` does not return the user.
+            ConfigurationError: the encoding of the database is not UTF8.
             RowSecurityError: the policies would not bind, or the login lacks a grant.
             DatabaseUnavailable: no answer in time.
         """
-        check_version(await self.pool.value(statements.SCHEMA_VERSION))
-        if not await self.pool.value(statements.ROW_SECURITY_BINDS):
-            raise RowSecurityError(
-                "row level security would not bind: it is disabled on the tables, or the role spotconn owns them or "
-                f"has BYPASSRLS or SUPERUSER; run ALTER ROLE spotconn NOBYPASSRLS NOSUPERUSER and {APPLY_SCHEMA}"
-            )
+        await verify(self.pool)
 
     async def get(self, user_id: UUID | str) -> Connection:
         """Return the stored connection of a user.

@@ -72,17 +72,21 @@ async def test_plain_text_is_found(database: Database, store: ConnectionStore, u
 POLICY = '"Users can view own connections" on public.spotify_connections'
 VERSION = "create or replace function spotconn.schema_version() returns integer language sql immutable return "
 FAULTS = [
-    ("alter table public.spotify_connections disable row level security", {"row security", "isolation"}, "schema.sql"),
-    ("alter table spotconn.refresh_state disable row level security", {"row security"}, "schema.sql"),
+    (
+        "alter table public.spotify_connections disable row level security",
+        {"row security", "isolation"},
+        "schema --apply",
+    ),
+    ("alter table spotconn.refresh_state disable row level security", {"row security"}, "schema --apply"),
     ("alter role spotconn bypassrls", {"isolation"}, "NOBYPASSRLS"),
     ("create policy wide on public.spotify_connections using (true)", {"isolation"}, "NOBYPASSRLS"),
-    (f"drop policy {POLICY}", {"policies"}, "schema.sql"),
-    (f"alter policy {POLICY} using (auth.uid() = user_id)", {"policies"}, "schema.sql"),
-    ("revoke insert on public.spotify_connections from spotconn", {"grants"}, "schema.sql"),
-    ("grant select on public.spotify_connections to anon", {"token readers"}, "lock_down.sql"),
-    (VERSION + "0", {"schema"}, "schema.sql"),
+    (f"drop policy {POLICY}", {"policies"}, "schema --apply"),
+    (f"alter policy {POLICY} using (auth.uid() = user_id)", {"policies"}, "schema --apply"),
+    ("revoke insert on public.spotify_connections from spotconn", {"grants"}, "schema --apply"),
+    ("grant select on public.spotify_connections to anon", {"token readers"}, "--lock-down"),
+    (VERSION + "0", {"schema"}, "schema --apply"),
     (VERSION + "99", {"schema"}, "upgrade spotconn"),
-    ("drop function spotconn.act_as", {"isolation", "grants"}, "schema.sql"),
+    ("drop function spotconn.act_as", {"isolation", "grants"}, "schema --apply"),
 ]
 
 
@@ -126,12 +130,24 @@ async def test_an_added_policy_is_told(database: Database, admin: asyncpg.Connec
     assert (found.state, found.text) == ("warn", "added: wide")
 
 
+async def test_a_database_that_is_not_utf8(database: Database, admin: asyncpg.Connection) -> None:
+    """Its encoding is named, with the way to one that can hold every name."""
+    await admin.execute("create database latin encoding 'LATIN1' lc_collate 'C' lc_ctype 'C' template template0")
+    try:
+        found = (await look(database.server.dsn("latin")))["encoding"]
+    finally:
+        await admin.execute("drop database latin with (force)")
+    assert (found.state, found.text.partition(",")[0]) == ("fail", "LATIN1")
+    assert "ENCODING 'UTF8'" in str(found.remedy)
+    assert (await look(database.dsn))["encoding"].text == "UTF8"
+
+
 async def test_a_database_without_the_schema(database: Database) -> None:
-    """Each line that needs it says which file to apply, and none of them is a crash."""
+    """Each line that needs it says what to run, and none of them is a crash."""
     found = await look(database.server.dsn())
     named = {"schema", "row security", "isolation", "policies", "grants", "clock function", "clocks"}
     assert named <= states(found, "fail")
-    assert "schema.sql" in found["schema"].text
+    assert "schema --apply" in found["schema"].text
 
 
 @pytest.mark.parametrize(
@@ -176,7 +192,7 @@ async def test_an_altered_clock_function_is_named(
         found = await look(database.dsn)
     altered, clocks = found["clock function"], found["clocks"]
     assert (altered.state, "spotconn.now()" in altered.text) == ("fail", True)
-    assert "schema.sql" in str(altered.remedy)
+    assert "schema --apply" in str(altered.remedy)
     assert clocks.state == state
     if state != "ok":
         side = "ahead of" if offset > 0 else "behind"

@@ -247,7 +247,7 @@ async def _opens(dsn: str) -> None:
 
 @pytest.mark.parametrize(
     ("version", "mended_by"),
-    [(SCHEMA_VERSION - 1, "-f sql/schema.sql"), (99, "upgrade spotconn"), (None, "-f sql/schema.sql")],
+    [(SCHEMA_VERSION - 1, "spotconn schema --apply"), (99, "upgrade spotconn"), (None, "spotconn schema --apply")],
 )
 async def test_another_schema_is_refused_at_open(
     dsn: Dsn, scratch: asyncpg.Connection, version: int | None, mended_by: str
@@ -269,7 +269,7 @@ async def test_a_damaged_schema_is_named(dsn: Dsn, scratch: asyncpg.Connection, 
     await apply_schema(dsn())
     async with ConnectionStore.open(dsn("app"), max_size=1) as store:
         await scratch.execute(f"drop {object_} cascade")
-        with pytest.raises(SchemaMismatch, match=r"schema\.sql"):
+        with pytest.raises(SchemaMismatch, match="spotconn schema --apply"):
             await store.get(A)
 
 
@@ -293,7 +293,7 @@ async def test_a_database_that_would_not_bind_is_refused_at_open(
     await apply_schema(dsn())
     await _opens(dsn(login))
     await scratch.execute(fault)
-    with pytest.raises(RowSecurityError, match=r"schema\.sql"):
+    with pytest.raises(RowSecurityError, match="spotconn schema --apply"):
         await _opens(dsn(login))
 
 

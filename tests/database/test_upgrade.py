@@ -261,10 +261,10 @@ async def test_an_old_process_that_goes_on_refreshes_nothing(dsn: Dsn, old: OldP
 
 
 async def test_this_library_on_version_2_says_to_apply_the_schema(dsn: Dsn, old: OldProcess) -> None:
-    """It does not open, and the text names the file."""
+    """It does not open, and the text names the command."""
     text = (
         "the database has version 2 of the schema, this library needs 3: apply the schema of this version of spotconn"
     )
-    with pytest.raises(SchemaMismatch, match=f"^{text}: psql .* -f sql/schema.sql$"):
+    with pytest.raises(SchemaMismatch, match=f"^{text}: spotconn schema --apply$"):
         async with ConnectionStore.open(dsn("app"), max_size=1):
             pass

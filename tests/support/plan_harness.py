@@ -20,6 +20,7 @@ import spotconn
 from spotconn import AesGcmSivCipher, ConnectionAdmin, ConnectionStore, Profile, RefreshFailure, RefreshTurn, TokenGrant
 from spotconn._command.checks import CHECKS
 from spotconn._command.probe import Probe
+from spotconn._database import application
 from spotconn._tokens.cache import ConnectionCache
 from spotconn.models import fingerprint
 from spotconn.testing import apply_schema
@@ -279,6 +280,8 @@ CALLS: dict[str, Call] = {
     "ConnectionAdmin.recheck": lambda harness: harness.house.recheck(since=LONG_AGO),
     "ConnectionAdmin.assign_app": lambda harness: harness.house.assign_app("app"),
     "ConnectionAdmin.rekey": lambda harness: harness.house.rekey(),
+    "schema, what is there": lambda harness: application.look(harness.probe.session),
+    "schema, what it waits for": lambda harness: application._holders(harness.probe.session),
     "the end of a user": lambda harness: harness.root.execute("delete from auth.users where id = $1", harness.busy()),
     **{f"doctor, {name}": lambda harness, check=check: check(harness.probe) for name, check in CHECKS.items()},  # type: ignore[misc]
 }

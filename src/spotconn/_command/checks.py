@@ -18,6 +18,7 @@ from spotconn._command.probe import TIMEOUT, Probe
 from spotconn._database.errors import APPLY_SCHEMA
 from spotconn._database.pool import is_pooled
 from spotconn._database.schema import SCHEMA_VERSION
+from spotconn._database.verification import ENCODING, MAKE_UTF8
 
 OLDEST_SERVER = 150000
 
@@ -53,6 +54,14 @@ async def _check_server_version(probe: Probe) -> Finding:
     if number < OLDEST_SERVER:
         return Finding(state="fail", subject="server", text=f"PostgreSQL {version}", remedy="use 15 or later")
     return Finding(state="ok", subject="server", text=f"PostgreSQL {version}")
+
+
+async def _check_encoding(probe: Probe) -> Finding:
+    encoding = await probe.value("select pg_catalog.current_setting('server_encoding')")
+    if encoding == ENCODING:
+        return Finding(state="ok", subject="encoding", text=encoding)
+    text = f"{encoding}, which cannot hold every letter of a name"
+    return Finding(state="fail", subject="encoding", text=text, remedy=MAKE_UTF8)
 
 
 async def _check_pooler(probe: Probe) -> Finding:
@@ -152,7 +161,7 @@ async def _check_token_privileges(probe: Probe) -> Finding:
         state="fail" if {"anon", "public"} & set(names) else "warn",
         subject="token readers",
         text=f"the token columns may also be read by {', '.join(names)}, as far as the policies let them",
-        remedy='take the tokens away from clients: psql "$DATABASE_URL" -f sql/lock_down.sql',
+        remedy="take the tokens away from clients: spotconn schema --apply --lock-down",
     )
 
 
@@ -176,6 +185,7 @@ async def _check_encryption(probe: Probe) -> Finding:
 CHECKS: dict[str, Callable[[Probe], Awaitable[Finding]]] = {
     "TLS": _check_tls,
     "server": _check_server_version,
+    "encoding": _check_encoding,
     "pooler": _check_pooler,
     "schema": _check_schema_version,
     "row security": _check_row_security,

@@ -9,7 +9,7 @@ from spotconn.errors import ConfigurationError, DatabaseUnavailable, RowSecurity
 
 _T = TypeVar("_T")
 
-APPLY_SCHEMA = 'apply the schema of this version of spotconn: psql "$DATABASE_URL" -f sql/schema.sql'
+APPLY_SCHEMA = "apply the schema of this version of spotconn: spotconn schema --apply"
 
 # SQLSTATEs, or their first two characters, by what they mean for the caller (PostgreSQL, appendix A).
 _UNAVAILABLE = {"08", "25", "40", "53", "55", "57", "58"}

@@ -1,5 +1,6 @@
 """The version of the schema, and the SQL files that ship with the library."""
 
+import re
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -12,6 +13,16 @@ SCHEMA_VERSION = 3
 """The version of the schema that this library needs, as `spotconn.schema_version()` returns it."""
 
 SqlFile = Literal["schema.sql", "plain_postgres.sql", "lock_down.sql", "lock_down_undo.sql"]
+
+_PART = re.compile(
+    r"--[^\n]*"  # a comment
+    r"|'(?:[^']|'')*'"  # a text
+    r'|"(?:[^"]|"")*"'  # a quoted name
+    r"|(\$\w*\$).*?\1"  # a body
+    r"|(;)"
+    r"|[^-'\"$;]+|.",
+    re.DOTALL,
+)
 
 
 def check_version(version: int) -> None:
@@ -28,3 +39,66 @@ def read_sql(name: SqlFile) -> str:
     packaged = files("spotconn") / "sql"
     folder: Traversable = packaged if packaged.is_dir() else Path(__file__).parents[3] / "sql"
     return (folder / name).read_text(encoding="utf-8")
+
+
+def files_to_apply(*, plain_postgres: bool, lock_down: bool, undo_lock_down: bool) -> list[SqlFile]:
+    """Return the SQL files to apply, in their order.
+
+    Raises:
+        ValueError: `undo_lock_down` together with another.
+    """
+    if undo_lock_down:
+        if plain_postgres or lock_down:
+            raise ValueError("undo_lock_down: it stands alone, without plain_postgres and lock_down")
+        return ["lock_down_undo.sql"]
+    chosen: dict[SqlFile, bool] = {"plain_postgres.sql": plain_postgres, "schema.sql": True, "lock_down.sql": lock_down}
+    return [name for name, is_chosen in chosen.items() if is_chosen]
+
+
+def schema_sql(
+    *, plain_postgres: bool = False, lock_down: bool = False, undo_lock_down: bool = False, transaction: bool = True
+) -> str:
+    """Return the SQL that `spotconn schema` prints, to be applied as a whole.
+
+    Args:
+        plain_postgres: put before it what Supabase already has.
+        lock_down: add what takes the token columns away from the client roles.
+        undo_lock_down: return only the SQL that undoes the lock-down.
+        transaction: put BEGIN and COMMIT around it. Without them it has to be applied within a transaction of yours.
+
+    Raises:
+        ValueError: `undo_lock_down` together with another.
+    """
+    names = files_to_apply(plain_postgres=plain_postgres, lock_down=lock_down, undo_lock_down=undo_lock_down)
+    text = "\n".join(read_sql(name) for name in names)
+    return f"begin;\n\n{text}\ncommit;\n" if transaction else text
+
+
+def schema_statements(
+    *, plain_postgres: bool = False, lock_down: bool = False, undo_lock_down: bool = False
+) -> list[str]:
+    """Return the statements of that SQL, for a migration tool whose driver takes one at a time.
+
+    Run them in this order and within one transaction; there is no BEGIN and no COMMIT among them.
+
+    Args:
+        plain_postgres: put before them what Supabase already has.
+        lock_down: add what takes the token columns away from the client roles.
+        undo_lock_down: return only what undoes the lock-down.
+
+    Raises:
+        ValueError: `undo_lock_down` together with another.
+    """
+    names = files_to_apply(plain_postgres=plain_postgres, lock_down=lock_down, undo_lock_down=undo_lock_down)
+    return [statement for name in names for statement in _statements(read_sql(name))]
+
+
+def _statements(text: str) -> list[str]:
+    """Split SQL at the semicolons that end a statement; comments between the statements are left out."""
+    statements = [""]
+    for part in _PART.finditer(text):
+        if part[2]:
+            statements.append("")
+        elif not part[0].startswith("--"):
+            statements[-1] += part[0]
+    return [statement.strip() for statement in statements if statement.strip()]

@@ -27,7 +27,7 @@ FAIL_REFRESH = (
 )
 ACT_AS = "select spotconn.act_as($1)"
 SCHEMA_VERSION = "select spotconn.schema_version()"
-ROW_SECURITY_BINDS = "select spotconn.row_security_binds()"
+VERIFY = "select spotconn.verify()::text"
 
 # Of the admin. Lists are read in batches by user id, so no rows and no transaction are held between two batches.
 # $1 is the first user id, $2 the size of a batch.

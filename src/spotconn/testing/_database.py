@@ -4,7 +4,7 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn._database.schema import read_sql
+from spotconn._database.schema import schema_sql
 
 TIMEOUT = 30.0
 """Seconds to connect and for each statement."""
@@ -25,9 +25,7 @@ async def apply_schema(dsn: str, *, plain_postgres: bool = True) -> None:
     """
     connection = await asyncpg.connect(dsn, timeout=TIMEOUT, command_timeout=TIMEOUT)
     try:
-        if plain_postgres:
-            await connection.execute(read_sql("plain_postgres.sql"))
-        await connection.execute(read_sql("schema.sql"))
+        await connection.execute(schema_sql(plain_postgres=plain_postgres))
     finally:
         await connection.close(timeout=TIMEOUT)
 

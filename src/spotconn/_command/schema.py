@@ -1,0 +1,159 @@
+"""The command `spotconn schema`: print the SQL, apply it, or check that it is applied."""
+
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any, TypedDict
+
+from pydantic import BaseModel
+
+from spotconn._command.console import USAGE, fail, open_admin, print_line
+from spotconn._database.acquire import acquire
+from spotconn._database.application import apply, look
+from spotconn._database.errors import APPLY_SCHEMA
+from spotconn._database.idle_sessions import Session
+from spotconn._database.pool import close_pool, open_pool
+from spotconn._database.schema import SCHEMA_VERSION, check_version, files_to_apply, schema_sql
+from spotconn._database.verification import check_encoding
+from spotconn._settings import read_database_url
+from spotconn.errors import ConfigurationError, SchemaMismatch
+from spotconn.models import check_client_id
+from spotconn.store import ConnectionStore
+
+LOCK_DOWN = "spotconn schema --apply --lock-down"
+
+# No prepared statements: a pooler may be in between.
+_POOL: dict[str, Any] = {"max_size": 1, "statement_cache_size": 0}
+
+
+class Parts(TypedDict):
+    """The choice of SQL files: arguments of `spotconn.schema_sql`."""
+
+    plain_postgres: bool
+    lock_down: bool
+    undo_lock_down: bool
+
+
+class Applied(BaseModel):
+    """What was applied.
+
+    Attributes:
+        before: what the database had.
+        files: that were applied, in their order.
+        version: of the schema that it has now.
+        assigned: connections whose app was recorded; None where that was not asked for.
+    """
+
+    before: str
+    files: list[str]
+    version: int
+    assigned: int | None = None
+
+    def text(self) -> str:
+        """Return it for people."""
+        assigned = "" if self.assigned is None else f"{self.assigned} connections assigned to the app\n"
+        return f"applied {', '.join(self.files)}: version {self.version} (before: {self.before})\n{assigned}"
+
+
+class Checked(BaseModel):
+    """What a database has that passed the check.
+
+    Attributes:
+        version: of the schema.
+        locked_down: whether the client roles are without the tokens.
+    """
+
+    version: int
+    locked_down: bool
+
+    def text(self) -> str:
+        """Return it for people."""
+        return f"version {self.version}{', locked down' if self.locked_down else ''}\n"
+
+
+def check_options(parts: Parts, *, apply: bool, check: bool, no_transaction: bool, client_id: str | None) -> None:
+    """End the command where its options do not go together."""
+    undo = parts["undo_lock_down"]
+    wrong = {
+        "--apply and --check do not go together": apply and check,
+        "--no-transaction is for the SQL that is printed": no_transaction and (apply or check),
+        "--undo-lock-down stands alone": undo and (parts["plain_postgres"] or parts["lock_down"]),
+        "--check goes together with --lock-down alone": check and (parts["plain_postgres"] or undo),
+        "--client-id goes together with --apply": client_id is not None and (not apply or undo),
+    }
+    for text in (text for text, is_wrong in wrong.items() if is_wrong):
+        fail(text, USAGE)
+
+
+async def apply_schema(parts: Parts, client_id: str | None) -> Applied:
+    """Apply the schema to the database that the environment names, and say what was there.
+
+    Args:
+        parts: of the SQL. plain_postgres.sql is applied also where the database lacks what Supabase has.
+        client_id: of the app to record afterwards for connections whose app is not known.
+
+    Raises:
+        ValueError: the client id is malformed; nothing was applied.
+        ConfigurationError: the database refuses it, or its encoding cannot hold every name.
+        SchemaMismatch: the database has a newer version.
+        RowSecurityError: the login may not become service_role, which `client_id` needs.
+        DatabaseUnavailable: a lock was not to be had, or there was no answer in time.
+    """
+    check_client_id(client_id)
+    async with _session() as session:
+        before = await look(session)
+        print_line(f"found: {before}")
+        if before.version is not None and before.version > SCHEMA_VERSION:
+            check_version(before.version)
+        check_encoding(before.encoding)
+        if not (before.supabase or parts["plain_postgres"] or parts["undo_lock_down"]):
+            print_line("the database lacks what Supabase has, so plain_postgres.sql is applied first")
+            parts = {**parts, "plain_postgres": True}
+        names = files_to_apply(**parts)
+        print_line(f"applies {', '.join(names)}")
+        await apply(session, schema_sql(**parts, transaction=False), waiting=_print_waiting)
+        after = await look(session)
+    assigned = None if client_id is None else await _assign(client_id)
+    return Applied(before=str(before), files=list(names), version=after.version or 0, assigned=assigned)
+
+
+def _print_waiting(holders: str) -> None:
+    print_line(f"{holders}; tries again")
+
+
+async def _assign(client_id: str) -> int:
+    async with open_admin() as admin:
+        return await admin.assign_app(client_id)
+
+
+async def check_schema(*, lock_down: bool) -> Checked:
+    """Check what `ConnectionStore.open` needs, and change nothing.
+
+    Args:
+        lock_down: whether the client roles must be without the tokens.
+
+    Raises:
+        SchemaMismatch: the schema is missing or of another version.
+        ConfigurationError: it is not locked down; or as `ConnectionStore.open`.
+        RowSecurityError, DatabaseUnavailable: as `ConnectionStore.open`.
+    """
+    async with _session() as session:
+        found = await look(session)
+    if found.version is None:
+        first = "" if found.supabase else " (plain_postgres.sql first, because what Supabase has is missing, too)"
+        raise SchemaMismatch(f"the database has {found}; {APPLY_SCHEMA}{first}")
+    async with ConnectionStore.open(read_database_url(os.environ), **_POOL):
+        pass
+    if lock_down and not found.locked_down:
+        raise ConfigurationError(f"the database is not locked down: {LOCK_DOWN}")
+    return Checked(version=found.version, locked_down=found.locked_down)
+
+
+@asynccontextmanager
+async def _session() -> AsyncGenerator[Session]:
+    pool = await open_pool(read_database_url(os.environ), _POOL)
+    try:
+        async with acquire(pool) as session:
+            yield session
+    finally:
+        await close_pool(pool)

@@ -1,0 +1,72 @@
+"""What a store needs of its database, looked at in one round trip."""
+
+import json
+from typing import Any
+
+from spotconn._database import statements
+from spotconn._database.bound_pool import BoundPool
+from spotconn._database.errors import APPLY_SCHEMA
+from spotconn._database.schema import check_version
+from spotconn.errors import ConfigurationError, RowSecurityError, SchemaMismatch
+
+ENCODING = "UTF8"
+"""The encoding of a database that can hold every name."""
+MAKE_UTF8 = (
+    "make another database with CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0, move the data there with "
+    "pg_dump and psql, and name it in DATABASE_URL"
+)
+
+_ALTER_ROLE = f"run ALTER ROLE spotconn NOBYPASSRLS NOSUPERUSER and {APPLY_SCHEMA}"
+UNBOUND = {
+    # An administrator's own login, perhaps the only superuser: it must stay what it is.
+    "login": "the role spotconn is a login with SUPERUSER or BYPASSRLS. Log in as another role, which is a member of "
+    "spotconn: as another superuser, run ALTER ROLE spotconn RENAME TO another_name, and with that login "
+    f"{APPLY_SCHEMA}; it makes a role spotconn that nobody logs in as",
+    "exempt": f"the role spotconn has BYPASSRLS or SUPERUSER; {_ALTER_ROLE}",
+    "owner": "the role spotconn owns a table; give each table of spotconn to the login that applies the schema "
+    f"(ALTER TABLE public.spotify_connections OWNER TO that login) and {APPLY_SCHEMA}",
+    "disabled": f"it is disabled on a table; {APPLY_SCHEMA}",
+}
+"""By what `spotconn.verify()` returns as `unbound`: the reason and what to do."""
+
+
+async def verify(pool: BoundPool) -> None:
+    """Raise an error unless the database has this library's schema and row level security binds.
+
+    Raises:
+        SchemaMismatch: the schema is missing or of another version, or `auth.uid()` does not return the user.
+        ConfigurationError: the encoding of the database is not UTF8.
+        RowSecurityError: the policies would not bind, or the login lacks a grant.
+        DatabaseUnavailable: no answer in time.
+    """
+    found = await _read(pool)
+    check_version(found["version"])
+    check_encoding(found["encoding"])
+    if not found["claims_read"]:
+        raise SchemaMismatch(
+            "auth.uid() does not return the user of request.jwt.claims, so the policies show nobody a row; "
+            "let it return their sub again, as on Supabase (elsewhere, spotconn schema --plain-postgres prints it)"
+        )
+    if found["unbound"] is not None:
+        raise RowSecurityError(f"row level security would not bind: {UNBOUND[found['unbound']]}")
+
+
+async def _read(pool: BoundPool) -> dict[str, Any]:
+    missing: SchemaMismatch
+    try:
+        answer: dict[str, Any] = json.loads(await pool.value(statements.VERIFY))
+    except SchemaMismatch as error:
+        missing = error.with_traceback(None)
+    else:
+        return answer
+    # An older version lacks the function; where the schema is missing, so is this one.
+    check_version(await pool.value(statements.SCHEMA_VERSION))
+    raise missing
+
+
+def check_encoding(encoding: str) -> None:
+    """Raise ConfigurationError unless a database of this encoding can hold every name."""
+    if encoding != ENCODING:
+        raise ConfigurationError(
+            f"the encoding of the database is {encoding}, which cannot hold every letter of a name: {MAKE_UTF8}"
+        )
