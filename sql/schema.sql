@@ -328,11 +328,18 @@ return case
     else extract(epoch from p_expires_at) - extract(epoch from p_now)
 end;
 
+-- Whether a stored text can be sent as a token: as spotconn.models.is_token. An encrypted one can; what is in it is for
+-- its reader to check.
+create or replace function spotconn.is_token(p_stored text) returns boolean
+language sql stable set search_path = ''
+return p_stored ~ '^[!#-&(-\[\]-~]+$' and pg_catalog.lower(p_stored) not in ('null', 'none', 'undefined');
+
 -- Whether a time that was set at p_since and ends at p_until still runs. One with more left than its length shows that the
--- clock was set back, and is void; a second is allowed for small corrections of the clock.
+-- clock was set back, and is void; a second is allowed for small corrections of the clock. So is one that ends in more than
+-- a year. Any time may be stored, so all that is computed is computed from p_now.
 create or replace function spotconn.runs(p_since timestamptz, p_until timestamptz, p_now timestamptz) returns boolean
 language sql stable set search_path = ''
-return coalesce(p_now < p_until and p_now >= p_since - interval '1 second', false);
+return coalesce(p_now < p_until and p_until < p_now + interval '1 year' and p_now + interval '1 second' >= p_since, false);
 
 -- A connection with what is known of its refresh token. The planner would take two equal columns for a rare row and read
 -- whole tables for a batch; from the COALESCE it concludes nothing.
@@ -345,7 +352,7 @@ select
     connection.refresh_token,
     -- Other writers may store any date. These are the ones that a client can hold.
     least(greatest(connection.expires_at, '0001-01-02 00:00+00'), '9999-12-31 00:00+00') as expires_at,
-    case when connection.connected_at between '2000-01-01 00:00+00' and '9999-12-31 00:00+00'
+    case when connection.connected_at between '2000-01-01 00:00+00' and '9998-12-31 00:00+00'
         then connection.connected_at end as connected_at,
     connection.display_name,
     connection.email,
@@ -353,8 +360,10 @@ select
     state.client_id,
     state.refused_by,
     state.failure,
-    state.failed_at,
-    state.retry_at,
+    case when state.failed_at is not null
+        then least(greatest(state.failed_at, '0001-01-02 00:00+00'), '9999-12-31 00:00+00') end as failed_at,
+    case when state.retry_at between '0001-01-02 00:00+00' and '9999-12-31 00:00+00'
+        then state.retry_at end as retry_at,
     state.saves,
     state.family,
     spotconn.seconds_left(connection.expires_at, spotconn.now()) as remaining
@@ -601,7 +610,7 @@ begin
         family = pg_catalog.gen_random_uuid(),
         saved_at = spotconn.now(),
         granted_at = case when p_expires_in is not null then spotconn.now() end,
-        saves = state.saves + 1
+        saves = least(state.saves, 9223372036854775806) + 1
     where state.user_id = p_user_id;
     return query
         select connection.* from spotconn.connection where connection.user_id = p_user_id;
@@ -659,21 +668,23 @@ create or replace function spotconn.decide_turn(
 language plpgsql stable set search_path = '' as $$
 declare
     held constant boolean := spotconn.fingerprint(p_connection.access_token) = p_seen;
-    ended constant boolean := spotconn.seconds_left(p_connection.expires_at, p_now) <= 0;
+    ended constant boolean := spotconn.seconds_left(p_connection.expires_at, p_now) <= 0
+        or not spotconn.is_token(p_connection.access_token);
     leased constant boolean := spotconn.runs(p_state.leased_at, p_state.lease_until, p_now);
     counts constant boolean := p_state.failure = 'unavailable' or p_state.client_id is not null or p_client_ids is null
         or p_client_ids <@ p_state.refused_by;
     paused constant boolean := counts and spotconn.runs(p_state.paused_at, p_state.retry_at, p_now);
-    young_until constant timestamptz := p_state.granted_at + interval '1 minute';
+    young constant boolean := p_state.granted_at > p_now - interval '1 minute'
+        and p_state.granted_at <= p_now + interval '1 second';
     due timestamptz;
 begin
     if not held and not ended then
         outcome := 'superseded';
     elsif counts and p_state.failure <> 'unavailable' and (p_state.retry_at is null or paused or leased) then
         outcome := 'refused';
-    elsif held and not ended and spotconn.runs(p_state.granted_at, young_until, p_now) then
+    elsif held and not ended and young then
         outcome := 'just_saved';
-        due := young_until;
+        due := p_state.granted_at + interval '1 minute';
     elsif not leased and p_state.client_id <> all (p_client_ids) then
         outcome := 'other_app';
     elsif paused then
@@ -689,7 +700,7 @@ begin
             when p_client_ids is null or p_client_ids <@ p_state.refused_by then p_client_ids
             else array(
                 select one.client_id from pg_catalog.unnest(p_client_ids) with ordinality as one (client_id, place)
-                where one.client_id <> all (coalesce(p_state.refused_by, '{}'))
+                where not coalesce(one.client_id = any (p_state.refused_by), false)
                 order by one.place
             )
         end;
@@ -811,7 +822,7 @@ begin
         where stored.user_id = p_user_id and spotconn.fingerprint(stored.refresh_token) = p_replaced
         for no key update;
     saved := found;
-    taken := spotconn.fingerprint(standing.access_token) = p_held
+    taken := spotconn.fingerprint(standing.access_token) = p_held or not spotconn.is_token(standing.access_token)
         or spotconn.seconds_left(ends, spotconn.now()) > spotconn.seconds_left(standing.expires_at, spotconn.now());
     if saved then
         -- Nobody's cached token becomes wrong by this, so spotconn.notify_change is silent while the mark is set.
@@ -843,7 +854,7 @@ begin
             saved_at = case when known.saved_at is null and known.saves > 0 and p_saves is null then null
                 else spotconn.now() end,
             granted_at = case when not taken then known.granted_at when p_saves is null then spotconn.now() end,
-            saves = greatest(known.saves + 1, p_saves),
+            saves = greatest(least(known.saves, 9223372036854775806) + 1, p_saves),
             family = coalesce(p_family, known.family)
         where state.user_id = p_user_id;
     end if;
@@ -893,6 +904,9 @@ begin
         return;
     end if;
     moment := spotconn.now();
+    -- Any number may be stored.
+    known.failures := least(greatest(known.failures, 0), 1000000);
+    known.refusals := least(greatest(known.refusals, 0), 1000000);
     if known.saved_at is null or connected not between '2000-01-01 00:00+00' and moment then
         connected := null;
     end if;
@@ -906,9 +920,12 @@ begin
         second_opinion := p_reason = 'refused' and known.failure <> 'unavailable' and known.retry_at <= moment;
         known.refused_by := array(
             select distinct refusing.client_id
-            from pg_catalog.unnest(
-                p_refused_by || case when second_opinion then '{}' else known.refused_by end
+            from (
+                select pg_catalog.unnest(p_refused_by)
+                union all
+                select pg_catalog.unnest(known.refused_by) where second_opinion is not true
             ) as refusing (client_id)
+            where refusing.client_id is not null
             order by refusing.client_id
         );
     end if;
@@ -949,8 +966,11 @@ begin
         lapsed = known.lapsed
     where stored.user_id = p_user_id;
     failure := known.failure;
-    failed_at := known.failed_at;
-    retry_at := known.retry_at;
+    -- As in spotconn.connection.
+    failed_at := case when known.failed_at is not null
+        then least(greatest(known.failed_at, '0001-01-02 00:00+00'), '9999-12-31 00:00+00') end;
+    retry_at := case when known.retry_at between '0001-01-02 00:00+00' and '9999-12-31 00:00+00'
+        then known.retry_at end;
     return next;
 end
 $$;

@@ -19,7 +19,7 @@ from spotconn._spotify.retry import BeginBy, retry
 from spotconn._spotify.throttle import Throttle
 from spotconn._tracebacks import scrubbed
 from spotconn.errors import ConfigurationError, ReauthorizationRequired, SpotconnError, SpotifyUnavailable
-from spotconn.models import Profile, TokenGrant, is_client_id
+from spotconn.models import Profile, TokenGrant, is_client_id, is_token
 
 T = TypeVar("T")
 
@@ -165,11 +165,13 @@ class SpotifyAccounts:
             begin_within: seconds in which an attempt may begin; None for half of `timeout`.
 
         Raises:
-            ReauthorizationRequired: Spotify no longer accepts the refresh token.
+            ReauthorizationRequired: Spotify no longer accepts the refresh token, or it cannot be one.
             ConfigurationError: Spotify refuses this app or its request.
             SpotifyUnavailable: no usable answer in time.
         """
-        if not refresh_token:  # stored by another client of the table; Spotify would answer invalid_request
+        if not refresh_token or not is_token(
+            refresh_token
+        ):  # stored by another client of the table; Spotify could not know it
             raise ReauthorizationRequired("invalid", datetime.fromtimestamp(self._clock(), UTC))
         form = {"refresh_token": refresh_token}
         attempt = partial(self._request_grant, "refresh_token", form)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from spotconn.errors import ReauthorizationReason
 
@@ -22,8 +22,42 @@ Source: developer.spotify.com/blog/2026-06-18-refresh-token-expiration.
 LONGEST_EXPIRES_IN = 86_400
 """Seconds that an access token can live; Spotify sends 3600. An end further ahead counts as past."""
 
-Token = Annotated[str, Field(pattern=r"^[\x20-\x7e]+$")]
-"""An access or refresh token: visible ASCII characters (RFC 6749, appendix A)."""
+_TOKEN = re.compile(r"[!#-&(-\[\]-~]+")
+_NO_VALUES = frozenset({"null", "none", "undefined"})
+_SCOPES = re.compile(r"""[^\s,"'\[\]{}\\]+""")
+
+
+def is_token(text: str) -> bool:
+    """Return whether a text can be an access or refresh token of Spotify.
+
+    That is visible ASCII (RFC 6749, appendix A.12 and A.17) without blanks, quotes and backslashes: no Bearer token has
+    them (RFC 6750, section 2.1), and programs that write a token wrongly add them. The words null, None and undefined
+    are what such programs write for a token that they do not have.
+    """
+    return _TOKEN.fullmatch(text) is not None and text.lower() not in _NO_VALUES
+
+
+def read_scope(text: str | None) -> frozenset[str] | None:
+    """Return the scopes that a text names, whichever program has written it; None where it says nothing.
+
+    Scopes are separated by blanks (RFC 6749, section 3.3) or commas, or written as a JSON array, a Postgres array or a
+    list of Python or JavaScript. An empty text says that none were granted: this library stores a grant without scopes
+    so. Another text that names none, such as blanks, `[]`, `{}` or `null`, was never a record of a grant.
+    """
+    if text is None:
+        return None
+    names = frozenset(name for name in _SCOPES.findall(text) if name.lower() not in _NO_VALUES)
+    return names if names or not text else None
+
+
+def _checked_token(text: str) -> str:
+    if not is_token(text):
+        raise ValueError("expected visible ASCII without blanks, quotes and backslashes")
+    return text
+
+
+Token = Annotated[str, AfterValidator(_checked_token)]
+"""An access or refresh token, as `is_token`."""
 
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
 """Text that a Postgres column can hold."""
@@ -109,7 +143,8 @@ class StoredAccessToken:
     Attributes:
         access_token: for the Web API.
         fingerprint: of its text as stored.
-        remaining: seconds until it ends, by the database's clock when it was read.
+        remaining: seconds until it ends, by the database's clock when it was read; not over 0 for one that cannot be
+            sent.
         scope: the granted scopes; None where they were never recorded.
     """
 
@@ -129,7 +164,8 @@ class Connection(Value):
         access_token: good until `expires_at`.
         refresh_token: good for six months after `connected_at`.
         expires_at: end of the access token, by the database's clock.
-        remaining: seconds until then when it was read, by the database's clock; not over 0 once it has ended.
+        remaining: seconds until then when it was read, by the database's clock; not over 0 once it has ended, nor for
+            one that cannot be sent.
         connected_at: when the user last authorized.
         display_name: of the Spotify account.
         email: of the Spotify account.

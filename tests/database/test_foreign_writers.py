@@ -7,8 +7,12 @@ import asyncpg
 import pytest
 
 from spotconn import ConnectionAdmin, ConnectionStore, Outcome, Profile, RefreshFailure, RefreshTurn, TokenGrant
-from spotconn.models import fingerprint
+from spotconn._database.schema import read_sql
+from spotconn.models import fingerprint, is_token
+from spotconn.testing import apply_schema
 from support.connections import grant, rows, stored_state
+from support.database import Dsn
+from support.documented_table import DOCUMENTED
 
 ALICE = Profile(spotify_user_id="alice")
 OLD = grant("old", minutes=-1)
@@ -80,6 +84,98 @@ async def test_any_moment_of_the_authorization_can_be_read(
     async with ConnectionAdmin.open(operator) as house:
         listed = [one async for one in house.expiring(within=timedelta(days=1))]
     assert [one.reauthorize_by for one in listed] == [stored.reauthorize_by] * is_date
+
+
+FORMS = ["user-read-email,user-top-read", '["user-read-email","user-top-read"]', "{user-read-email,user-top-read}"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_scopes_are_read_in_the_form_of_the_writer(
+    store: ConnectionStore, user: UUID, admin: asyncpg.Connection, form: str
+) -> None:
+    """Every read tells the same scopes, and leaves the text as it is."""
+    await store.save(user, OLD, ALICE)
+    await admin.execute("update public.spotify_connections set scope = $1", form)
+    whole, lean = await store.get(user), await store.tokens.get(user)
+    assert whole.scope == lean.scope == frozenset({"user-read-email", "user-top-read"})
+    assert (await rows(admin))[0]["scope"] == form
+
+
+async def test_the_database_tells_tokens_as_the_library_does(admin: asyncpg.Connection) -> None:
+    """A text that one takes for a token is one to the other, letter by letter and as a whole."""
+    letters = [chr(number) for number in range(1, 0x3000)]
+    texts = [*letters, *(f"a{letter}" for letter in letters), "", "null", "NULL", "None", "undefined", "nullify", "a\n"]
+    found = await admin.fetch("select text, spotconn.is_token(text) as token from unnest($1::text[]) as text", texts)
+    assert [(row["text"], row["token"]) for row in found] == [(text, is_token(text)) for text in texts]
+
+
+@pytest.mark.parametrize("failures", [-(2**31), 2**31 - 1])
+@pytest.mark.parametrize("reason", ["refused", "unavailable"])
+async def test_a_failure_is_recorded_beside_any_number(
+    store: ConnectionStore, user: UUID, admin: asyncpg.Connection, failures: int, reason: str
+) -> None:
+    """The counts that stand are taken for the nearest ones that can be."""
+    turn = await begun(store, user)
+    await admin.execute(
+        "update spotconn.refresh_state set failures = $1, refusals = $1, refused_by = '{{a, b}, {c, null}}'", failures
+    )
+    recorded = await store.fail_refresh(turn, RefreshFailure.model_validate({"reason": reason, "refused_by": ["d"]}))
+    assert recorded is not None
+    assert (await store.get(user)).failure == recorded
+    assert (await store.get(user)).refused_by == frozenset("abcd")
+
+
+async def test_an_app_is_not_left_out_for_a_null_among_those_that_were_refused(
+    store: ConnectionStore, user: UUID, admin: asyncpg.Connection
+) -> None:
+    """It says nothing of any app."""
+    stored = await store.save(user, OLD, ALICE)
+    await admin.execute("update spotconn.refresh_state set refused_by = '{null, other}'")
+    turn = await store.begin_refresh(user, seen=stored.fingerprint, client_ids=["other", "own"])
+    assert (turn.outcome, turn.client_ids) == (Outcome.GRANTED, ("own",))
+
+
+@pytest.mark.parametrize("end", ["'infinity'", "now() + interval '2 years'"])
+async def test_a_lease_or_a_backoff_without_an_end_is_void(
+    store: ConnectionStore, user: UUID, admin: asyncpg.Connection, end: str
+) -> None:
+    """No process waits for it, nor says how long."""
+    turn = await begun(store, user)
+    await admin.execute(f"update spotconn.refresh_state set lease_until = {end}")
+    turn = await store.begin_refresh(user, seen=SEEN)
+    assert turn.outcome is Outcome.GRANTED
+    await store.fail_refresh(turn, RefreshFailure(reason="unavailable"))
+    await admin.execute(f"update spotconn.refresh_state set retry_at = {end}, failed_at = {end}")
+    turn = await store.begin_refresh(user, seen=SEEN)
+    assert (turn.outcome, turn.retry_after) == (Outcome.GRANTED, None)
+    assert await store.finish_refresh(turn, NEW) is not None
+
+
+@pytest.mark.parametrize("since", ["'-infinity'", "'4714-11-24 BC'"])
+async def test_a_lease_may_have_begun_at_any_time(
+    store: ConnectionStore, user: UUID, admin: asyncpg.Connection, since: str
+) -> None:
+    """It holds until its end."""
+    await begun(store, user)
+    await admin.execute(f"update spotconn.refresh_state set leased_at = {since}, granted_at = {since}")
+    assert (await store.begin_refresh(user, seen=SEEN)).outcome is Outcome.BUSY
+
+
+UTC_HERE = "do $$ begin execute format('alter database %I set timezone to utc', current_database()); end $$"
+
+
+async def test_times_in_columns_without_a_time_zone_are_utc(dsn: Dsn, scratch: asyncpg.Connection) -> None:
+    """A table of a tutorial, with `timestamp` for `timestamptz`, has the date of the authorization and the end."""
+    await scratch.execute(UTC_HERE)
+    await scratch.execute(read_sql("plain_postgres.sql") + DOCUMENTED.replace("TIMESTAMPTZ", "TIMESTAMP"))
+    await apply_schema(dsn())
+    user = await scratch.fetchval("insert into auth.users (email) values ('a') returning id")
+    async with ConnectionStore.open(dsn()) as store:
+        await store.save(user, OLD, ALICE)
+        stored = await store.get(user)
+    assert stored.expires_at == OLD.expires_at
+    assert stored.connected_at is not None
+    assert abs(stored.connected_at - datetime.now(UTC)) < timedelta(minutes=2)
 
 
 UPSERT = """

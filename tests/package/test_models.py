@@ -23,7 +23,7 @@ from spotconn import (
     freshness,
 )
 from spotconn.errors import ReauthorizationReason
-from spotconn.models import FailureReason, add_months, parse_user_id
+from spotconn.models import FailureReason, add_months, is_token, parse_user_id, read_scope
 
 USER = UUID("5b0c9d1e-0f0a-4a52-8a55-3c2f1d6e7a88")
 END = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -105,6 +105,52 @@ async def test_months_are_counted_as_postgres_counts_them(admin: asyncpg.Connect
     assert [row["expected"] for row in rows] == [add_months(row["day"], row["months"]) for row in rows]
 
 
+VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
+"""What RFC 6749 allows in a token beside the blank."""
+
+
+def test_a_token_is_visible_ascii_without_quotes() -> None:
+    """Every letter that Spotify may use is taken, and no other."""
+    taken = "".join(letter for letter in map(chr, range(0x3000)) if is_token(letter))
+    assert taken == "".join(letter for letter in VISIBLE if letter not in "\"'\\")
+    assert is_token(taken)
+    assert not any(is_token(word) for word in ("", "null", "NULL", "None", "undefined", taken + "\n", "a b"))
+    assert is_token("nullify")
+
+
+SCOPES = frozenset({"user-read-email", "user-top-read"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "user-read-email user-top-read",
+        "  user-top-read\n user-read-email ",
+        "user-read-email,user-top-read",
+        "user-read-email, user-top-read,",
+        '["user-read-email","user-top-read"]',
+        '[\n  "user-read-email",\n  "user-top-read"\n]',
+        "{user-read-email,user-top-read}",
+        '{"user-read-email",user-top-read,NULL}',
+        "['user-read-email', 'user-top-read']",
+        '"user-read-email user-top-read"',
+        r'"[\"user-read-email\",\"user-top-read\"]"',
+    ],
+)
+def test_scopes_are_read_in_every_form(text: str) -> None:
+    """Blanks, commas, JSON, arrays of Postgres and lists of Python are forms in which other programs store them."""
+    assert read_scope(text) == SCOPES
+
+
+@pytest.mark.parametrize(
+    "text", [None, " ", "\n", ",", "[]", "{}", '""', "null", "None", "[null]", "undefined"], ids=repr
+)
+def test_a_text_without_scopes_says_nothing(text: str | None) -> None:
+    """It was no record of a grant; only the empty text is, which this library stores for a grant without scopes."""
+    assert read_scope(text) is None
+    assert read_scope("") == frozenset()
+
+
 @pytest.mark.parametrize("text", [str(USER), str(USER).upper(), USER.hex, f"{{{USER}}}", USER.urn])
 def test_a_user_id_is_read_from_text(text: str) -> None:
     """Every usual spelling of a UUID names the same user."""
@@ -145,6 +191,9 @@ def test_a_status_holds_no_token() -> None:
         lambda: TokenGrant(access_token="marked\n", expires_at=END),
         lambda: TokenGrant(access_token="marked\N{SNOWMAN}", expires_at=END),
         lambda: TokenGrant(access_token="", refresh_token="marked", expires_at=END),
+        lambda: TokenGrant(access_token="Bearer marked-", expires_at=END),
+        lambda: TokenGrant(access_token="marked", refresh_token='"marked-"', expires_at=END),
+        lambda: TokenGrant(access_token="None", expires_at=END),
         lambda: TokenGrant(access_token="marked", refresh_token="", expires_at=END),
         lambda: TokenGrant(access_token="marked", expires_at=END.replace(tzinfo=None)),
         lambda: TokenGrant.model_validate({"access_token": "marked", "expires_at": END, "marked": "marked"}),

@@ -48,11 +48,22 @@ def test_a_minimal_grant() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scope", "expected"), [("", frozenset[str]()), (" a  a ", {"a"}), (None, None), (["a"], None)], ids=repr
+    ("scope", "refreshed", "connected"),
+    [
+        ("", None, frozenset[str]()),
+        ("  ", None, frozenset[str]()),
+        (" a  a ", {"a"}, {"a"}),
+        (None, None, None),
+        (["a"], None, None),
+    ],
+    ids=repr,
 )
-def test_scope(scope: object, expected: object) -> None:
-    """A scope that is no text says nothing; an empty one says that nothing is granted."""
-    assert read_grant(200, {}, grant(scope=scope), now=NOW, client_id=APP).scope == expected
+def test_scope(scope: object, refreshed: object, connected: object) -> None:
+    """A scope that is no text says nothing; an empty one does so after a refresh, and is no scope for a code."""
+    body = grant(scope=scope)
+    assert read_grant(200, {}, body, now=NOW, client_id=APP).scope == refreshed
+    code: GrantType = "authorization_code"
+    assert read_grant(200, {}, body, now=NOW, client_id=APP, grant_type=code).scope == connected
 
 
 UNREADABLE = [
@@ -68,6 +79,10 @@ UNREADABLE = [
     grant(access_token=7),
     grant(access_token="a\nb"),
     grant(access_token="\ud800"),
+    grant(access_token="a b"),
+    grant(access_token='"a"'),
+    grant(access_token="null"),
+    grant(refresh_token="undefined"),
     grant(refresh_token=7),
     grant(refresh_token=[]),
     grant(refresh_token="ü"),

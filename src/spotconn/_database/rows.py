@@ -1,6 +1,6 @@
 """Conversion of rows to the values of the library, and back."""
 
-from datetime import MAXYEAR, UTC, datetime
+from datetime import UTC, datetime
 from uuid import UUID
 
 import asyncpg
@@ -16,6 +16,8 @@ from spotconn.models import (
     StoredTexts,
     TokenGrant,
     fingerprint,
+    is_token,
+    read_scope,
 )
 from spotconn.overview import ConnectionOverview
 from spotconn.turns import Outcome, RefreshTurn
@@ -59,20 +61,21 @@ class RowConverter:
         Raises:
             DecryptionError: a token does not decrypt as one of this user's.
         """
+        access_token = self.cipher.decrypt(row["access_token"], user_id=user_id, column="access_token")
         return Connection(
             id=row["id"],
             user_id=user_id,
             spotify_user_id=row["spotify_user_id"],
-            access_token=self.cipher.decrypt(row["access_token"], user_id=user_id, column="access_token"),
+            access_token=access_token,
             refresh_token=self.cipher.decrypt(row["refresh_token"], user_id=user_id, column="refresh_token"),
-            expires_at=_end(row["expires_at"]),
-            remaining=row["remaining"],
-            connected_at=_authorized_at(row["connected_at"]),
+            expires_at=_aware(row["expires_at"]),
+            remaining=_remaining(row, access_token),
+            connected_at=_connected_at(row),
             display_name=row["display_name"],
             email=row["email"],
-            scope=None if row["scope"] is None else frozenset(row["scope"].split()),
+            scope=read_scope(row["scope"]),
             client_id=row["client_id"],
-            refused_by=frozenset(row["refused_by"] or ()),
+            refused_by=frozenset(name for name in row["refused_by"] or () if isinstance(name, str)),
             failure=recorded_failure(row),
             saves=row["saves"],
             family=row["family"],
@@ -86,11 +89,12 @@ class RowConverter:
             DecryptionError: it does not decrypt as one of this user's.
         """
         text: str = row["access_token"]
+        access_token = self.cipher.decrypt(text, user_id=user_id, column="access_token")
         return StoredAccessToken(
-            access_token=self.cipher.decrypt(text, user_id=user_id, column="access_token"),
+            access_token=access_token,
             fingerprint=fingerprint(text),
-            remaining=row["remaining"],
-            scope=None if row["scope"] is None else frozenset(row["scope"].split()),
+            remaining=_remaining(row, access_token),
+            scope=read_scope(row["scope"]),
         )
 
     def access_token_or_error(self, row: asyncpg.Record) -> StoredAccessToken | DecryptionError:
@@ -148,8 +152,8 @@ def overview(row: asyncpg.Record) -> ConnectionOverview:
         spotify_user_id=row["spotify_user_id"],
         display_name=row["display_name"],
         email=row["email"],
-        connected_at=_authorized_at(row["connected_at"]),
-        expires_at=_end(row["expires_at"]),
+        connected_at=_connected_at(row),
+        expires_at=_aware(row["expires_at"]),
         client_id=row["client_id"],
         failure=recorded_failure(row),
     )
@@ -162,11 +166,17 @@ def recorded_failure(row: asyncpg.Record) -> RecordedFailure | None:
     return RecordedFailure(reason=row["failure"], since=row["failed_at"], retry_at=row["retry_at"])
 
 
-def _end(moment: datetime) -> datetime:
-    """Return an `expires_at` with its time zone. The driver returns an infinite one as the first or last without."""
+def _remaining(row: asyncpg.Record, access_token: str) -> float:
+    """Return the seconds until an access token ends. One that cannot be sent counts as ended."""
+    remaining: float = row["remaining"]
+    return remaining if is_token(access_token) else min(remaining, 0.0)
+
+
+def _connected_at(row: asyncpg.Record) -> datetime | None:
+    moment: datetime | None = row["connected_at"]
+    return None if moment is None else _aware(moment)
+
+
+def _aware(moment: datetime) -> datetime:
+    """Return a time with its time zone: UTC for that of a column without one."""
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-
-
-def _authorized_at(moment: datetime | None) -> datetime | None:
-    """Return a `connected_at`. One that is infinite, or that no six months can follow, is no date."""
-    return None if moment is None or moment.tzinfo is None or moment.year == MAXYEAR else moment

@@ -19,7 +19,7 @@ from spotconn.errors import (
     SpotconnError,
     SpotifyUnavailable,
 )
-from spotconn.models import LONGEST_EXPIRES_IN, Profile, TokenGrant
+from spotconn.models import LONGEST_EXPIRES_IN, Profile, TokenGrant, is_token
 
 GREATEST_EXPIRES_IN = 365 * 24 * 3600
 """Seconds; Spotify sends 3600. More than LONGEST_EXPIRES_IN counts as that; an even greater value is unreadable."""
@@ -71,7 +71,7 @@ def read_grant(
     """
     answer = _json_object(body)
     if status == OK:
-        return _token_grant(answer, now)
+        return _token_grant(answer, now, grant_type)
     # RFC 6749 has 401 for invalid_client; Spotify sends 400.
     error = _oauth_error(status, answer, now, client_id, grant_type) if status in {BAD_REQUEST, UNAUTHORIZED} else None
     raise error or _unavailable(status, headers, now)
@@ -140,18 +140,28 @@ def _object(value: object) -> dict[str, Any]:
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
-def _token_grant(answer: dict[str, Any], now: float) -> TokenGrant:
+def _token_grant(answer: dict[str, Any], now: float, grant_type: GrantType) -> TokenGrant:
     # Not validated by pydantic: its errors would blame the caller for a fault of Spotify.
     if not _is_usable(answer):
         raise _unreadable("token endpoint")
-    scope = answer.get("scope")
     return TokenGrant(
         access_token=answer["access_token"],
         refresh_token=answer.get("refresh_token") or None,
         expires_at=_to_datetime(now + answer["expires_in"]),
         expires_in=min(answer["expires_in"], LONGEST_EXPIRES_IN),
-        scope=frozenset(scope.split()) if isinstance(scope, str) else None,
+        scope=_scope(answer.get("scope"), grant_type),
     )
+
+
+def _scope(value: object, grant_type: GrantType) -> frozenset[str] | None:
+    """Return the granted scopes; None where the answer does not say.
+
+    A refresh without a scope leaves the scopes as they were (RFC 6749, section 6), and no scope is empty (section 3.3).
+    In the answer to a code, a scope that is stated is what was granted in place of what was asked for (section 5.1).
+    """
+    if not isinstance(value, str) or (grant_type == "refresh_token" and not value.split()):
+        return None
+    return frozenset(value.split())
 
 
 def _is_usable(answer: dict[str, Any]) -> bool:
@@ -166,8 +176,7 @@ def _is_usable(answer: dict[str, Any]) -> bool:
 
 
 def _is_token(value: object) -> bool:
-    """Return whether this is visible ASCII (RFC 6749, appendix A.12): nothing else can be sent in a header."""
-    return isinstance(value, str) and value != "" and value.isascii() and value.isprintable()
+    return isinstance(value, str) and is_token(value)
 
 
 def _is_lifetime(value: object) -> bool:
