@@ -8,9 +8,9 @@ def main() -> None:
     """Run the command, or say how to install what it needs."""
     if any(find_spec(name) is None for name in ("typer", "rich")):
         sys.exit('spotconn: the command needs an extra: pip install "spotconn[cli]"')
-    from spotconn.cli import app  # noqa: PLC0415  it imports the extra
+    from spotconn import cli  # noqa: PLC0415  it imports the extra
 
-    app(prog_name="spotconn")
+    cli.main()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The command `spotconn`.
 
 Exit codes: 0 done; 1 `doctor` found something to mend; 2 wrong usage; 3 the user must connect; 4 try later;
-5 settings, schema, grants or keys are wrong; 130 stopped with Ctrl-C. Results go to standard output, all
-else to standard error.
+5 settings, schema, grants or keys are wrong; 6 the output cannot be written; 130 stopped with Ctrl-C. Results go to
+standard output, all else to standard error.
 """
 
 import os
@@ -11,22 +11,17 @@ from typing import Annotated, cast
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
-from spotconn._command.console import (
+from spotconn._command.console import duration, moment, open_admin, open_store, run, write_list
+from spotconn._command.output import (
     UNHEALTHY,
-    duration,
-    moment,
-    open_admin,
-    open_store,
+    output_errors,
     print_line,
-    run,
     write,
     write_json,
-    write_list,
+    write_line,
 )
-from spotconn._command.doctor import examine
-from spotconn._command.finding import Finding
+from spotconn._command.report import report
 from spotconn._command.schema import Parts, apply_schema, check_options, check_schema
 from spotconn._database.schema import schema_sql
 from spotconn._settings import read_retired_client_ids
@@ -35,8 +30,6 @@ from spotconn.errors import NotConnected
 from spotconn.manager import TokenManager
 from spotconn.overview import ConnectionStats, ConnectionStatus, RekeyProgress
 
-COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
-
 app: typer.Typer = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -44,8 +37,16 @@ app: typer.Typer = typer.Typer(
     pretty_exceptions_enable=False,  # its tracebacks would print local variables
     help="Stored Spotify connections: the database, the keys and the users' tokens.",
     epilog="Exit codes: 0 done, 1 doctor found something to mend, 2 wrong usage, 3 the user must connect, "
-    "4 try later, 5 settings, schema, grants or keys are wrong, 130 stopped with Ctrl-C.",
+    "4 try later, 5 settings, schema, grants or keys are wrong, 6 the output cannot be written, "
+    "130 stopped with Ctrl-C.",
 )
+
+
+def main() -> None:
+    """Run the command. Help ends like a result where it cannot be written."""
+    with output_errors():
+        app(prog_name="spotconn")
+
 
 User = Annotated[str, typer.Argument(metavar="USER", help="The user's id, a UUID.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs; lists print one object per line.")]
@@ -83,27 +84,8 @@ def schema(
 @app.command()
 def doctor(*, as_json: Json = False) -> None:
     """Look at settings, database, row security, rights and clocks, and say what mends what is wrong."""
-    if run(_doctor(as_json=as_json)):
+    if run(report(os.environ, as_json=as_json)):
         raise typer.Exit(UNHEALTHY)
-
-
-async def _doctor(*, as_json: bool) -> bool:
-    """Print the findings, and return whether there is something to mend."""
-    console, unhealthy = Console(highlight=False, soft_wrap=True), False
-    async for finding in examine(os.environ):
-        unhealthy |= finding.state == "fail"
-        if as_json:
-            write_json(finding)
-        else:
-            console.print(_line(finding))
-    return unhealthy
-
-
-def _line(finding: Finding) -> Text:
-    line = Text.assemble((f"{finding.state:5}", COLOURS[finding.state]), f"{finding.subject}: {finding.text}")
-    if finding.remedy and finding.state in {"warn", "fail"}:
-        line.append(f"\n     -> {finding.remedy}")
-    return line
 
 
 @app.command()
@@ -114,7 +96,7 @@ def keygen(*, as_json: Json = False) -> None:
     if as_json:
         write_json({"id": key_id, "key": key})
         return
-    write(key + "\n")
+    write_line(key)
     print_line(f"its id is {key_id}; keep the older keys behind it until `spotconn rekey` is done")
 
 
@@ -130,7 +112,8 @@ def status(user: User, *, as_json: Json = False) -> None:
         write_json(found)
         return
     for name, value in found.model_dump(mode="json", exclude_none=True).items():
-        write(f"{name.replace('_', ' ')}: {' '.join(cast('list[str]', value)) if isinstance(value, list) else value}\n")
+        text = " ".join(cast("list[str]", value)) if isinstance(value, list) else value
+        write_line(f"{name.replace('_', ' ')}: {text}")
 
 
 async def _status(user: str) -> ConnectionStatus:
@@ -155,7 +138,7 @@ def token(
     if as_json:
         write_json({"access_token": valid})
     else:
-        write(valid + "\n")
+        write_line(valid)
 
 
 async def _token(user: str, scopes: list[str], min_ttl: float | None) -> str:
@@ -170,7 +153,7 @@ def disconnect(user: User, *, as_json: Json = False) -> None:
     if as_json:
         write_json({"disconnected": gone})
     else:
-        write("disconnected\n" if gone else "there was no connection\n")
+        write_line("disconnected" if gone else "there was no connection")
 
 
 async def _disconnect(user: str) -> bool:
@@ -186,11 +169,11 @@ def stats(*, as_json: Json = False) -> None:
         write_json(found)
         return
     for name, number in found.model_dump(exclude={"by_key", "by_app"}).items():
-        write(f"{name.replace('_', ' ')}: {number}\n")
+        write_line(f"{name.replace('_', ' ')}: {number}")
     for key_id, number in found.by_key.items():
-        write(f"under key {key_id}: {number}\n")
+        write_line(f"under key {key_id}: {number}")
     for client_id, number in found.by_app.items():
-        write(f"of app {client_id}: {number}\n")
+        write_line(f"of app {client_id}: {number}")
 
 
 async def _stats() -> ConnectionStats:
@@ -232,13 +215,13 @@ def rekey(*, as_json: Json = False) -> None:
     if as_json:
         write_json(done)
     else:
-        write(f"{done.done} connections rewritten; no value under another key is left\n")
+        write_line(f"{done.done} connections rewritten; no value under another key is left")
 
 
 async def _rekey() -> RekeyProgress:
     columns = TextColumn("rekey"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, disable=not console.file.isatty()) as bar:
         task = bar.add_task("rekey", total=None)
         async with open_admin() as admin:
             return await admin.rekey(progress=lambda now: bar.update(task, completed=now.done, total=now.total))
@@ -255,7 +238,7 @@ def recheck(
     if as_json:
         write_json({"rechecked": count})
     else:
-        write(f"{count} connections will be tried again\n")
+        write_line(f"{count} connections will be tried again")
 
 
 async def _recheck(since: str) -> int:
@@ -275,7 +258,7 @@ def assign_app(
     if as_json:
         write_json({"assigned": count})
     else:
-        write(f"{count} connections assigned to the app {client_id}\n")
+        write_line(f"{count} connections assigned to the app {client_id}")
 
 
 async def _assign_app(client_id: str) -> int:

@@ -151,6 +151,7 @@ async def test_a_rekey(command: Command, store: ConnectionStore, user: UUID) -> 
     await store.save(user, grant(), ALICE)
     assert "SPOTCONN_ENCRYPTION_KEYS" in said(await command("rekey"))
     one = {"SPOTCONN_ENCRYPTION_KEYS": KEYS[0]}
+    assert "do not decrypt" in (await command("rekey", **one, SPOTCONN_REQUIRE_ENCRYPTED="1")).stderr
     assert "1 connections rewritten" in (await command("rekey", **one)).stdout
     two = {"SPOTCONN_ENCRYPTION_KEYS": ",".join(reversed(KEYS))}
     assert json.loads((await command("rekey", "--json", **two)).stdout) == {"total": 1, "done": 1, "lost": 0}
@@ -235,5 +236,6 @@ def test_without_the_extra_the_command_says_what_to_install() -> None:
 async def test_help_names_every_exit_code(command: Command) -> None:
     """The codes are a contract with scripts."""
     text = " ".join((await command("--help")).stdout.split())
-    for code in ("0 done", "1 doctor", "2 wrong usage", "3 the user must", "4 try later", "5 settings", "130 stopped"):
+    codes = "0 done", "1 doctor", "2 wrong usage", "3 the user must", "4 try later", "5 settings", "6 the output"
+    for code in (*codes, "130 stopped"):
         assert code in text

@@ -44,9 +44,10 @@ async def test_a_healthy_house(
     finally:
         if locked:
             await admin.execute(read_sql("lock_down_undo.sql"))
-    assert set(found) == {"Spotify app", "other apps", "redirect URI", "encryption keys", *CHECKS, "apps"}
+    assert set(found) == {"Spotify app", "other apps", "redirect URI", "encryption keys", *CHECKS, "decryption", "apps"}
     assert states(found, "warn", "fail") == (set() if locked else {"token readers"})
     assert found["stored tokens"].text == "2 values, none in plain text"
+    assert found["decryption"].text == "1 connections looked at, all decrypt with the keys of this process"
     assert found["apps"].text == "1 connections, all of apps known here"
     assert found["Spotify app"].text == f"{HEALTHY['SPOTIFY_CLIENT_ID']}, confidential client"
     assert await admin.fetch("select * from public.spotify_connections") == before
@@ -57,7 +58,7 @@ async def test_a_login_of_the_store_alone(database: Database) -> None:
     for dsn in (database.dsn, database.bypass_dsn):
         found = await look(dsn)
         assert states(found, "fail") == set()
-        assert (found["stored tokens"].state, found["apps"].state) == ("skip", "skip")
+        assert {found[subject].state for subject in ("stored tokens", "decryption", "apps")} == {"skip"}
         assert found["isolation"].state == "ok"
 
 
@@ -79,7 +80,7 @@ FAULTS = [
     ),
     ("alter table spotconn.refresh_state disable row level security", {"row security"}, "schema --apply"),
     ("alter role spotconn bypassrls", {"isolation"}, "NOBYPASSRLS"),
-    ("create policy wide on public.spotify_connections using (true)", {"isolation"}, "NOBYPASSRLS"),
+    ("create policy wide on public.spotify_connections using (true)", {"isolation"}, "drop the policies"),
     (f"drop policy {POLICY}", {"policies"}, "schema --apply"),
     (f"alter policy {POLICY} using (auth.uid() = user_id)", {"policies"}, "schema --apply"),
     ("revoke insert on public.spotify_connections from spotconn", {"grants"}, "schema --apply"),

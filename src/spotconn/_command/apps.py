@@ -65,11 +65,9 @@ async def check_apps(probe: Probe, environ: Mapping[str, str]) -> Finding:
         retired = read_retired_client_ids(environ)
     except ConfigurationError as error:
         return Finding(state="skip", subject="apps", text=f"not compared: {error}")
-    async with probe.rolled_back():
-        if await probe.attempt("set local role service_role") != "SET":
-            return Finding(state="skip", subject="apps", text="not to be seen: this login cannot become service_role")
-        await probe.value("select pg_catalog.set_config('role', 'service_role', true)")
-        counts = {row["client_id"]: row["count"] for row in await probe.rows(APPS)}
+    if not await probe.become_service_role():
+        return Finding(state="skip", subject="apps", text="not to be seen: this login cannot become service_role")
+    counts = {row["client_id"]: row["count"] for row in await probe.rows(APPS)}
     return apps_finding(counts, known=known, retired=retired)
 
 

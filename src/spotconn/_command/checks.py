@@ -1,12 +1,11 @@
-"""The checks of `spotconn doctor` on an open session. All that they change is rolled back."""
+"""The checks of `spotconn doctor` on an open session, each in a transaction of its own that is rolled back."""
 
 from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 from urllib.parse import urlsplit
-from uuid import UUID, uuid4
 
 from spotconn._command.catalog import (
     COUNT_PLAIN_TEXT,
-    INSERT_FOR_ANOTHER_USER,
     POLICIES,
     READ_POLICIES,
     ROLES_THAT_READ_TOKENS,
@@ -14,13 +13,18 @@ from spotconn._command.catalog import (
 )
 from spotconn._command.clocks import check_clock_function, check_clocks
 from spotconn._command.finding import Finding
+from spotconn._command.isolation import check_isolation
 from spotconn._command.probe import TIMEOUT, Probe
+from spotconn._command.read_only import check_writing
 from spotconn._database.errors import APPLY_SCHEMA
 from spotconn._database.pool import is_pooled
 from spotconn._database.schema import SCHEMA_VERSION
 from spotconn._database.verification import ENCODING, MAKE_UTF8
 
 OLDEST_SERVER = 150000
+
+Check: TypeAlias = Callable[[Probe], Awaitable[Finding]]
+"""A check on a session, within a transaction."""
 
 
 async def _check_tls(probe: Probe) -> Finding:
@@ -99,25 +103,6 @@ async def _check_row_security(probe: Probe) -> Finding:
     return Finding(state="ok", subject="row security", text="enabled on every table")
 
 
-async def _check_isolation(probe: Probe) -> Finding:
-    """Act as a user who does not exist, who must see, change and insert no row of another."""
-    async with probe.rolled_back():
-        await probe.value("select spotconn.act_as($1)", uuid4())
-        other: UUID = uuid4()
-        visible = await probe.value("select pg_catalog.count(*) from public.spotify_connections")
-        updated = await probe.attempt("update public.spotify_connections set email = email")
-        # Policies are checked before foreign keys, so the id need not exist.
-        inserted = await probe.attempt(INSERT_FOR_ANOTHER_USER, other)
-    if (visible, updated, inserted) == (0, "UPDATE 0", "42501"):
-        return Finding(state="ok", subject="isolation", text="tried: a user sees, changes and makes no row of another")
-    return Finding(
-        state="fail",
-        subject="isolation",
-        text=f"a user of this login reaches rows of others (seen {visible}, changed {updated}, made {inserted})",
-        remedy="ALTER ROLE spotconn NOBYPASSRLS NOSUPERUSER, and " + APPLY_SCHEMA,
-    )
-
-
 async def _check_policies(probe: Probe) -> Finding:
     found = {tuple(row) for row in await probe.rows(READ_POLICIES)}
     if found == POLICIES:
@@ -131,8 +116,7 @@ async def _check_policies(probe: Probe) -> Finding:
 
 
 async def _check_grants(probe: Probe) -> Finding:
-    async with probe.rolled_back():
-        await probe.value("select spotconn.row_security_binds()")
+    await probe.value("select spotconn.row_security_binds()")
     operator = await probe.value("select pg_catalog.pg_has_role(session_user, 'service_role', 'member')")
     return Finding(
         state="ok",
@@ -142,6 +126,8 @@ async def _check_grants(probe: Probe) -> Finding:
 
 
 async def _check_notifications(probe: Probe) -> Finding:
+    if await probe.value("select pg_catalog.pg_is_in_recovery()"):
+        return Finding(state="skip", subject="changes", text="a replica notifies nobody")
     if await probe.value("select spotconn.heartbeat('')"):
         return Finding(state="ok", subject="changes", text="every process that listens is notified")
     return Finding(
@@ -167,29 +153,29 @@ async def _check_token_privileges(probe: Probe) -> Finding:
 
 async def _check_encryption(probe: Probe) -> Finding:
     subject = "stored tokens"
-    async with probe.rolled_back():
-        if await probe.attempt("set local role service_role") != "SET":
-            return Finding(state="skip", subject=subject, text="not to be seen: this login cannot become service_role")
-        await probe.value("select pg_catalog.set_config('role', 'service_role', true)")
-        (row,) = await probe.rows(COUNT_PLAIN_TEXT)
+    if not await probe.become_service_role():
+        return Finding(state="skip", subject=subject, text="not to be seen: this login cannot become service_role")
+    (row,) = await probe.rows(COUNT_PLAIN_TEXT)
     if not row["plain"]:
         return Finding(state="ok", subject=subject, text=f"{row['all']} values, none in plain text")
     return Finding(
         state="warn",
         subject=subject,
         text=f"{row['plain']} of {row['all']} values are in plain text",
-        remedy="set SPOTCONN_ENCRYPTION_KEYS in every process, then run `spotconn rekey`",
+        remedy="set SPOTCONN_ENCRYPTION_KEYS in every process, then run `spotconn rekey`, for which "
+        "SPOTCONN_REQUIRE_ENCRYPTED must not be set",
     )
 
 
-CHECKS: dict[str, Callable[[Probe], Awaitable[Finding]]] = {
+CHECKS: dict[str, Check] = {
     "TLS": _check_tls,
     "server": _check_server_version,
     "encoding": _check_encoding,
     "pooler": _check_pooler,
     "schema": _check_schema_version,
     "row security": _check_row_security,
-    "isolation": _check_isolation,
+    "writing": check_writing,
+    "isolation": check_isolation,
     "policies": _check_policies,
     "grants": _check_grants,
     "changes": _check_notifications,

@@ -1,17 +1,26 @@
-"""Output and exit codes of the command: results on standard output, errors in one line on standard error."""
+"""Run commands: their stores, their arguments, the lists that they write, and the exit codes of errors."""
 
 import asyncio
-import json
 import os
 import re
-import sys
 from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import ValidationError
 
+from spotconn._command.output import (
+    ASK_USER,
+    CALL_ENGINEER,
+    STOPPED,
+    TRY_LATER,
+    USAGE,
+    fail,
+    print_line,
+    write_json,
+    write_line,
+)
 from spotconn._settings import read_database_url, read_encryption
 from spotconn.admin import ConnectionAdmin
 from spotconn.cipher import AesGcmSivCipher, cipher_for
@@ -20,8 +29,6 @@ from spotconn.overview import ConnectionOverview
 from spotconn.store import ConnectionStore
 
 _T = TypeVar("_T")
-
-UNHEALTHY, USAGE, ASK_USER, TRY_LATER, CALL_ENGINEER, STOPPED = 1, 2, 3, 4, 5, 130
 
 # A pooler may be in between, and a command runs each statement once: prepared statements would not pay.
 _POOL: dict[str, Any] = {"max_size": 1, "statement_cache_size": 0}
@@ -40,12 +47,10 @@ def run(work: Coroutine[Any, Any, _T], *, stopped: str = "stopped") -> _T:
         return asyncio.run(work)
     except KeyboardInterrupt:
         fail(stopped, STOPPED)
-    except BrokenPipeError:
-        # The reader of the output has gone. The interpreter would fail to flush it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except SpotconnError as error:
         fail(str(error), _code(error))
+    except (UnicodeError, ValidationError) as error:  # of a stored value, not of an argument
+        fail(f"unexpected {type(error).__name__}: a stored value cannot be shown; please report it", CALL_ENGINEER)
     except ValueError as error:
         fail(str(error), USAGE)
 
@@ -54,27 +59,6 @@ def _code(error: SpotconnError) -> int:
     if isinstance(error, AskUser):
         return ASK_USER
     return TRY_LATER if isinstance(error, TryLater) else CALL_ENGINEER
-
-
-def fail(text: str, code: int) -> NoReturn:
-    """End the command with one line on standard error."""
-    print_line(f"spotconn: {' '.join(text.split())}")
-    sys.exit(code)
-
-
-def print_line(text: str) -> None:
-    """Print a message to standard error."""
-    sys.stderr.write(text + "\n")
-
-
-def write(text: str) -> None:
-    """Write a part of the result to standard output."""
-    sys.stdout.write(text)
-
-
-def write_json(value: BaseModel | dict[str, Any]) -> None:
-    """Write a value as one line of JSON."""
-    write((json.dumps(value) if isinstance(value, dict) else value.model_dump_json()) + "\n")
 
 
 def open_store() -> AbstractAsyncContextManager[ConnectionStore]:
@@ -109,7 +93,7 @@ async def write_list(
             due = overview.reauthorize_by
             write_json(overview.model_dump(mode="json") | {"reauthorize_by": due and due.isoformat()})
         else:
-            write(_row(overview, retired))
+            write_line(_row(overview, retired))
     print_line(f"{count} connections")
 
 
@@ -119,7 +103,7 @@ def _row(overview: ConnectionOverview, retired: Collection[str]) -> str:
         due = "now, its app is retired"
     failed = overview.failure
     failure = "" if failed is None else f"  {failed.reason} since {failed.since:%Y-%m-%d %H:%M} UTC"
-    return f"{overview.user_id}  connect again {due}{failure}  {overview.spotify_user_id}\n"
+    return f"{overview.user_id}  connect again {due}{failure}  {overview.spotify_user_id}"
 
 
 def duration(text: str) -> timedelta:

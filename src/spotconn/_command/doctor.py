@@ -1,9 +1,10 @@
 """Examine the settings and the database that they name, for `spotconn doctor`."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 from spotconn._command.apps import check_apps, client_finding, other_apps_finding
-from spotconn._command.checks import CHECKS
+from spotconn._command.checks import CHECKS, Check
+from spotconn._command.decryption import check_decryption
 from spotconn._command.finding import Finding
 from spotconn._command.probe import Probe
 from spotconn._database.acquire import acquire
@@ -12,6 +13,9 @@ from spotconn._settings import read_database_url, read_encryption
 from spotconn._spotify.redirect import checked_redirect_uri
 from spotconn.cipher import cipher_for
 from spotconn.errors import ConfigurationError, SpotconnError
+
+DATABASE = "database"
+"""The subject of the finding about the way there."""
 
 
 async def examine(environ: Mapping[str, str]) -> AsyncIterator[Finding]:
@@ -25,24 +29,61 @@ async def examine(environ: Mapping[str, str]) -> AsyncIterator[Finding]:
     try:
         dsn = read_database_url(environ)
         pool = await open_pool(dsn, {"max_size": 1, "statement_cache_size": 0})
-    except SpotconnError as error:
-        yield Finding(state="fail", subject="database", text=str(error), remedy="correct DATABASE_URL")
+    except Exception as error:  # noqa: BLE001  a finding, never a traceback
+        yield _failed(DATABASE, error, remedy="correct DATABASE_URL")
         return
     try:
         async with acquire(pool) as session:
             probe = Probe(session, dsn)
-            for subject, check in CHECKS.items():
-                yield await _run_check(subject, check(probe))
-            yield await _run_check("apps", check_apps(probe, environ))
+            for subject, check in _checks(environ).items():
+                yield await _run_check(probe, subject, check)
+    except SpotconnError as error:
+        yield _failed(DATABASE, error)
     finally:
         await close_pool(pool)
 
 
-async def _run_check(subject: str, check: Awaitable[Finding]) -> Finding:
+def _checks(environ: Mapping[str, str]) -> dict[str, Check]:
+    """Return the checks of the database, then those that compare it with the settings."""
+    compared: dict[str, Check] = {
+        "decryption": lambda probe: check_decryption(probe, environ),
+        "apps": lambda probe: check_apps(probe, environ),
+    }
+    return CHECKS | compared
+
+
+async def _run_check(probe: Probe, subject: str, check: Check) -> Finding:
     try:
-        return await check
-    except SpotconnError as error:
-        return Finding(state="fail", subject=subject, text=str(error))
+        async with probe.rolled_back():
+            return await check(probe)
+    except Exception as error:  # noqa: BLE001  a finding, never a traceback
+        return _failed(subject, error) if probe.is_connected() else _lost(subject)
+
+
+def _lost(subject: str) -> Finding:
+    return Finding(
+        state="fail",
+        subject=subject,
+        text="not examined: the connection to the database was lost",
+        remedy="run spotconn doctor again once the database answers",
+    )
+
+
+def _failed(subject: str, error: Exception, *, remedy: str | None = None) -> Finding:
+    if isinstance(error, SpotconnError):
+        return Finding(
+            state="fail",
+            subject=subject,
+            text=str(error),
+            remedy=remedy if isinstance(error, ConfigurationError) else None,
+        )
+    # The text of another error may hold a row or a part of the URL.
+    return Finding(
+        state="fail",
+        subject=subject,
+        text=f"not examined: unexpected {type(error).__name__}",
+        remedy="run spotconn doctor again, and report it if it comes again",
+    )
 
 
 def _settings(environ: Mapping[str, str]) -> Iterator[Finding]:

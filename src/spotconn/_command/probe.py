@@ -8,13 +8,14 @@ from typing import Any
 
 import asyncpg
 
-from spotconn._database.acquire import within
+from spotconn._database.acquire import terminate_on_error, within
 from spotconn._database.errors import map_errors
 from spotconn._database.idle_sessions import Session
+from spotconn._database.service_role import set_timeouts
 from spotconn.errors import DatabaseUnavailable
 
 TIMEOUT = 60.0
-"""Seconds for one statement; one of them reads every row."""
+"""Seconds for one statement; some of them read every row."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,19 @@ class Probe:
     session: Session
     dsn: str
 
+    def is_connected(self) -> bool:
+        """Return whether the session is still open, as far as this host knows."""
+        with suppress(asyncpg.InterfaceError):  # it was lost, and the pool has taken it back
+            return not self.session.is_closed()
+        return False
+
     async def value(self, query: str, *args: object) -> Any:
         """Return the single value of a query."""
         return await map_errors(self.session.fetchval(query, *args, timeout=TIMEOUT))
 
-    async def rows(self, query: str) -> list[asyncpg.Record]:
+    async def rows(self, query: str, *args: object) -> list[asyncpg.Record]:
         """Return the rows of a query."""
-        return await map_errors(self.session.fetch(query, timeout=TIMEOUT))
+        return await map_errors(self.session.fetch(query, *args, timeout=TIMEOUT))
 
     async def attempt(self, query: str, *args: object) -> str:
         """Run a statement in a savepoint of `rolled_back`. Return its command tag ("UPDATE 0") or its SQLSTATE.
@@ -54,23 +61,31 @@ class Probe:
             await within(savepoint.commit(), seconds=TIMEOUT)
         except asyncpg.PostgresError as error:
             return error.sqlstate or "?"
-        except (asyncpg.InterfaceError, OSError, TimeoutError):
+        except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError):
             pass
         else:
             return command_tag
         raise DatabaseUnavailable("the database went away; try again later")
 
+    async def become_service_role(self) -> bool:
+        """Act as `service_role` until the end of `rolled_back`, and return whether this login may."""
+        return await self.attempt("set local role service_role") == "SET"
+
     @asynccontextmanager
     async def rolled_back(self) -> AsyncGenerator[None]:
-        """Context manager: a transaction that is rolled back at the end of the block."""
+        """Context manager: a transaction with time limits of its own, rolled back at the end of the block.
+
+        Where that fails the session is closed: it may be half-open, or in the middle of an answer.
+        """
         transaction = self.session.transaction()
         await map_errors(within(transaction.start(), seconds=TIMEOUT))
         suppressed: tuple[type[Exception], ...] = ()
         try:
+            await self.value(set_timeouts(TIMEOUT))
             yield
         except asyncio.CancelledError:
             suppressed = (DatabaseUnavailable,)  # raised here, it would replace the cancellation
             raise
         finally:
-            with suppress(*suppressed):
+            with suppress(*suppressed), terminate_on_error(self.session):
                 await map_errors(within(transaction.rollback(), seconds=TIMEOUT))

@@ -7,7 +7,8 @@ from typing import Any, TypedDict
 
 from pydantic import BaseModel
 
-from spotconn._command.console import USAGE, fail, open_admin, print_line
+from spotconn._command.console import open_admin
+from spotconn._command.output import USAGE, fail, print_line
 from spotconn._database.acquire import acquire
 from spotconn._database.application import apply, look
 from spotconn._database.errors import APPLY_SCHEMA

@@ -20,8 +20,13 @@ _BAD_INPUT = {
     "SC001": "connected_at: lies in the future, by the clock of the database",  # from spotconn.save_connection
 }
 
-# PgBouncer uses one SQLSTATE for all its refusals.
-_POOLER_REFUSES = "or a pooler refuses user, password, database or a setting of the session: its log says which"
+# By SQLSTATE, where more is known than that it may pass.
+_ADVICE = {
+    # PgBouncer uses one SQLSTATE for all its refusals.
+    "08P01": "or a pooler refuses user, password, database or a setting of the session: its log says which",
+    "57014": "the statement was cancelled, mostly by a statement_timeout of the login or the database: "
+    "try again later, and raise it if that happens again",
+}
 
 
 async def map_errors(call: Awaitable[_T]) -> _T:
@@ -55,7 +60,7 @@ def _library_error(error: asyncpg.PostgresError) -> SpotconnError | ValueError:
     if state[:2] in _NO_LOGIN:
         return ConfigurationError(f"the database refused the login ({name}): check user, password and database name")
     if state[:2] in _UNAVAILABLE:
-        advice = _POOLER_REFUSES if state == "08P01" else "try again later"
+        advice = _ADVICE.get(state, "try again later")
         return DatabaseUnavailable(
             f"the database cannot serve now ({name}, SQLSTATE {state}); {advice}", answered=not state.startswith("08")
         )

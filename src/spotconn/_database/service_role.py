@@ -22,7 +22,30 @@ BATCH = 1000
 TIMEOUT = 300.0
 """Seconds for one statement; some read every row."""
 
-_BECOME_SERVICE_ROLE = "select set_config('role', 'service_role', true), set_config('search_path', '', true)"
+
+def set_timeouts(seconds: float) -> str:
+    """Return a SELECT that replaces the time limits of the login and the database until the transaction ends.
+
+    Those are meant for the requests of a service, and would end a long statement of an operator at each attempt.
+
+    Args:
+        seconds: for one statement, with its waits for locks, and for the time between two.
+    """
+    milliseconds = round(seconds * 1000)
+    return (
+        f"select pg_catalog.set_config('statement_timeout', '{milliseconds}', true), "
+        "pg_catalog.set_config('lock_timeout', '0', true), "
+        f"pg_catalog.set_config('idle_in_transaction_session_timeout', '{milliseconds}', true), "
+        # PostgreSQL 17 and later have it.
+        "case when pg_catalog.current_setting('transaction_timeout', true) is not null "
+        "then pg_catalog.set_config('transaction_timeout', '0', true) end"
+    )
+
+
+_BECOME_SERVICE_ROLE = (
+    f"{set_timeouts(TIMEOUT)}, pg_catalog.set_config('role', 'service_role', true), "
+    "pg_catalog.set_config('search_path', '', true)"
+)
 
 
 class ServiceRole:

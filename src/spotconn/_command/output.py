@@ -1,0 +1,112 @@
+"""Results on standard output, and messages in one line on standard error, whatever their encoding and contents.
+
+Tenants write names, addresses and ids. So control characters are shown, not sent to the terminal, and what the encoding
+of a stream lacks is written as an escape sequence of Python.
+"""
+
+import json
+import os
+import sys
+import unicodedata
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn, TextIO
+
+from pydantic import BaseModel
+
+UNHEALTHY, USAGE, ASK_USER, TRY_LATER, CALL_ENGINEER, OUTPUT_LOST, STOPPED = 1, 2, 3, 4, 5, 6, 130
+"""Exit codes."""
+
+_NOT_SENT = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode categories: controls (C0, DEL, C1), format characters (bidi overrides), surrogates and line separators."""
+_JOINERS = {"\u200c", "\u200d"}
+"""Format characters that words and emoji are made of."""
+
+
+def printable(text: str) -> str:
+    r"""Return a text for one line, with escapes such as \x1b for what would steer a terminal or break the line."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(char) if _steers(char) else char for char in text)
+
+
+def _steers(char: str) -> bool:
+    return unicodedata.category(char) in _NOT_SENT and char not in _JOINERS
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode()
+
+
+def write_line(line: str) -> None:
+    """Write one line of the result."""
+    write(printable(line) + "\n")
+
+
+def write_json(value: BaseModel | dict[str, Any]) -> None:
+    """Write a value as one line of JSON in ASCII."""
+    plain = value if isinstance(value, dict) else value.model_dump(mode="json")
+    write(json.dumps(plain) + "\n")
+
+
+def write(text: str) -> None:
+    """Write a part of the result to standard output at once. All results take this way.
+
+    Where the reader has gone the process ends with 0, and where the output is closed or full with `OUTPUT_LOST`.
+
+    Args:
+        text: of the library's own, of any number of lines; control characters in it are sent.
+    """
+    if sys.stdout is None or sys.stdout.closed:  # Python has no stream where it began without one
+        _lost("it is closed")
+    with output_errors():
+        sys.stdout.write(_encodable(text, sys.stdout))
+        sys.stdout.flush()
+
+
+@contextmanager
+def output_errors() -> Generator[None]:
+    """Context manager: end the process where standard output cannot be written."""
+    try:
+        yield
+    except BrokenPipeError:
+        _silence(sys.stdout)
+        sys.exit(0)
+    except OSError as error:
+        if error.filename is not None:  # of a file, not of the output
+            raise
+        _silence(sys.stdout)
+        _lost(os.strerror(error.errno) if error.errno else type(error).__name__)
+
+
+def _lost(why: str) -> NoReturn:
+    fail(f"standard output cannot be written: {why}; what the command did stays done", OUTPUT_LOST)
+
+
+def fail(text: str, code: int) -> NoReturn:
+    """End the command with one line on standard error."""
+    print_line(f"spotconn: {' '.join(text.split())}")
+    sys.exit(code)
+
+
+def print_line(text: str) -> None:
+    """Print a message to standard error, or nothing where that cannot be written."""
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.write(_encodable(printable(text), sys.stderr) + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        _silence(sys.stderr)
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _silence(stream: TextIO | None) -> None:
+    """Drop what a stream still holds. The interpreter would fail to flush it at exit, with a code of its own."""
+    if stream is not None:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
