@@ -7,7 +7,7 @@ arguments. Without: a private Postgres and a simulated Spotify on loopback, gone
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -31,6 +31,21 @@ def run(main: Callable[[list[str]], Coroutine[Any, Any, int]]) -> int:
     except (SpotconnError, ValueError, OSError) as error:
         print_line(f"{type(error).__name__}: {error}")
         return 1
+
+
+async def print_each(user_ids: list[UUID], work: Callable[[UUID], Awaitable[str]]) -> int:
+    """Print what `work` returns for each user, or why it does not, and return the exit status."""
+    status = 0
+    for user_id in user_ids:
+        try:
+            print_line(await work(user_id))
+        except SpotconnError as error:
+            print_line(f"{user_id}: {type(error).__name__}: {error}")
+            status = 1
+        except Exception as error:  # noqa: BLE001  of another package: its text may hold what is the user's
+            print_line(f"{user_id}: {type(error).__name__}")
+            status = 1
+    return status
 
 
 def has_settings() -> bool:

@@ -2,10 +2,10 @@
 
     python examples/nightly_job.py [USER_ID ...]
 
-A few users at a time; one user's trouble does not stop the others. After SIGTERM or SIGINT no further user is begun,
-and those under way finish, in 20 seconds at most. The status is 0 if nothing is left to do, else 1: run it again. What
-only an engineer can mend is the same for every user and ends the job at once, except for users of a Spotify app that
-this process does not have.
+A few users at a time; one user's trouble does not stop the others, also where the work itself fails for one. After
+SIGTERM or SIGINT no further user is begun, and those under way finish, in 20 seconds at most. The status is 0 if
+nothing is left to do, else 1: run it again. What only an engineer can mend is the same for every user and ends the job
+at once, except for users of a Spotify app that this process does not have.
 """
 
 import asyncio
@@ -37,11 +37,12 @@ class Report:
     ask: list[UUID] = field(default_factory=list[UUID])
     later: list[UUID] = field(default_factory=list[UUID])
     other_app: list[UUID] = field(default_factory=list[UUID])
+    failed: list[UUID] = field(default_factory=list[UUID])
 
     @property
     def count(self) -> int:
         """Of those that were begun."""
-        return len(self.done) + len(self.ask) + len(self.later) + len(self.other_app)
+        return len(self.done) + len(self.ask) + len(self.later) + len(self.other_app) + len(self.failed)
 
 
 async def for_each(user_ids: Iterable[UUID], job: Job, stop: asyncio.Event, *, per_user: float = PER_USER) -> Report:
@@ -67,6 +68,10 @@ async def for_each(user_ids: Iterable[UUID], job: Job, stop: asyncio.Event, *, p
                 report.other_app.append(user_id)
             except CallEngineer as error:
                 fatal.append(error)
+            except Exception as error:  # noqa: BLE001  one user's data must not end the job for the others
+                # Its text may hold what is the user's; give the error itself to your crash reporter.
+                print_line(f"{user_id}: {type(error).__name__}")
+                report.failed.append(user_id)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(CONCURRENCY):
@@ -95,7 +100,8 @@ def tracks_of(tokens: TokenManager, http: httpx.AsyncClient) -> Job:
     async def note(user_id: UUID) -> None:
         await tokens.get_valid_token(user_id, scopes=["user-top-read"])
         page = await get_json(http, tokens.auth(user_id), "/v1/me/top/tracks", limit=1)
-        print_line(f"{user_id}: {page['items'][0]['name']}")
+        tracks = page["items"]  # none of a user who is new at Spotify
+        print_line(f"{user_id}: {tracks[0]['name'] if tracks else 'nothing yet'}")
 
     return note
 
@@ -122,9 +128,10 @@ async def main(user_ids: list[str]) -> int:
             report = await for_each(users, tracks_of(tokens, http), stop)
     not_begun = len(users) - report.count
     print_line(
-        f"{len(report.done)} done, {len(report.ask)} to ask, {len(report.later)} to try later, {not_begun} not begun"
+        f"{len(report.done)} done, {len(report.ask)} to ask, {len(report.later)} to try later, "
+        f"{len(report.failed)} failed, {not_begun} not begun"
     )
-    return 1 if report.later or report.other_app or not_begun else 0
+    return 1 if report.later or report.other_app or report.failed or not_begun else 0
 
 
 if __name__ == "__main__":

@@ -2,25 +2,35 @@
 
     python examples/spotipy_client.py [USER_ID ...]
 
-spotipy is synchronous, so it works in a thread (`asyncio.to_thread`), while the tokens stay with the event loop that
-owns the TokenManager. `StoredConnection` is the bridge: spotipy asks it for a token before each request, as it would
-ask one of its own auth managers, and the thread waits for the loop's answer.
+spotipy is synchronous, so it works in a thread, while the tokens stay with the event loop that owns the TokenManager.
+`StoredConnection` is the bridge: spotipy asks it for a token before each request, as it would ask one of its own auth
+managers, and the thread waits for the loop's answer.
+
+The threads are of an executor of their own, not of `asyncio.to_thread`. That one is the event loop's default executor,
+where asyncio also looks up host names: threads that fill it while they wait for a token would wait for themselves, once
+a token has to be refreshed.
 """
 
 import asyncio
 import logging
 import sys
 import threading
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
 from uuid import UUID
 
 import requests
 import spotipy
 
-from demo_services import print_line, run, service
+from demo_services import print_each, run, service
 from spotconn import TokenManager, TryLater
 
+T = TypeVar("T")
+
+THREADS = ThreadPoolExecutor(max_workers=8, thread_name_prefix="spotipy")
+"""All that blocks while it waits for a token works here."""
 UNAUTHORIZED = 401
 MISSING_SCOPE = b"Permissions missing"
 """In the 401 with which the player's endpoints refuse a scope; another token would be refused in the same way."""
@@ -71,8 +81,8 @@ class StoredConnection:
         if threading.get_ident() == self._thread:
             call.close()
             raise RuntimeError(
-                "spotipy blocks its thread, and here the event loop would wait for itself: call it in "
-                "another one, with asyncio.to_thread"
+                "spotipy blocks its thread, and here the event loop would wait for itself: call it in a thread of an "
+                "executor of your own, with loop.run_in_executor"
             )
         waiting = asyncio.run_coroutine_threadsafe(call, self._loop)
         try:
@@ -96,14 +106,17 @@ def client_of(tokens: TokenManager, user_id: UUID) -> spotipy.Spotify:
 def listened_to(spotify: spotipy.Spotify) -> str:
     """Plain synchronous code, as a service may already have it."""
     tracks = spotify.current_user_top_tracks(limit=3)["items"]
-    return f"{spotify.me()['display_name']} listens to {', '.join(track['name'] for track in tracks)}"
+    return f"{spotify.me()['display_name']} listens to {', '.join(track['name'] for track in tracks) or 'nothing yet'}"
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Call what blocks in a thread of `THREADS`, and wait for what it returns."""
+    return await asyncio.get_running_loop().run_in_executor(THREADS, work)
 
 
 async def main(user_ids: list[str]) -> int:
     async with service(user_ids) as (tokens, users):
-        for user_id in users:
-            print_line(await asyncio.to_thread(listened_to, client_of(tokens, user_id)))
-    return 0
+        return await print_each(users, lambda user: in_thread(partial(listened_to, client_of(tokens, user))))
 
 
 if __name__ == "__main__":

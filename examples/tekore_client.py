@@ -10,12 +10,13 @@ nor its errors hold a token.
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from uuid import UUID
 
 import httpx
 import tekore
 
-from demo_services import print_line, run, service
+from demo_services import print_each, run, service
 from spotconn import TokenManager
 
 SPOTIFY = "https://api.spotify.com"
@@ -42,14 +43,16 @@ async def client_of(tokens: TokenManager, user_id: UUID) -> AsyncGenerator[tekor
         yield tekore.Spotify(sender=WebApi(http, tokens.accounts.api_url), asynchronous=True)
 
 
+async def listened_to(tokens: TokenManager, user_id: UUID) -> str:
+    async with client_of(tokens, user_id) as spotify:
+        profile = await spotify.current_user()
+        tracks = await spotify.current_user_top_tracks(limit=3)
+    return f"{profile.display_name} listens to {', '.join(track.name for track in tracks.items) or 'nothing yet'}"
+
+
 async def main(user_ids: list[str]) -> int:
     async with service(user_ids) as (tokens, users):
-        for user_id in users:
-            async with client_of(tokens, user_id) as spotify:
-                profile = await spotify.current_user()
-                tracks = await spotify.current_user_top_tracks(limit=3)
-            print_line(f"{profile.display_name} listens to {', '.join(track.name for track in tracks.items)}")
-    return 0
+        return await print_each(users, partial(listened_to, tokens))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """One request to the Web API, with what may go wrong told in the errors of spotconn."""
 
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -19,10 +20,11 @@ async def get_json(http: httpx.AsyncClient, auth: SpotifyAuth, path: str, **quer
         failure = SpotifyUnavailable(f"no answer from Spotify: {type(error).__name__}", answered=False)
     else:
         if answer.is_success:
-            return answer.json()
+            with suppress(ValueError):
+                return answer.json()
         seconds = answer.headers.get("Retry-After", "")
         failure = SpotifyUnavailable(
-            f"Spotify answered with status {answer.status_code}",
+            f"Spotify answered with status {answer.status_code}{' and no JSON' if answer.is_success else ''}",
             retry_after=float(seconds) if seconds.isdecimal() else None,
         )
     # Not raised from the error itself, which holds the request and with it the token.

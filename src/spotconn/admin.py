@@ -15,6 +15,7 @@ import asyncpg
 
 from spotconn._database.bound_pool import BoundPool, check_users
 from spotconn._database.errors import map_errors
+from spotconn._database.move import Mover
 from spotconn._database.pool import open_pool
 from spotconn._database.rekey import (
     COUNT_OLD,
@@ -44,20 +45,20 @@ from spotconn._database.statements import (
     VOID_STATES,
 )
 from spotconn._tracebacks import scrubbed, scrubbed_context
-from spotconn.cipher import AesGcmSivCipher
+from spotconn.cipher import AesGcmSivCipher, NoCipher
 from spotconn.errors import ConfigurationError, DatabaseUnavailable
-from spotconn.models import check_client_id
+from spotconn.models import check_client_id, parse_user_id
 from spotconn.overview import ConnectionOverview, ConnectionStats, RekeyProgress
 
 
 @scrubbed
 class ConnectionAdmin:
-    """Lists, counts, re-encrypts and rechecks the connections of all users, and assigns them to their app.
+    """Lists, counts, re-encrypts, rechecks and moves the connections of all users, and assigns them to their app.
 
     Args:
         pool: of a login that may become `service_role` (on Supabase, `postgres`); behind a transaction pooler, made
             with `statement_cache_size=0`. The admin does not close it.
-        cipher: the ring of keys that `rekey` needs; no other method reads a token.
+        cipher: the ring of keys that `rekey` and `move` need; no other method reads a token.
     """
 
     def __init__(self, pool: asyncpg.Pool, *, cipher: AesGcmSivCipher | None = None) -> None:
@@ -74,7 +75,7 @@ class ConnectionAdmin:
 
         Args:
             dsn: a postgresql:// URL.
-            cipher: the ring of keys that `rekey` needs.
+            cipher: the ring of keys that `rekey` and `move` need.
             pool_options: of `asyncpg.create_pool`, as for `ConnectionStore.open`. By default 1 or 2 connections.
 
         Raises:
@@ -211,6 +212,32 @@ class ConnectionAdmin:
             assigned += await self._assign(users, client_id)
         return assigned
 
+    async def move(self, from_user: UUID | str, to_user: UUID | str) -> bool:
+        """Move the connection of one user to another who has none, as where two accounts are merged.
+
+        Its tokens are encrypted anew, because they are bound to their user, and what is known of them goes with them:
+        the app, a failure. It waits up to 30 seconds for a refresh under way. It also mends a row that was given to
+        `to_user` by SQL and whose tokens are still bound to `from_user`. Both users' cached tokens are dropped.
+
+        Args:
+            from_user: who has the connection.
+            to_user: who gets it.
+
+        Returns:
+            Whether `from_user` had a connection.
+
+        Raises:
+            ValueError: a user id is no UUID, both are the same, or `to_user` is no user or has a connection.
+            RefreshInProgress: a refresh is under way, or was cut off less than a minute ago.
+            DecryptionError: a token is not under these keys, or not bound to `from_user`.
+            RowSecurityError: the login may not become service_role.
+            DatabaseUnavailable, SchemaMismatch: nothing was moved; run it again.
+        """
+        users = [_user_id("from_user", from_user), _user_id("to_user", to_user)]
+        if users[0] == users[1]:
+            raise ValueError("to_user: expected another user than from_user")
+        return await Mover(self._database, self._cipher or NoCipher(), *users).move()
+
     async def _add_states(self, users: list[UUID]) -> None:
         try:
             async with self._database.transaction() as connection:
@@ -257,3 +284,9 @@ class ConnectionAdmin:
             saved = await map_errors(connection.fetch(WRITE, *columns, timeout=TIMEOUT))
             check_users(connection, {row["user_id"] for row in saved} <= set(rewritten))
         rewriter.count(attempted=len(rewritten), saved=len(saved))
+
+
+def _user_id(name: str, user_id: UUID | str) -> UUID:
+    with suppress(ValueError):
+        return parse_user_id(user_id)
+    raise ValueError(f"{name}: expected a UUID")

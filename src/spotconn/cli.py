@@ -264,3 +264,23 @@ def assign_app(
 async def _assign_app(client_id: str) -> int:
     async with open_admin() as admin:
         return await admin.assign_app(client_id)
+
+
+@app.command()
+def move(
+    from_user: Annotated[str, typer.Argument(metavar="FROM", help="Who has the connection, a UUID.")],
+    to_user: Annotated[str, typer.Argument(metavar="TO", help="Who gets it, a UUID.")],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Move a user's connection to another user who has none; also mends one that was moved by SQL."""
+    moved = run(_move(from_user, to_user))
+    if as_json:
+        write_json({"moved": moved})
+    else:
+        write("moved\n" if moved else "there was no connection\n")
+
+
+async def _move(from_user: str, to_user: str) -> bool:
+    async with open_admin() as admin:
+        return await admin.move(from_user, to_user)

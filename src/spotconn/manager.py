@@ -12,7 +12,8 @@ from spotconn._observer import NOBODY, Observer
 from spotconn._settings import Settings
 from spotconn._tokens.apps import Apps, opened
 from spotconn._tokens.arguments import Times, check_cache, least_ttl, needed_scopes
-from spotconn._tokens.batch import Batches, Policy
+from spotconn._tokens.batch import Batches
+from spotconn._tokens.batch_policy import Policy
 from spotconn._tokens.cache import ConnectionCache
 from spotconn._tokens.refresh import Refresher
 from spotconn._tokens.source import ConnectionSource
@@ -177,24 +178,25 @@ class TokenManager:
         user_ids: Iterable[UUID | str] | AsyncIterable[UUID | str],
         *,
         concurrency: int = 20,
+        throttle_timeout: float = 60,
         progress: Callable[[TokensProgress], object] | None = None,
     ) -> AsyncGenerator[tuple[UUID, str | SpotconnError], None]:
         """Yield an access token that Spotify accepts now, or the reason why there is none, for each of many users.
 
         The pairs (user id as a UUID, token or `SpotconnError`) come in any order; an id that is given twice has two
         answers. Connections are read in batches of 200 and not cached. Tokens in their last 5 minutes
-        (`refresh_window`) are refreshed first; where that fails and the stored token is still good, it is the answer.
-        At most some 400 ids are taken ahead of the answers, however many there are.
+        (`refresh_window`), and those that end while they wait for a slow caller, are refreshed first; where that fails
+        and the stored token is still good, it is the answer. Some 600 ids at most are taken ahead of the answers.
 
         A fault of one user or of one of several apps is the answer for that user, DatabaseUnavailable that of a batch.
         A fault of all ends the job. Leave it early within `contextlib.aclosing`, which ends at once what is under way;
         refreshes that Spotify has been asked for are completed and saved all the same.
 
         Args:
-            user_ids: an iterable or async iterable, such as a cursor of the database. One that blocks holds up the
-                event loop.
+            user_ids: an iterable, which must not block the event loop, or async iterable, such as a database cursor.
             concurrency: refreshes at once, 1 or more.
-            progress: is called after every 200 answers, and at the end.
+            throttle_timeout: seconds to wait for Spotify's Retry-After in all; longer is SpotifyUnavailable at once.
+            progress: is called after every 200 answers, when a wait for Spotify begins, and at the end.
 
         Raises:
             ValueError: an argument is malformed, or an id is no UUID: the text gives its place in the input, and
@@ -202,7 +204,7 @@ class TokenManager:
             ConfigurationError, SchemaMismatch, RowSecurityError: call an engineer.
             RuntimeError: the manager was closed.
         """
-        return self._batches.answers(user_ids, concurrency=concurrency, progress=progress)
+        return self._batches.answers(user_ids, concurrency, throttle_timeout, progress)
 
     async def replace_rejected(self, user_id: UUID | str, rejected_token: str) -> str:
         """Return another access token than the one that the Web API refused with 401.

@@ -132,10 +132,12 @@ class TokensProgress(Value):
     Attributes:
         done: user ids that the caller has had an answer for.
         failed: those of them whose answer was an error.
+        waiting: seconds for which refreshes wait from now on, because Spotify has asked an app to wait.
     """
 
     done: int
     failed: int
+    waiting: float = 0.0
 
 
 class RekeyProgress(Value):

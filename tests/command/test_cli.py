@@ -161,6 +161,24 @@ async def test_a_rekey(command: Command, store: ConnectionStore, user: UUID) -> 
     assert "do not decrypt" in lacking.stderr
 
 
+async def test_a_move(command: Command, database: Database, users: list[UUID]) -> None:
+    """Under the keys of the environment; it says whether there was a connection, and refuses a user who has one."""
+    keys = {"SPOTCONN_ENCRYPTION_KEYS": KEYS[0]}
+    first, second, third = map(str, users)
+    async with ConnectionStore.open(database.dsn, cipher=AesGcmSivCipher(KEYS[:1])) as store:
+        await store.save(first, grant(), ALICE)
+        await store.save(third, grant(), ALICE)
+        assert "set SPOTCONN_ENCRYPTION_KEYS" in said(await command("move", first, second))
+        assert (await command("move", first, second, **keys)).stdout == "moved\n"
+        assert (await store.get(second)).access_token == "access-marked"
+    assert (await command("move", first, second, **keys)).stdout == "there was no connection\n"
+    assert json.loads((await command("move", second, first, "--json", **keys)).stdout) == {"moved": True}
+    refused = await command("move", first, third, **keys)
+    assert (refused.exit_code, said(refused)) == (
+        2, "spotconn: to_user: has a connection of their own; disconnect it first\n"
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("arguments", "changes", "code", "told"),
     [

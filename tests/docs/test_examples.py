@@ -77,7 +77,7 @@ async def test_the_job_runs_without_settings() -> None:
     """Forty users, two of whom have to be asked."""
     status, out, err = await run("nightly_job.py")
     assert (status, err) == (0, "")
-    assert out.splitlines()[-1] == "38 done, 2 to ask, 0 to try later, 0 not begun"
+    assert out.splitlines()[-1] == "38 done, 2 to ask, 0 to try later, 0 failed, 0 not begun"
 
 
 async def test_a_job_that_gets_sigterm_says_how_far_it_came() -> None:

@@ -92,6 +92,40 @@ async def test_a_user_who_takes_too_long_is_left_for_later(many: list[UUID]) -> 
     assert (report.later, sorted(report.done)) == ([many[0]], sorted(many[1:]))
 
 
+@pytest.mark.parametrize(
+    ("odd", "ends_in"),
+    [
+        (httpx.Response(200, json={"items": []}), "done"),
+        (httpx.Response(200, text="<html>"), "later"),
+        (httpx.Response(200, json={"items": [{}]}), "failed"),
+        (httpx.Response(200, text="null"), "failed"),
+    ],
+)
+async def test_what_the_work_meets_for_one_user_ends_nothing_for_the_others(
+    tokens: TokenManager,
+    many: list[UUID],
+    capsys: pytest.CaptureFixture[str],
+    odd: httpx.Response,
+    ends_in: str,
+) -> None:
+    """No top tracks, no JSON, and JSON of another shape: only that user is not done, and a fault is named by class."""
+    odd_one = f"Bearer {await tokens.get_valid_token(many[2])}"
+
+    async def web_api(request: httpx.Request) -> httpx.Response:
+        if request.headers["Authorization"] == odd_one:
+            return odd
+        return httpx.Response(200, json={"items": [{"name": "a song"}]})
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(web_api), base_url=tokens.accounts.api_url) as http:
+        report = await for_each(many, tracks_of(tokens, http), asyncio.Event())
+    assert many[2] in getattr(report, ends_in)
+    assert set(report.done) >= {user for user in many if user != many[2]}
+    assert report.count == MANY
+    printed = capsys.readouterr().out
+    assert ends_in != "failed" or f"{many[2]}: {'TypeError' if odd.content == b'null' else 'KeyError'}\n" in printed
+    assert "BQ" not in printed
+
+
 async def test_what_an_engineer_must_mend_ends_the_job(
     store: ConnectionStore, many: list[UUID], spotify: FakeSpotify
 ) -> None:

@@ -375,7 +375,8 @@ async def the_environment(house: House) -> None:
 
 
 @drives("ConnectionAdmin.expiring", "ConnectionAdmin.failing", "ConnectionAdmin.stats", "ConnectionAdmin.rekey",
-        "ConnectionAdmin.recheck", "ConnectionAdmin.assign_app", "ConnectionAdmin.open")  # fmt: skip
+        "ConnectionAdmin.recheck", "ConnectionAdmin.assign_app", "ConnectionAdmin.move",
+        "ConnectionAdmin.open")  # fmt: skip
 async def the_admin(house: House) -> None:
     detector, user = house.detector, house.users[0]
     stored = await house.connected(user)
@@ -388,9 +389,11 @@ async def the_admin(house: House) -> None:
         detector.record(await admin.recheck(since=datetime.now(UTC)), await admin.rekey(progress=detector.record))
         detector.record(await admin.stats(), await admin.assign_app("an-app"))
         await detector.fails(admin.assign_app("no app"))
+        await detector.fails(admin.move(user, UUID(int=1)))
         await detector.fails(admin.recheck(since=datetime(2026, 1, 1)))  # noqa: DTZ001  the point
     async with ConnectionAdmin.open(house.operator, cipher=AesGcmSivCipher([STRANGE_KEY])) as admin:
         await detector.fails(admin.rekey())
+        await detector.fails(admin.move(user, house.users[1]))
     await house.admin.execute(f"{HOUSE} add constraint plain check (access_token not like 'spotconn1.%') not valid")
     await house.connected(house.users[1])
     async with ConnectionAdmin.open(house.operator, cipher=AesGcmSivCipher([KEY])) as admin:

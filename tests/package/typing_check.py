@@ -165,6 +165,7 @@ async def an_admin(dsn: str, cipher: AesGcmSivCipher) -> None:
         assert_type(admin.expiring(within=timedelta(days=30)), AsyncIterator[ConnectionOverview])
         assert_type(await admin.rekey(), RekeyProgress)
         assert_type(await admin.stats(), ConnectionStats)
+        assert_type(await admin.move("a user", "another"), bool)
         async for overview in admin.failing():
             assert_type(overview.user_id, UUID)
             overview.access_token = "a"  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]

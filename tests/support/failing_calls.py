@@ -343,6 +343,8 @@ FAILURES = [
     Failure("ConnectionAdmin.failing", DatabaseUnavailable, lambda at: drain(at.overseer.failing()), away),
     Failure("ConnectionAdmin.stats", DatabaseUnavailable, lambda at: at.overseer.stats(), away),
     Failure("ConnectionAdmin.rekey", ConfigurationError, lambda at: at.overseer.rekey()),
+    Failure("ConnectionAdmin.move", ValueError, lambda at: at.overseer.move(at.user, at.user)),
+    Failure("ConnectionAdmin.move", DatabaseUnavailable, lambda at: at.overseer.move(at.user, at.nobody), away),
     Failure("ConnectionAdmin.recheck", ValueError, lambda at: at.overseer.recheck(since=NAIVE)),
     Failure("ConnectionAdmin.recheck", DatabaseUnavailable, lambda at: at.overseer.recheck(since=NOW), away),
     Failure("ConnectionAdmin.assign_app", ValueError, lambda at: at.overseer.assign_app("")),

@@ -279,6 +279,7 @@ CALLS: dict[str, Call] = {
     "ConnectionAdmin.stats": lambda harness: harness.house.stats(),
     "ConnectionAdmin.recheck": lambda harness: harness.house.recheck(since=LONG_AGO),
     "ConnectionAdmin.assign_app": lambda harness: harness.house.assign_app("app"),
+    "ConnectionAdmin.move": lambda harness: harness.house.move(harness.free(), harness.new()),
     "ConnectionAdmin.rekey": lambda harness: harness.house.rekey(),
     "schema, what is there": lambda harness: application.look(harness.probe.session),
     "schema, what it waits for": lambda harness: application._holders(harness.probe.session),

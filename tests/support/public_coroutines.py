@@ -119,6 +119,7 @@ CALLS: dict[str, Call] = {
     "ConnectionAdmin.failing": lambda on: _first(on.admin.failing()),
     "ConnectionAdmin.stats": lambda on: on.admin.stats(),
     "ConnectionAdmin.rekey": lambda on: on.admin.rekey(),
+    "ConnectionAdmin.move": lambda on: on.admin.move(on.user, UUID(int=1)),
     "ConnectionAdmin.recheck": lambda on: on.admin.recheck(since=PAST),
     "ConnectionAdmin.assign_app": lambda on: on.admin.assign_app("an-app"),
     "SpotifyAccounts.refresh": lambda on: on.accounts.refresh("a-token"),

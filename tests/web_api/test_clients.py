@@ -2,9 +2,15 @@
 
 import asyncio
 import logging
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from uuid import UUID
 
+import asyncpg
+import httpx
 import pytest
 import spotipy
 import tekore
@@ -20,6 +26,7 @@ from spotconn.testing import Answer, FakeSpotify
 from spotconn.testing._server import serve
 from support.connections import connect
 from support.consent import SCOPES
+from support.tls import certificate, tls_front
 
 pytestmark = pytest.mark.parametrize("prepared", ["packaged"], indirect=True)
 
@@ -46,8 +53,8 @@ async def by_tekore(tokens: TokenManager, user: UUID) -> str:
 
 async def by_spotipy(tokens: TokenManager, user: UUID) -> str:
     """The account, as spotipy reads it."""
-    found: str = (await asyncio.to_thread(spotipy_client.client_of(tokens, user).me))["id"]
-    return found
+    profile: dict[str, str] = await spotipy_client.in_thread(spotipy_client.client_of(tokens, user).me)
+    return profile["id"]
 
 
 Ask = Callable[[TokenManager, UUID], Awaitable[str]]
@@ -112,15 +119,40 @@ async def test_both_read_what_the_web_api_has(tokens: TokenManager, alice: Conne
     assert rest is not None
     assert [len(page.items), len(rest.items), page.total, rest.next] == [5, 3, 8, None]
     other = spotipy_client.client_of(tokens, alice.user_id)
-    tracks = await asyncio.to_thread(other.current_user_top_tracks, limit=8)
+    tracks = await spotipy_client.in_thread(partial(other.current_user_top_tracks, limit=8))
     assert [track["name"] for track in tracks["items"]] == [track.name for track in (*page.items, *rest.items)]
 
 
 async def test_spotipy_in_the_thread_of_the_loop_is_refused(tokens: TokenManager, alice: Connection) -> None:
     """Where the loop would wait for itself for ever, the error says what to do."""
     client = spotipy_client.client_of(tokens, alice.user_id)
-    with pytest.raises(RuntimeError, match=r"asyncio\.to_thread"):
+    with pytest.raises(RuntimeError, match=r"executor of your own, with loop\.run_in_executor"):
         client.me()
+
+
+async def test_threads_do_not_take_the_place_of_the_name_lookup(
+    store: ConnectionStore, spotify: FakeSpotify, admin: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """More threads wait for tokens than the event loop's default executor has workers, and Spotify's host has a name
+    that is looked up there: each thread gets its token.
+    """
+    rows = await admin.fetch("insert into auth.users (email) select n from generate_series(1, 24) as n returning id")
+    for number, row in enumerate(rows):
+        await connect(store, spotify, row["id"], account=f"account-{number}", ttl=-1)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    pem = certificate(tmp_path)
+    async with spotify.serve() as url, tls_front(httpx.URL(url).port or 0, pem) as port:
+        named = f"https://localhost:{port}"
+        async with (
+            httpx.AsyncClient(verify=ssl.create_default_context(cafile=pem), trust_env=False) as http,
+            SpotifyAccounts("demo-client", "demo-secret", http=http, accounts_url=named, api_url=named) as accounts,
+            TokenManager(store, accounts) as tokens,
+            asyncio.timeout(25),
+        ):
+            waiting = [spotipy_client.StoredConnection(tokens, row["id"]) for row in rows]
+            found = await asyncio.gather(*[spotipy_client.in_thread(one.get_access_token) for one in waiting])
+    assert all(spotify.accepts(token) for token in found)
+    assert spotify.refresh_calls == 24
 
 
 async def test_a_thread_waits_for_a_bounded_time(
@@ -130,12 +162,12 @@ async def test_a_thread_waits_for_a_bounded_time(
     before = await connect(store, spotify, user, ttl=-1)
     connection = spotipy_client.StoredConnection(tokens, user, timeout=0.2)
     with spotify.hold() as held:
-        waiting = asyncio.create_task(asyncio.to_thread(connection.get_access_token))
+        waiting = asyncio.create_task(spotipy_client.in_thread(connection.get_access_token))
         await held.reached()
         with pytest.raises(TryLater, match=r"no token within 0\.2 seconds"):
             await waiting
     probe = spotipy_client.StoredConnection(tokens, user)
-    token = await asyncio.to_thread(probe.get_access_token)
+    token = await spotipy_client.in_thread(probe.get_access_token)
     assert token == (await store.get(user)).access_token != before.access_token
     assert spotify.refresh_calls == 1
 

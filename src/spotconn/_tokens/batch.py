@@ -1,97 +1,38 @@
 """Tokens for many users: read in batches, refreshed a bounded number at a time, handed out as they come.
 
-However many users there are, a pass holds no more than two batches of them, and one task for each refresh that may
-run at once. All its tasks end when its iterator ends, for whatever reason, and when the manager closes.
+However many users there are, a pass holds no more than three batches of them, and one task for each refresh that may
+run at once and for each user who waits for Spotify. All its tasks end when its iterator ends, for whatever reason, and
+when the manager closes.
 """
 
 import asyncio
 import logging
-import sys
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
 from spotconn._affinity import Affinity
-from spotconn._spotify.authorization import AppRefused
-from spotconn._tokens.apps import Apps
-from spotconn._tokens.arguments import Times
-from spotconn._tokens.freshness import Freshness, freshness_of
-from spotconn._tokens.source import ConnectionSource
+from spotconn._stopwatch import loop_time
+from spotconn._tokens.batch_policy import Answer, Policy
 from spotconn._tokens.stored_token import StoredToken
-from spotconn._tracebacks import Failure, renewed, scrub
-from spotconn.errors import (
-    ConfigurationError,
-    DatabaseUnavailable,
-    DecryptionError,
-    NotConnected,
-    OtherApp,
-    RowSecurityError,
-    SchemaMismatch,
-    SpotconnError,
-)
-from spotconn.models import parse_user_id
+from spotconn._tokens.throttle_wait import ThrottleWait
+from spotconn._tokens.user_ids import UserIdReader, UserIds
+from spotconn._tracebacks import Failure, renewed
+from spotconn.errors import DatabaseUnavailable, DecryptionError, NotConnected, SpotconnError
 from spotconn.overview import TokensProgress
 from spotconn.store import ConnectionStore
 
 _log = logging.getLogger("spotconn")
 
 BATCH = 200
-"""Users read in one statement; also answers that wait for the caller, and answers from one `progress` to the next."""
+"""Users read in one statement; also answers that wait for the caller, users that wait for Spotify, and answers from one
+`progress` to the next."""
 STOP_TIMEOUT = 10.0
 """Seconds that what is under way has to end, once it is cancelled."""
 
-UserIds = Iterable[UUID | str] | AsyncIterable[UUID | str]
-Answer = tuple[UUID, str | SpotconnError]
-Answers = AsyncGenerator[Answer, None]
+Answers = AsyncGenerator[tuple[UUID, str | SpotconnError], None]
 Progress = Callable[[TokensProgress], object]
-
-# What concerns all users alike; a DecryptionError may be of one row.
-_FOR_ALL = (ConfigurationError, SchemaMismatch, RowSecurityError)
-_END = object()
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How one user is served.
-
-    Attributes:
-        source: gets another token than a stored one that is due.
-        apps: of the manager: a fault of one of several does not concern all users.
-        times: of the manager.
-        clock: gives seconds since the epoch.
-    """
-
-    source: ConnectionSource
-    apps: Apps
-    times: Times
-    clock: Callable[[], float]
-
-    def from_row(self, stored: StoredToken) -> str | None:
-        """Return the answer from the row alone, or None if a refresh is due."""
-        return stored.access_token if self._freshness(stored) is Freshness.FRESH else None
-
-    async def refreshed(self, user_id: UUID, stored: StoredToken) -> str | SpotconnError:
-        """Return the answer after a refresh; while the stored token is good, a failure is no answer.
-
-        Raises:
-            ConfigurationError, SchemaMismatch, RowSecurityError: they would be the answer for every user.
-        """
-        try:
-            newer = await self.source.renew(user_id, stored)
-        except SpotconnError as error:
-            if isinstance(error, _FOR_ALL) and not self._is_of_one_app(error):
-                raise
-            failure = renewed(error)
-        else:
-            return newer.access_token
-        return failure if self._freshness(stored) is Freshness.EXPIRED else stored.access_token
-
-    def _is_of_one_app(self, error: SpotconnError) -> bool:
-        return isinstance(error, OtherApp) or (len(self.apps.accounts) > 1 and isinstance(error, AppRefused))
-
-    def _freshness(self, stored: StoredToken) -> Freshness:
-        return freshness_of(stored.ends - self.clock(), window=self.times.window, margin=self.times.margin)
 
 
 class Batches:
@@ -107,37 +48,36 @@ class Batches:
         self._store = store
         self._policy = policy
         self._affinity = affinity
-        self._running: set[asyncio.Task[Any]] = set()
+        self._running: set[_Run] = set()
 
-    def answers(self, user_ids: UserIds, *, concurrency: int, progress: Progress | None) -> Answers:
+    def answers(
+        self, user_ids: UserIds, concurrency: int, throttle_timeout: float, progress: Progress | None
+    ) -> Answers:
         """Yield what `TokenManager.get_valid_tokens` does."""
         self._affinity.check()
         if concurrency < 1:
             raise ValueError("concurrency: expected 1 or more")
-        # A string is an iterable, too, of strings.
-        if isinstance(user_ids, str) or not isinstance(user_ids, Iterable | AsyncIterable):  # pyright: ignore[reportUnnecessaryIsInstance]  callers err
-            raise ValueError("user_ids: expected an iterable of user ids")  # noqa: TRY004  bad input is a ValueError
-        one = _Run(self._store, self._policy, _UserIds(user_ids), concurrency)
+        one = _Run(self._store, self._policy, UserIdReader(user_ids), concurrency, throttle_timeout)
         return self._answers_of(one, _Counter(progress))
 
     def cancel(self) -> set[asyncio.Task[Any]]:
         """Begin to end all passes; the tasks to wait for."""
-        for task in self._running:
-            task.cancel()
-        return set(self._running)
+        return {one.cancel() for one in self._running}
 
     async def _answers_of(self, one: "_Run", counter: "_Counter") -> Answers:
         self._affinity.check()
-        task = one.start()
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._running.add(one)
+        one.start().add_done_callback(lambda _: self._running.discard(one))
         try:
             while await one.next():
-                yield one.answer
-                counter.count(failed=isinstance(one.answer[1], SpotconnError))
-            if task.cancelled():
+                if one.answer is None:
+                    counter.report(one.waiting)
+                else:
+                    yield one.answer.user_id, one.answer.value
+                    counter.count(one.waiting, failed=isinstance(one.answer.found, SpotconnError))
+            if one.is_cancelled:
                 self._affinity.check()  # it is the manager that has cancelled it
-            if failure := task.result():
+            if failure := one.failure or one.task.result():
                 raise failure.renewed() if isinstance(failure, Failure) else failure
             counter.report()
         finally:
@@ -145,118 +85,144 @@ class Batches:
 
 
 class _Counter:
-    """Counts the answers that the caller has done with, and tells from time to time."""
+    """Counts the answers that the caller has done with, and reports from time to time."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
         self._done = self._failed = 0
 
-    def count(self, *, failed: bool) -> None:
+    def count(self, waiting: float, *, failed: bool) -> None:
         self._done += 1
         self._failed += failed
         if self._done % BATCH == 0:
-            self.report()
+            self.report(waiting)
 
-    def report(self) -> None:
+    def report(self, waiting: float = 0.0) -> None:
         if self._progress is not None:
-            self._progress(TokensProgress(done=self._done, failed=self._failed))
-
-
-class _UserIds:
-    """The user ids of the caller, taken as they are needed and checked one by one.
-
-    Attributes:
-        error: what ended them early: a `Failure` of ours, or the exception of the caller's own iterator.
-    """
-
-    def __init__(self, user_ids: UserIds) -> None:
-        self._ids = aiter(user_ids) if isinstance(user_ids, AsyncIterable) else iter(user_ids)
-        self._taken = 0
-        self.error: Failure | Exception | None = None
-
-    async def batch(self) -> list[UUID]:
-        """Return the next ones, and none at the end or after an error."""
-        batch: list[UUID] = []
-        handled = sys.exception()
-        try:
-            while self.error is None and len(batch) < BATCH and (user_id := await self._next()) is not None:
-                batch.append(user_id)
-        except Exception as error:  # noqa: BLE001  it is raised once those before it have their answers
-            scrub(error, handled)
-            self.error = error
-        return batch
-
-    async def _next(self) -> UUID | None:
-        ids = self._ids
-        user_id = next(ids, _END) if not isinstance(ids, AsyncIterable) else await anext(ids, _END)
-        if user_id is _END:
-            return None
-        self._taken += 1
-        try:
-            return parse_user_id(user_id)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-        except ValueError:
-            self.error = Failure(ValueError(f"user_ids[{self._taken - 1}]: expected a UUID"))
-        return None
+            self._progress(TokensProgress(done=self._done, failed=self._failed, waiting=waiting))
 
 
 class _Run:
     """One task that reads the batches, with its own tasks that refresh.
 
     Attributes:
-        answer: the one that `next` has found.
+        answer: what `next` has found; None where a wait for Spotify has begun.
+        failure: what has ended it early.
+        is_cancelled: whether the manager has.
+        task: returns what the caller's iterator of user ids has raised.
     """
 
-    answer: Answer
-    _task: asyncio.Task[Failure | Exception | None]
+    task: asyncio.Task[Failure | Exception | None]
 
-    def __init__(self, store: ConnectionStore, policy: Policy, user_ids: _UserIds, concurrency: int) -> None:
+    def __init__(
+        self, store: ConnectionStore, policy: Policy, user_ids: UserIdReader, concurrency: int, throttle_timeout: float
+    ) -> None:
         self._store = store
         self._policy = policy
         self._user_ids = user_ids
         self._concurrency = concurrency
+        self._turns = asyncio.Semaphore(concurrency)
+        self._deferrals = asyncio.Semaphore(BATCH)
         self._due: asyncio.Queue[tuple[UUID, StoredToken]] = asyncio.Queue(concurrency)
         self._answers: asyncio.Queue[Answer | None] = asyncio.Queue(BATCH)
+        self._throttle = ThrottleWait(throttle_timeout, self._wake)
+        self._aged: tuple[Answer, float] | None = None
+        self._ending = asyncio.Event()
+        self.answer: Answer | None = None
+        self.failure: Failure | None = None
+        self.is_cancelled = False
+
+    @property
+    def waiting(self) -> float:
+        """Seconds until the waits for Spotify are over."""
+        return self._throttle.remaining(loop_time())
 
     def start(self) -> asyncio.Task[Failure | Exception | None]:
         """Begin."""
-        self._task = asyncio.create_task(self._run(), name="spotconn-many")
-        self._task.add_done_callback(self._ended)
-        return self._task
+        self.task = asyncio.create_task(self._run(), name="spotconn-many")
+        self.task.add_done_callback(lambda _: self._wake())
+        return self.task
 
-    async def next(self) -> bool:
-        """Wait for the next answer; False once there will be none."""
-        while not (self._task.done() and self._answers.empty()):
-            found = await self._answers.get()
-            if found is not None:
-                self.answer = found
-                return True
-        return False
+    def cancel(self) -> asyncio.Task[Failure | Exception | None]:
+        """Begin to end everything, because the manager closes."""
+        self.is_cancelled = True
+        self._end()
+        self.task.cancel()
+        return self.task
 
     async def stop(self) -> None:
         """End everything."""
-        self._task.cancel()
-        _, late = await asyncio.wait([self._task], timeout=STOP_TIMEOUT)
+        self.task.cancel()
+        _, late = await asyncio.wait([self.task], timeout=STOP_TIMEOUT)
         if late:
             _log.error("the iterator of user ids given to get_valid_tokens does not end when it is cancelled")
 
-    def _ended(self, _task: object) -> None:
+    async def next(self) -> bool:
+        """Wait for the next answer, or until a wait for Spotify begins; False once there will be none."""
+        try:
+            while not (self._aged is None and self._is_over and self._answers.empty()):
+                if self._aged is not None:
+                    self.answer = await self._again(*self._aged)
+                elif (answer := await self._answers.get()) is not None:
+                    self.answer = await self._still_good(answer)
+                elif self.waiting:
+                    self.answer = None
+                else:
+                    continue
+                return True
+        except Exception as error:  # noqa: BLE001  raised by the caller, as an object of its own
+            self._fail(Failure(error))
+        return False
+
+    async def _still_good(self, answer: Answer) -> Answer | None:
+        """Return an answer, after a refresh if its token has aged; None where Spotify asks to wait before that."""
+        if self._policy.clock() < answer.until or not isinstance(answer.found, StoredToken):
+            return answer
+        newer = await self._refreshed(answer.user_id, answer.found)
+        until = self._throttle.until(newer.found, loop_time())
+        self._aged = None if until is None else (answer, until)
+        return newer if until is None else None
+
+    async def _again(self, aged: Answer, until: float) -> Answer | None:
+        self._aged = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await self._ending.wait()
+        return await self._still_good(aged)
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether no answer comes any more; the task may still run, if the caller's iterator does not end."""
+        return self._ending.is_set() or self.task.done()
+
+    def _fail(self, failure: Failure) -> None:
+        self.failure = self.failure or failure
+        self._end()
+
+    def _end(self) -> None:
+        self._ending.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let the caller, if it waits for an answer, look at what has changed."""
         if not self._answers.full():
-            self._answers.put_nowait(None)  # who waits for an answer looks up
+            self._answers.put_nowait(None)
 
     async def _run(self) -> Failure | Exception | None:
         """Do it all; what has ended it early is returned, not raised."""
         try:
             async with asyncio.TaskGroup() as group:
                 workers = [
-                    group.create_task(self._refresh(), name="spotconn-many-refresh") for _ in range(self._concurrency)
+                    group.create_task(self._refresh(group), name="spotconn-many-refresh")
+                    for _ in range(self._concurrency)
                 ]
-                while batch := await self._user_ids.batch():
+                while batch := await self._user_ids.batch(BATCH):
                     await self._read(batch)
                 await self._due.join()
                 for worker in workers:
                     worker.cancel()
         except ExceptionGroup as failed:
-            return Failure(failed.exceptions[0])
+            self._fail(Failure(failed.exceptions[0]))
         return self._user_ids.error
 
     async def _read(self, user_ids: list[UUID]) -> None:
@@ -266,9 +232,9 @@ class _Run:
         for user_id in user_ids:
             found = self._policy.source.refresher.unsaved.get(user_id) or stored.get(user_id)
             found = found or NotConnected("no Spotify connection is stored for this user")
-            answer = self._policy.from_row(found) if isinstance(found, StoredToken) else found
+            answer = self._policy.from_row(user_id, found)
             if answer is not None:
-                await self._answers.put((user_id, answer))
+                await self._answers.put(answer)
             elif isinstance(found, StoredToken):
                 due.append((user_id, found))
         for one in due:
@@ -285,8 +251,34 @@ class _Run:
             for user_id, row in rows.items()
         }
 
-    async def _refresh(self) -> None:
+    async def _refresh(self, group: asyncio.TaskGroup) -> None:
+        """Refresh one user after the other; one for whom Spotify asks to wait gets a task that does."""
         while True:
             user_id, stored = await self._due.get()
-            await self._answers.put((user_id, await self._policy.refreshed(user_id, stored)))
+            until = await self._attempt(user_id, stored)
+            if until is not None:
+                await self._deferrals.acquire()
+                group.create_task(self._deferred(user_id, stored, until), name="spotconn-many-deferred")
+
+    async def _deferred(self, user_id: UUID, stored: StoredToken, until: float | None) -> None:
+        while until is not None:
+            await asyncio.sleep(until - loop_time())
+            until = await self._attempt(user_id, stored)
+        self._deferrals.release()
+
+    async def _attempt(self, user_id: UUID, stored: StoredToken) -> float | None:
+        """Answer for a user, or return when to ask Spotify again."""
+        try:
+            answer = await self._refreshed(user_id, stored)
+        except Exception as error:
+            self._fail(Failure(error))  # at once: the task group waits for the caller's iterator
+            raise
+        until = self._throttle.until(answer.found, loop_time())
+        if until is None:
+            await self._answers.put(answer)
             self._due.task_done()
+        return until
+
+    async def _refreshed(self, user_id: UUID, stored: StoredToken) -> Answer:
+        async with self._turns:
+            return await self._policy.refreshed(user_id, stored)
