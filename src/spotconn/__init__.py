@@ -25,6 +25,7 @@ from spotconn.errors import (
     SchemaMismatch,
     SpotconnError,
     SpotifyUnavailable,
+    StatementRefused,
     TryLater,
 )
 from spotconn.manager import TokenManager
@@ -66,6 +67,7 @@ __all__ = [
     "SpotifyAccounts",
     "SpotifyAuth",
     "SpotifyUnavailable",
+    "StatementRefused",
     "StoredTexts",
     "TokenCipher",
     "TokenGrant",

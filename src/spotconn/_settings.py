@@ -6,6 +6,7 @@ from typing import Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from spotconn._database.dsn import check_dsn
 from spotconn._spotify.redirect import checked_redirect_uri
 from spotconn.errors import ConfigurationError
 
@@ -158,8 +159,7 @@ def read_redirect_uri(environ: Mapping[str, str]) -> str:
 
 def _dsn(environ: Mapping[str, str], name: str) -> str:
     dsn = _required(environ, name)
-    if not dsn.startswith(("postgresql://", "postgres://")):
-        raise ConfigurationError(f"{name} is malformed: expected postgresql://user:password@host:port/database")
+    check_dsn(dsn, name=name)
     return dsn
 
 

@@ -14,6 +14,7 @@
         ├── ConfigurationError
         │   └── OtherApp               .client_id, .known
         ├── SchemaMismatch
+        ├── StatementRefused           .sqlstate
         ├── RowSecurityError
         └── DecryptionError
 
@@ -173,6 +174,24 @@ class OtherApp(ConfigurationError):
 
 class SchemaMismatch(CallEngineer):
     """The database does not have the schema that this version of the library needs."""
+
+
+class StatementRefused(CallEngineer):
+    """The database refused a statement: by a constraint, column or trigger of the project's own, or for another reason.
+
+    The text names what refused it, as far as the database does; never a value.
+
+    Attributes:
+        sqlstate: PostgreSQL's code of the refusal (appendix A of its manual).
+    """
+
+    def __init__(self, sqlstate: str, message: str) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        """Pickle by the arguments."""
+        return type(self), (self.sqlstate, str(self))
 
 
 class RowSecurityError(CallEngineer):

@@ -139,7 +139,7 @@ class ConnectionStore:
             DatabaseUnavailable, SchemaMismatch, RowSecurityError, DecryptionError: it could not be read.
         """
         user_id = parse_user_id(user_id)
-        row = await self.pool.row_of(user_id, statements.GET)
+        row = await self.pool.row_of(user_id, statements.GET, read=True)
         if row is None:
             raise NotConnected("no Spotify connection is stored for this user")
         return self._rows.connection(row, user_id)
@@ -277,8 +277,8 @@ class ConnectionStore:
         """Context manager: a transaction for the caller's own SQL, under the same row level security as the store's.
 
         The transaction commits at the end of the block. An exception rolls it back and passes through unchanged.
-        The connection returns without role, claims or other settings to the pool, and to a pooler in between. Leave
-        the end of the transaction to the block: behind a pooler, what is set after a COMMIT of your own would remain.
+        The connection returns clean to the pool, and to a pooler, unless the block itself ends the transaction: leave
+        that to its end. Ask for tokens before the block: within, they need another connection; a pool of one has none.
 
         Raises:
             ValueError: the user id is no UUID.

@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 
 from spotconn import (
     AesGcmSivCipher,
+    ConfigurationError,
     ConnectFlow,
     ConnectionAdmin,
     ConnectionStore,
-    DatabaseUnavailable,
     SpotifyAccounts,
     TokenManager,
 )
@@ -444,15 +444,15 @@ async def test_the_doctor_sees_it(bouncer: PgBouncer, database: Database, chief:
 
 
 async def test_a_refusal_says_where_to_look(bouncer: PgBouncer, database: Database) -> None:
-    """A wrong password, another database and a setting that it does not know all look the same from here."""
+    """A wrong password, another database and a setting that it does not know are settings; the last one is named."""
     dsn = bouncer.through(database.dsn)
-    refusals: list[tuple[str, dict[str, Any]]] = [
-        (dsn.replace(":app@", ":marked@"), {}),
-        (dsn.replace("/spotconn", "/marked"), {}),
-        (dsn, {"server_settings": {"search_path": "marked"}}),
+    refusals: list[tuple[str, dict[str, Any], str]] = [
+        (dsn.replace(":app@", ":marked@"), {}, "a pooler refuses user, password"),
+        (dsn.replace("/spotconn", "/marked"), {}, "a pooler refuses user, password"),
+        (dsn, {"server_settings": {"search_path": "marked"}}, "takes no such parameter .*: search_path;"),
     ]
-    for refused, options in refusals:
-        with pytest.raises(DatabaseUnavailable, match="a pooler refuses user, password") as raised:
+    for refused, options, text in refusals:
+        with pytest.raises(ConfigurationError, match=text) as raised:
             await ConnectionStore.open(refused, **options).__aenter__()
         assert "marked" not in str(raised.value)
 

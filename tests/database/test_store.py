@@ -26,7 +26,7 @@ from spotconn import (
     Profile,
     RefreshFailure,
     RefreshTurn,
-    SchemaMismatch,
+    StatementRefused,
     TokenGrant,
 )
 from spotconn.cipher import TokenColumn
@@ -607,7 +607,9 @@ async def test_no_error_repeats_a_row(store: ConnectionStore, user: UUID, admin:
             lambda: store.finish_refresh(turn, grant("marked")),
         ]
         for call in calls:
-            with pytest.raises(SchemaMismatch, match="23514") as raised:
+            with pytest.raises(
+                StatementRefused, match="23514: constraint refused, table spotify_connections"
+            ) as raised:
                 await call()
             assert raised.value.__context__ is None
             assert "marked" not in _said(raised.value)

@@ -26,6 +26,7 @@ from spotconn.errors import (
     SchemaMismatch,
     SpotconnError,
     SpotifyUnavailable,
+    StatementRefused,
     TryLater,
 )
 
@@ -42,6 +43,7 @@ EVERY: list[SpotconnError] = [
     ConfigurationError("a setting is missing"),
     OtherApp("app-b", ["app-a"]),
     SchemaMismatch("old"),
+    StatementRefused("23514", "a constraint"),
     RowSecurityError("bypassed"),
     DecryptionError("unknown key"),
 ]

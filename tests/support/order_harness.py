@@ -448,10 +448,10 @@ class Pool(BoundPool):
         super().__init__(asyncpg.create_pool("postgresql://nobody@127.0.0.1:1/none"), name="ConnectionStore")
         self._harness = harness
 
-    async def row_of(self, user_id: UUID, query: str, *args: object) -> Any:
+    async def row_of(self, user_id: UUID, query: str, *args: object, read: bool = False) -> Any:  # noqa: ARG002
         return await self._answer(query, user_id, *args)
 
-    async def rows_of(self, user_ids: list[UUID], query: str) -> Any:
+    async def rows_of(self, user_ids: list[UUID], query: str, *, reuse: bool = False) -> Any:  # noqa: ARG002
         return await self.fetch(None, query, user_ids)
 
     @asynccontextmanager

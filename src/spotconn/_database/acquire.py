@@ -1,14 +1,14 @@
 """Acquire and release connections in bounded time, also when the caller fails or is cancelled."""
 
 import asyncio
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
 from types import TracebackType
 from typing import TypeVar
 
 import asyncpg
 
-from spotconn._database.errors import map_errors
+from spotconn._database.errors import map_all_errors, map_errors
 from spotconn._database.idle_sessions import IdleSessions, Session
 from spotconn._observer import NOBODY, Observer
 from spotconn.errors import DatabaseUnavailable, SpotconnError
@@ -28,6 +28,7 @@ class acquire(AbstractAsyncContextManager[Session]):  # noqa: N801  used as a fu
         observer: is notified of the wait.
         idle: connections to take first.
         reuse: whether to keep it there at the end of a block that has not failed.
+        check: awaited with the connection before the block; what it raises ends the entry.
 
     Raises:
         DatabaseUnavailable: none was free, or could be opened, in time.
@@ -43,20 +44,28 @@ class acquire(AbstractAsyncContextManager[Session]):  # noqa: N801  used as a fu
         observer: Observer = NOBODY,
         idle: IdleSessions | None = None,
         reuse: bool = False,
+        check: Callable[[Session], Awaitable[None]] | None = None,
     ) -> None:
         self._pool = pool
         self._seconds = seconds
         self._observer = observer
         self._idle = idle
         self._reuse = reuse
+        self._check = check
 
     async def __aenter__(self) -> Session:
         """Return the connection."""
         session = self._idle.take() if self._idle else None
         if session is None:
             with self._observer.acquiring(), self._idle.awaited() if self._idle else nullcontext():
-                session = await map_errors(self._pool.acquire(timeout=self._seconds))
+                session = await map_all_errors(_free_connection(self._pool, self._seconds))
         self._session = session
+        if self._check is not None:
+            try:
+                await self._check(session)
+            except BaseException as error:
+                await self.__aexit__(type(error), error, None)
+                raise
         return session
 
     async def __aexit__(
@@ -79,8 +88,25 @@ class acquire(AbstractAsyncContextManager[Session]):  # noqa: N801  used as a fu
         await _release(self._pool, session, self._seconds)
 
 
+async def _free_connection(pool: asyncpg.Pool, seconds: float) -> Session:
+    """Return a connection of a pool.
+
+    Raises:
+        DatabaseUnavailable: all are in use by others.
+    """
+    with suppress(TimeoutError):
+        return await pool.acquire(timeout=seconds)
+    # One that is being opened for this call is not among those that are open.
+    if pool.get_size() < pool.get_max_size() or pool.get_idle_size():
+        raise TimeoutError
+    raise DatabaseUnavailable(
+        f"no connection of the pool was free within {seconds:g} s: raise max_size, which is {pool.get_max_size()}, or "
+        "release connections sooner; no token can be had within a block of as_user with a pool of one"
+    )
+
+
 async def _release(pool: asyncpg.Pool, connection: Session, seconds: float) -> None:
-    await map_errors(pool.release(connection, timeout=seconds))
+    await map_all_errors(pool.release(connection, timeout=seconds))
 
 
 async def _release_after_cancellation(pool: asyncpg.Pool, connection: Session, seconds: float) -> None:

@@ -1,19 +1,24 @@
 """Statements on a pool, in bounded time and only in the process and event loop that the pool belongs to."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
 
 from spotconn._affinity import Affinity
 from spotconn._database.acquire import TIMEOUT, acquire
-from spotconn._database.errors import map_errors
-from spotconn._database.idle_sessions import IdleSessions, Session
+from spotconn._database.idle_sessions import IdleSessions, Session, is_open
 from spotconn._database.pool import close_pool
+from spotconn._database.repetition import answer
+from spotconn._database.value_types import check_types
 from spotconn._observer import NOBODY, Observer
 from spotconn._stopwatch import Stopwatch
-from spotconn.errors import RowSecurityError
+from spotconn.errors import DatabaseUnavailable, RowSecurityError
+
+_T = TypeVar("_T")
 
 _ANOTHER_USER = (
     "the database answered with the row of another user: a connection is used by two processes or event loops at once, "
@@ -43,6 +48,7 @@ class BoundPool:
         self.affinity: Affinity = Affinity(name, loop=loop, transports=self._transports, after_fork=self.terminate)
         self.observer: Observer = NOBODY
         self._idle = IdleSessions(pool, timeout=timeout)
+        self._checked = False
 
     def acquire(self, *, reuse: bool = False) -> AbstractAsyncContextManager[Session]:
         """Context manager: acquire a connection and release it at the end of the block.
@@ -53,44 +59,101 @@ class BoundPool:
         Raises:
             RuntimeError: in another process or event loop.
             DatabaseUnavailable: none was free, or could be opened, in time.
+            ConfigurationError: codecs of the pool change values; looked at once.
         """
         self.affinity.check()
-        return acquire(self._pool, seconds=self.timeout, observer=self.observer, idle=self._idle, reuse=reuse)
+        check = None if self._checked else self._check
+        return acquire(
+            self._pool, seconds=self.timeout, observer=self.observer, idle=self._idle, reuse=reuse, check=check
+        )
+
+    async def _check(self, session: Session) -> None:
+        await check_types(session, seconds=self.timeout)
+        self._checked = True
 
     async def value(self, query: str) -> Any:
-        """Return the first value of the first row of a statement."""
-        async with self.acquire() as connection:
-            return await map_errors(connection.fetchval(query, timeout=self.timeout))
+        """Return the first value of the first row of a read."""
 
-    async def row_of(self, user_id: UUID, query: str, *args: object) -> asyncpg.Record | None:
+        async def read(session: Session) -> Any:
+            return await answer(session, lambda seconds: session.fetchval(query, timeout=seconds), seconds=self.timeout)
+
+        return await self.read(read)
+
+    async def row_of(self, user_id: UUID, query: str, *args: object, read: bool = False) -> asyncpg.Record | None:
         """Return the first row of a statement about one user, who is its first argument and its column `user_id`.
 
-        A stopwatch among the arguments is read once a connection has been acquired.
+        Args:
+            user_id: of that user.
+            query: the statement.
+            args: further ones of it. A stopwatch is read once a connection has been acquired.
+            read: whether the statement changes nothing, so that it may be repeated on another connection.
 
         Raises:
             RowSecurityError: the row belongs to another user.
         """
-        async with self.acquire() as connection:
-            values = [arg.elapsed if isinstance(arg, Stopwatch) else arg for arg in args]
-            row = await map_errors(connection.fetchrow(query, user_id, *values, timeout=self.timeout))
-            if row is not None:
-                check_users(connection, {row["user_id"]} <= {user_id, None})
-        return row
 
-    async def rows_of(self, user_ids: list[UUID], query: str) -> list[asyncpg.Record]:
-        """Return the rows of a statement about several users, who are its argument and its column `user_id`.
+        async def ask(session: Session) -> asyncpg.Record | None:
+            def begin(seconds: float) -> Awaitable[asyncpg.Record | None]:
+                values = [arg.elapsed if isinstance(arg, Stopwatch) else arg for arg in args]
+                return session.fetchrow(query, user_id, *values, timeout=seconds)
+
+            row = await answer(session, begin, seconds=self.timeout)
+            if row is not None:
+                check_users(session, {row["user_id"]} <= {user_id, None})
+            return row
+
+        if read:
+            return await self.read(ask)
+        async with self.acquire() as session:
+            return await ask(session)
+
+    async def rows_of(self, user_ids: list[UUID], query: str, *, reuse: bool = False) -> list[asyncpg.Record]:
+        """Return the rows of a read about several users, who are its argument and its column `user_id`.
+
+        Args:
+            user_ids: of those users.
+            query: the statement.
+            reuse: as in `acquire`.
 
         Raises:
             RowSecurityError: a row belongs to another user.
         """
-        async with self.acquire() as session:
-            return await self.fetch(session, query, user_ids)
+        return await self.read(lambda session: self.fetch(session, query, user_ids), reuse=reuse)
 
     async def fetch(self, session: Session, query: str, user_ids: list[UUID]) -> list[asyncpg.Record]:
         """Return the same as `rows_of`, through a session of this pool."""
-        rows = await map_errors(session.fetch(query, user_ids, timeout=self.timeout))
+        rows = await answer(
+            session, lambda seconds: session.fetch(query, user_ids, timeout=seconds), seconds=self.timeout
+        )
         check_users(session, {row["user_id"] for row in rows} <= set(user_ids))
         return rows
+
+    async def read(self, use: Callable[[Session], Awaitable[_T]], *, reuse: bool = False) -> _T:
+        """Return the result of a read, which is repeated on another connection where its own turns out to be lost.
+
+        Connections are cut while they wait in the pool: by idle_session_timeout, a restarted server, a firewall. So all
+        that are open now may be lost, and no more; one that is new is not repeated.
+
+        Args:
+            use: reads with a connection.
+            reuse: as in `acquire`.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.timeout
+        for _ in range(self._pool.get_size()):
+            lost = False
+            try:
+                async with self.acquire(reuse=reuse) as session:
+                    try:
+                        return await use(session)
+                    except DatabaseUnavailable:
+                        lost = not is_open(session) and loop.time() < end
+                        raise
+            except DatabaseUnavailable:
+                if not lost:
+                    raise
+        async with self.acquire(reuse=reuse) as session:
+            return await use(session)
 
     def terminate(self) -> None:
         """Close all connections at once, and open no new ones. In a child of fork this does not reach the parent's."""

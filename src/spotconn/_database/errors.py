@@ -1,32 +1,33 @@
-"""Errors of asyncpg, mapped to the library's own."""
+"""Errors of asyncpg, mapped to the library's own.
 
+Their texts name what refused and never repeat message or detail of the server: those may hold a row or an argument.
+"""
+
+import re
 from collections.abc import Awaitable
 from typing import TypeVar
 
 import asyncpg
 
-from spotconn.errors import ConfigurationError, DatabaseUnavailable, RowSecurityError, SchemaMismatch, SpotconnError
+from spotconn._database.sqlstates import BAD_INPUT, verdict
+from spotconn._database.unreachable import hook_failure, unreachable
+from spotconn.errors import ConfigurationError, DatabaseUnavailable, SchemaMismatch, SpotconnError, StatementRefused
 
 _T = TypeVar("_T")
 
 APPLY_SCHEMA = "apply the schema of this version of spotconn: spotconn schema --apply"
 
-# SQLSTATEs, or their first two characters, by what they mean for the caller (PostgreSQL, appendix A).
-_UNAVAILABLE = {"08", "25", "40", "53", "55", "57", "58"}
-_NO_SCHEMA = {"3F000", "42883", "42P01", "42703", "42704", "42846", "42804"}
-_NO_LOGIN = {"28", "3D"}
-_BAD_INPUT = {
-    "23503": "user_id: no such user in auth.users",
-    "SC001": "connected_at: lies in the future, by the clock of the database",  # from spotconn.save_connection
-}
-
-# By SQLSTATE, where more is known than that it may pass.
-_ADVICE = {
-    # PgBouncer uses one SQLSTATE for all its refusals.
-    "08P01": "or a pooler refuses user, password, database or a setting of the session: its log says which",
-    "57014": "the statement was cancelled, mostly by a statement_timeout of the login or the database: "
-    "try again later, and raise it if that happens again",
-}
+_TABLES = {"spotify_connections", "refresh_state", "pending_connect"}
+_FUNCTION = re.compile(r'^(?:PL/\S+ (?:\S+ )?([\w.]+)\(|SQL \S+ "([\w.]+)")', re.MULTILINE)
+"""In the context of an error, in any language of the server. The innermost function comes first."""
+_IDENTIFIER = re.compile(r"\w[\w .$-]{0,126}")
+_PARAMETER = re.compile(r'parameter(?: in options)?:? "?([A-Za-z][\w.]{0,62})')
+_POOLER_SETTING = re.compile(
+    r"no such (?:user|database)|database .* does not exist|authentication failed|wrong password|"
+    r"(?:tenant|user)\b.* not found|tenant identifier|endpoint id|external_id|ssl connection is required|allow_list",
+    re.IGNORECASE,
+)
+"""What poolers say at login of what does not pass by itself: PgBouncer, Supavisor, Neon's proxy."""
 
 
 async def map_errors(call: Awaitable[_T]) -> _T:
@@ -41,27 +42,121 @@ async def map_errors(call: Awaitable[_T]) -> _T:
         failure = _library_error(error)
     # InternalClientError: the last message of a terminated backend arrived as the call began.
     except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
-        failure = DatabaseUnavailable(f"the database cannot be reached ({type(error).__name__}); try again later")
+        failure = unreachable(error)
+    raise failure
+
+
+async def map_all_errors(call: Awaitable[_T]) -> _T:
+    """Do the same as `map_errors`, also with what a password callable or a hook of the caller's raises."""
+    failure: SpotconnError
+    try:
+        return await map_errors(call)
+    except SpotconnError:
+        raise
+    except Exception as error:  # noqa: BLE001  whatever it is
+        failure = hook_failure(error)
     raise failure
 
 
 def _library_error(error: asyncpg.PostgresError) -> SpotconnError | ValueError:
+    """Return the error of the library for one that the server, or a pooler, has answered with."""
     state = error.sqlstate or "?????"
+    if state in BAD_INPUT and (state != "23503" or _is_of_user(error)):
+        return ValueError(BAD_INPUT[state])
+    severity = _field(error, "severity_en") or _field(error, "severity")  # PgBouncer sends only the latter
+    if severity in {"FATAL", "PANIC"} and (refused := _login_error(error, state)):
+        return refused
+    if isinstance(error, asyncpg.InvalidCachedStatementError):
+        return DatabaseUnavailable("the schema was changed during the statement; try again", answered=True)
+    return _statement_error(error, state)
+
+
+def _login_error(error: asyncpg.PostgresError, state: str) -> ConfigurationError | None:
+    """Return the error of a setting that is wrong, or None where the end of the session, or its refusal, passes."""
+    message = str(_field(error, "message") or "")
+    known = verdict(state)
+    named = _PARAMETER.search(message)
+    parameter = f": {named[1]}" if named else ""
+    if state == "08P01" and "startup parameter" in message:
+        return ConfigurationError(
+            f"the pooler in between takes no such parameter of the database URL or of server_settings{parameter}; "
+            "leave it out"
+        )
+    if state in {"08P01", "XX000"}:
+        if not _POOLER_SETTING.search(message):
+            return None
+        return ConfigurationError(
+            f"a pooler refuses user, password, database or a setting of the session (SQLSTATE {state}): check those of "
+            "the database URL; its log says which"
+        )
+    if known.kind in {DatabaseUnavailable, ConfigurationError}:
+        return None
+    return ConfigurationError(
+        f"the database refuses the session ({type(error).__name__}, SQLSTATE {state}): correct, or leave out, the "
+        f"parameter of the database URL or of server_settings{parameter}; or the login lacks CONNECT on the database"
+    )
+
+
+def _statement_error(error: asyncpg.PostgresError, state: str) -> SpotconnError:
     name = type(error).__name__
-    if state == "42501":
-        return RowSecurityError(
-            "the login role may not act under row level security: GRANT spotconn TO it (with INHERIT), or "
-            + APPLY_SCHEMA
-        )
-    if state in _BAD_INPUT:
-        return ValueError(_BAD_INPUT[state])
-    if state in _NO_SCHEMA:
-        return SchemaMismatch(f"the database lacks what this library needs ({name}): {APPLY_SCHEMA}")
-    if state[:2] in _NO_LOGIN:
-        return ConfigurationError(f"the database refused the login ({name}): check user, password and database name")
-    if state[:2] in _UNAVAILABLE:
-        advice = _ADVICE.get(state, "try again later")
+    kind, advice = verdict(state)
+    if _field(error, "server_source_function") == "PreCommit_Notify":
         return DatabaseUnavailable(
-            f"the database cannot serve now ({name}, SQLSTATE {state}); {advice}", answered=not state.startswith("08")
+            f"the queue of NOTIFY is full (SQLSTATE {state}): a session that listens sits in a transaction, and no "
+            "change can be saved until it ends; see pg_stat_activity, and free the queue then by "
+            "SELECT pg_notification_queue_usage()",
+            answered=True,
         )
-    return SchemaMismatch(f"the database refused the statement ({name}, SQLSTATE {state}): {APPLY_SCHEMA}")
+    if kind is DatabaseUnavailable:
+        text = f"the database cannot serve now ({name}, SQLSTATE {state}); {advice}"
+        return DatabaseUnavailable(text, answered=not state.startswith("08"))
+    if kind is ConfigurationError:
+        return ConfigurationError(f"the database refused the login or a setting ({name}, SQLSTATE {state}): {advice}")
+    function = _foreign_function(error)
+    if kind is StatementRefused or function:
+        return StatementRefused(state, _refusal(error, state, advice))
+    if kind is SchemaMismatch:
+        return SchemaMismatch(f"the database lacks what this library needs ({name}): {APPLY_SCHEMA}")
+    return kind(
+        f"the login role may not act under row level security: GRANT spotconn TO it (with INHERIT), or {APPLY_SCHEMA}"
+    )
+
+
+def _refusal(error: asyncpg.PostgresError, state: str, advice: str) -> str:
+    """Return the text of a refusal: who refused, by name, and what to do."""
+    names = {
+        "constraint": _field(error, "constraint_name"),
+        "column": _field(error, "column_name"),
+        "table": _field(error, "table_name"),
+        "function": _function(error),
+    }
+    culprits = [f"{what} {name}" for what, name in names.items() if name and _IDENTIFIER.fullmatch(name)]
+    named = f": {', '.join(culprits)}" if culprits else ""
+    if not advice:  # a missing table or grant, in a function that is not the library's
+        advice = "the function is the project's, and runs as the role spotconn: correct it, or make it SECURITY DEFINER"
+    return f"the database refused the statement ({type(error).__name__}, SQLSTATE {state}{named}); {advice}"
+
+
+def _is_of_user(error: asyncpg.PostgresError) -> bool:
+    """Return whether a foreign key is the library's own, of the user."""
+    # The detail names the column in every language, but only to whom may read it.
+    described = f"{_field(error, 'constraint_name')} {_field(error, 'detail')}"
+    return _field(error, "table_name") in _TABLES and ("user_id_" in described or "(user_id)=" in described)
+
+
+def _function(error: asyncpg.PostgresError) -> str | None:
+    """Return the name of the innermost function."""
+    found = _FUNCTION.search(_field(error, "context") or "")
+    return found and (found[1] or found[2])
+
+
+def _foreign_function(error: asyncpg.PostgresError) -> bool:
+    """Return whether the innermost function is one that the library does not own."""
+    found = _FUNCTION.search(_field(error, "context") or "")
+    # The name of a function in SQL stands there without its schema, so nothing is known of it.
+    return bool(found and found[1] and not found[1].startswith("spotconn."))
+
+
+def _field(error: asyncpg.PostgresError, name: str) -> str | None:
+    """Return a field of the server's answer."""
+    return getattr(error, name, None)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import asyncpg
 
-from spotconn._database.errors import map_errors
+from spotconn._database.errors import map_all_errors
 from spotconn.errors import SpotconnError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class IdleSessions:
         """Return a connection that is still open, if there is one."""
         while self._free:
             session, _ = self._free.pop()
-            if _is_open(session):
+            if is_open(session):
                 return session
             self._give_back([session])
         return None
@@ -103,10 +103,11 @@ class IdleSessions:
 
     async def _release(self, session: Session) -> None:
         with suppress(SpotconnError):
-            await map_errors(self._pool.release(session, timeout=self._timeout))
+            await map_all_errors(self._pool.release(session, timeout=self._timeout))
 
 
-def _is_open(session: Session) -> bool:
+def is_open(session: Session) -> bool:
+    """Return whether a connection is open, as far as is known."""
     with suppress(asyncpg.InterfaceError):  # it was lost, and the pool has taken it back
         return not session.is_closed()
     return False

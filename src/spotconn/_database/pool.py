@@ -1,14 +1,18 @@
 """Open pools, detect a pooler in between, and close pools."""
 
 import asyncio
+import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
 from spotconn._database.acquire import TIMEOUT, acquire
+from spotconn._database.caller_hooks import mapped_hooks
+from spotconn._database.dsn import prepare
 from spotconn._database.errors import map_errors
 from spotconn._database.protected_loop import protected
+from spotconn._database.unreachable import HOST_UNKNOWN, MALFORMED, UNKNOWN_HOST
 from spotconn.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -89,33 +93,40 @@ async def _open(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.Po
     # No state outlives the store's transactions, so a released connection needs no reset, which would cost every
     # call a second round trip.
     defaults: dict[str, Any] = {"min_size": 1, "max_size": 10, "timeout": seconds, "reset": _no_reset}
-    malformed = ConfigurationError(
-        "the DSN or an option of the pool is malformed; expected postgresql://user@host/name"
-    )
-    options = defaults | options | {"connect": protected(options.get("connect", asyncpg.connect))}
+    dsn, options = prepare(dsn, options)
+    options = defaults | mapped_hooks(options)
+    options["connect"] = protected(options.get("connect", asyncpg.connect))
     pool: asyncpg.Pool | None = None
     with suppress(ValueError, TypeError, asyncpg.InterfaceError):
         pool = asyncpg.create_pool(dsn, **options)
     if pool is None:
-        raise malformed
-    connected = False
+        raise ConfigurationError(MALFORMED)
+    problem: str | None = MALFORMED
     try:
-        connected = await map_errors(_connect(pool, seconds))
+        problem = await map_errors(_connect(pool, seconds))
     finally:
-        if not connected:
+        if problem:
             pool.terminate()
-    if not connected:
-        raise malformed
+    if problem:
+        raise ConfigurationError(problem)
     return pool
 
 
-async def _connect(pool: asyncpg.Pool, seconds: float) -> bool:
-    """Connect, and return False if asyncpg finds only now that it cannot read the DSN or an option."""
-    with suppress(asyncpg.ClientConfigurationError, ValueError, TypeError):
+async def _connect(pool: asyncpg.Pool, seconds: float) -> str | None:
+    """Connect, and return what is wrong with the settings if asyncpg finds it only now."""
+    try:
         async with asyncio.timeout(seconds):
             await pool
-        return True
-    return False
+    except (asyncpg.ClientConfigurationError, ValueError, TypeError) as error:
+        if isinstance(error, OSError):  # a certificate that does not verify
+            raise
+        return MALFORMED
+    except socket.gaierror as error:
+        # Later, once it was known, the name service itself is at fault.
+        if error.errno not in HOST_UNKNOWN:
+            raise
+        return UNKNOWN_HOST
+    return None
 
 
 async def close_pool(pool: asyncpg.Pool, *, seconds: float = TIMEOUT) -> None:

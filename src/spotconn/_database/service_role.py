@@ -12,7 +12,7 @@ from spotconn._database.acquire import terminate_on_error, within
 from spotconn._database.bound_pool import BoundPool, check_users
 from spotconn._database.errors import APPLY_SCHEMA, map_errors
 from spotconn._database.idle_sessions import Session
-from spotconn.errors import RowSecurityError
+from spotconn.errors import RowSecurityError, SchemaMismatch, SpotconnError, StatementRefused
 
 if TYPE_CHECKING:
     from asyncpg.transaction import Transaction
@@ -120,7 +120,16 @@ async def _roll_back(session: Session, transaction: "Transaction") -> None:
 
 
 async def _become_service_role(session: Session) -> None:
-    with suppress(RowSecurityError):
+    failure: SpotconnError | None = None
+    try:
         await map_errors(session.execute(_BECOME_SERVICE_ROLE, timeout=TIMEOUT))
-        return
-    raise RowSecurityError(f"the login may not become service_role: GRANT service_role TO it, or {APPLY_SCHEMA}")
+    except RowSecurityError:
+        failure = RowSecurityError(
+            f"the login may not become service_role: GRANT service_role TO it, or {APPLY_SCHEMA}"
+        )
+    except StatementRefused as error:
+        if error.sqlstate != "22023":  # of a value for the parameter "role"
+            raise
+        failure = SchemaMismatch(f"the database has no role service_role: {APPLY_SCHEMA}")
+    if failure is not None:
+        raise failure

@@ -83,8 +83,7 @@ class SharedReads:
         return outcome
 
     async def _alone(self, user_id: UUID) -> asyncpg.Record | None:
-        async with self._pool.acquire(reuse=True) as session:
-            rows = await self._pool.fetch(session, statements.GET_ACCESS_TOKENS, [user_id])
+        rows = await self._pool.rows_of([user_id], statements.GET_ACCESS_TOKENS, reuse=True)
         return rows[0] if rows else None
 
     def _free_lane(self, _reader: object = None) -> None:
@@ -113,10 +112,14 @@ class SharedReads:
         while self._have_callers():
             began = asyncio.get_running_loop().time()
             callers: list[_Caller] = []
+
+            async def read(session: Session, callers: list[_Caller] = callers) -> None:
+                # Also those who came while there was no connection; on another connection the same again.
+                callers += () if callers else self._next_callers()
+                await self._read_for(session, callers)
+
             try:
-                async with self._pool.acquire(reuse=True) as session:
-                    callers = self._next_callers()  # also those who came while there was no connection
-                    await self._read_for(session, callers)
+                await self._pool.read(read, reuse=True)
             except Exception as error:  # noqa: BLE001  whatever it is, those who wait have it
                 if callers:
                     self._fail(callers, error)

@@ -1,0 +1,57 @@
+"""Statements that stand alone, awaited again where that is safe, and connections that turn out to be lost."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVar
+
+import asyncpg
+
+from spotconn._database.errors import map_errors
+from spotconn._database.idle_sessions import Session
+
+_T = TypeVar("_T")
+
+MOST_ATTEMPTS = 3
+"""Attempts of a statement that conflicts with another transaction."""
+_LEAST = 0.001
+"""Seconds of an attempt that comes when the time is over."""
+_CONFLICTS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
+_LOST = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError, ConnectionError)
+
+
+async def answer(session: Session, call: Callable[[float], Awaitable[_T]], *, seconds: float) -> _T:
+    """Return the answer to one statement outside of any transaction, which Postgres may have rolled back before.
+
+    A conflict with another transaction rolls the statement back whole, so it is safe to repeat, also a write. A
+    connection that turns out to be lost is closed.
+
+    Args:
+        session: on which it runs.
+        call: begins it, with the seconds that it has.
+        seconds: for all attempts together.
+
+    Raises:
+        SpotconnError, ValueError: as `map_errors`.
+    """
+    return await map_errors(_repeated(session, call, seconds))
+
+
+async def _repeated(session: Session, call: Callable[[float], Awaitable[_T]], seconds: float) -> _T:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    for _ in range(MOST_ATTEMPTS - 1):
+        with suppress(*_CONFLICTS):
+            return await _closed_if_lost(session, call(max(end - loop.time(), _LEAST)))
+    return await _closed_if_lost(session, call(max(end - loop.time(), _LEAST)))
+
+
+async def _closed_if_lost(session: Session, call: Awaitable[_T]) -> _T:
+    try:
+        return await call
+    except (*_LOST, asyncpg.PostgresError) as error:
+        # asyncpg may not know yet that it has ended. The last words of a session are FATAL.
+        if isinstance(error, _LOST) or getattr(error, "severity_en", None) == "FATAL":
+            with suppress(asyncpg.InterfaceError):
+                session.terminate()
+        raise

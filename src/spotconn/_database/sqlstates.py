@@ -1,0 +1,103 @@
+"""What each SQLSTATE of PostgreSQL means for the caller: the error of the library, and what to do next."""
+
+from typing import NamedTuple
+
+from spotconn.errors import (
+    ConfigurationError,
+    DatabaseUnavailable,
+    RowSecurityError,
+    SchemaMismatch,
+    SpotconnError,
+    StatementRefused,
+)
+
+
+class Verdict(NamedTuple):
+    """The meaning of a SQLSTATE.
+
+    Attributes:
+        kind: the error to raise.
+        advice: what to do next.
+    """
+
+    kind: type[SpotconnError]
+    advice: str
+
+
+def _passes(advice: str = "try again later") -> Verdict:
+    return Verdict(DatabaseUnavailable, advice)
+
+
+def _setting(advice: str) -> Verdict:
+    return Verdict(ConfigurationError, advice)
+
+
+def _refused(advice: str) -> Verdict:
+    return Verdict(StatementRefused, advice)
+
+
+_NO_SCHEMA = Verdict(SchemaMismatch, "")  # the remedy is APPLY_SCHEMA
+_LOGIN = _setting("check user, password, database name and sslmode of the database URL")
+_NO_STATEMENT = _setting("a transaction pooler is in between: make the pool with statement_cache_size=0")
+_READ_ONLY = _passes(
+    "the server is read-only, as a standby is until it is promoted: try again later, or connect to the primary"
+)
+_ENCODING = _refused(
+    "a text holds NUL or a character that the encoding of the database lacks; the database must be UTF8"
+)
+
+# By SQLSTATE, or by its first two characters (PostgreSQL, appendix A).
+TABLE: dict[str, Verdict] = {
+    "08": _passes(),
+    "08P01": _passes("or a pooler refuses user, password, database or a setting of the session: its log says which"),
+    "21": _refused("a function, view or policy of the project gives more than one row: correct it"),
+    "22": _refused("a column, trigger or function of the project does not take the value: correct it"),
+    "22001": _refused("a column of the project is too short: make it text"),
+    "22021": _ENCODING,
+    "22P05": _ENCODING,
+    "23": _refused("a constraint or column of the project refuses the row: change it"),
+    "25": _passes(),
+    "25006": _READ_ONLY,
+    "26000": _NO_STATEMENT,
+    "28": _LOGIN,
+    "3D": _LOGIN,
+    "3F000": _NO_SCHEMA,
+    "40": _passes("another transaction came in between: try again"),
+    "42501": Verdict(RowSecurityError, ""),
+    "42703": _NO_SCHEMA,
+    "42704": _NO_SCHEMA,
+    "42804": _NO_SCHEMA,
+    "42846": _NO_SCHEMA,
+    "42883": _NO_SCHEMA,
+    "42P01": _NO_SCHEMA,
+    "42P05": _NO_STATEMENT,
+    "44": _refused("a view of the project refuses the row by its check option: change it"),
+    "53": _passes("the server is short of a resource (memory, disk, connections): try again later"),
+    "53300": _passes("the server has no connection free: try again later, lower max_size, or raise max_connections"),
+    "54": _refused("a limit of PostgreSQL is exceeded: a row, an index entry or a statement is too large"),
+    "55": _passes(),
+    "55P02": _setting("a parameter of the database URL cannot be set there: leave it out"),
+    "55P03": _passes("another session holds the lock: try again later"),
+    "57": _passes(),
+    "57014": _passes(
+        "the statement was cancelled, by statement_timeout of the login or by an operator: if it goes on, "
+        "raise it with ALTER ROLE ... SET statement_timeout"
+    ),
+    "58": _passes(),
+    "72": _passes(),
+    "P0": _refused("a trigger or function of the project raises it: correct it"),
+    "XX": _refused("the server says that its data or an index is damaged: see its log"),
+    "XX000": _passes("the server, or a pooler in between, failed inside: try again later; its log says why"),
+}
+OTHER = _refused("see this SQLSTATE in appendix A of PostgreSQL's manual and the log of the server")
+"""Of a SQLSTATE that stands in no line."""
+BAD_INPUT = {
+    "23503": "user_id: no such user in auth.users",
+    "SC001": "connected_at: lies in the future, by the clock of the database",  # from spotconn.save_connection
+}
+"""Refusals of what the caller has passed."""
+
+
+def verdict(sqlstate: str) -> Verdict:
+    """Return the meaning of a SQLSTATE, by itself or by its class."""
+    return TABLE.get(sqlstate) or TABLE.get(sqlstate[:2]) or OTHER
