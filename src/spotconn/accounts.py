@@ -13,9 +13,9 @@ import httpx
 from spotconn._affinity import Affinity
 from spotconn._observer import NOBODY
 from spotconn._spotify.answers import read_grant, read_profile
-from spotconn._spotify.authorization import GrantType, RequestNotProcessed, authorization_request_url, base_url
+from spotconn._spotify.authorization import GrantType, authorization_request_url, base_url
 from spotconn._spotify.http import HttpClient, Response
-from spotconn._spotify.retry import BeginBy, retry
+from spotconn._spotify.retry import BeginBy, is_not_processed, may_pass, retry
 from spotconn._spotify.throttle import Throttle
 from spotconn._tracebacks import scrubbed
 from spotconn.errors import ConfigurationError, ReauthorizationRequired, SpotconnError, SpotifyUnavailable
@@ -41,7 +41,8 @@ class SpotifyAccounts:
         client_id: of the app.
         client_secret: of a confidential client, sent as HTTP Basic; None for a public client, which authenticates
             with PKCE alone (RFC 7636).
-        http: a client to use instead of an own one; it stays open on `aclose()`.
+        http: a client to use instead of an own one; it stays open on `aclose()`. Its hooks are called. What a response
+            hook raises, as with `raise_for_status`, does not count: the answer of Spotify has been read before.
         accounts_url: base URL of the accounts service.
         api_url: base URL of the Web API.
         clock: returns seconds since the epoch; the expiry of granted access tokens is computed from it.
@@ -51,7 +52,9 @@ class SpotifyAccounts:
             was made or, outside of an event loop, first used.
 
     Raises:
-        ConfigurationError: an argument is empty or malformed; the text names it and does not show its value.
+        ConfigurationError: an argument, or a variable of the environment for TLS or a proxy (SSL_CERT_FILE,
+            SSL_CERT_DIR, SSLKEYLOGFILE, HTTPS_PROXY, ALL_PROXY), is empty or malformed; the text names it and does not
+            show its value.
     """
 
     def __init__(
@@ -148,7 +151,7 @@ class SpotifyAccounts:
         """
         form = {"code": code, "redirect_uri": redirect_uri, "code_verifier": code_verifier}
         attempt = partial(self._request_grant, "authorization_code", form)
-        return await self._retry(attempt, on=RequestNotProcessed, timeout=timeout)
+        return await self._retry(attempt, on=is_not_processed, timeout=timeout)
 
     async def refresh(
         self,
@@ -175,7 +178,7 @@ class SpotifyAccounts:
             raise ReauthorizationRequired("invalid", datetime.fromtimestamp(self._clock(), UTC))
         form = {"refresh_token": refresh_token}
         attempt = partial(self._request_grant, "refresh_token", form)
-        return await self._retry(attempt, on=SpotifyUnavailable, timeout=timeout, begin_within=begin_within)
+        return await self._retry(attempt, on=may_pass, timeout=timeout, begin_within=begin_within)
 
     async def profile(self, access_token: str, *, timeout: float = 10) -> Profile:  # noqa: ASYNC109  as above
         """Return the profile of the account that an access token is for (GET /v1/me).
@@ -190,7 +193,7 @@ class SpotifyAccounts:
             SpotifyUnavailable: no usable answer in time.
         """
         attempt = partial(self._request_profile, access_token)
-        return await self._retry(attempt, on=SpotifyUnavailable, timeout=timeout)
+        return await self._retry(attempt, on=may_pass, timeout=timeout)
 
     async def aclose(self) -> None:
         """Close the HTTP client, unless it was given to the constructor. In a child of fork do nothing.
@@ -213,7 +216,7 @@ class SpotifyAccounts:
         self,
         attempt: Callable[[BeginBy], Awaitable[T]],
         *,
-        on: type[SpotifyUnavailable],
+        on: Callable[[BaseException], bool],
         timeout: float,  # noqa: ASYNC109  as above
         begin_within: float | None = None,
     ) -> T:

@@ -9,9 +9,10 @@ import inspect
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import ClassVar, Literal
+from functools import partial
+from typing import Any, ClassVar, Literal
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
@@ -133,6 +134,7 @@ class Events:
         self._waiting: deque[Event] = deque()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._on_idle: list[Callable[[], object]] = []
 
     def emit(self, event: Event) -> None:
         """Hand over an event; never blocks and never raises."""
@@ -153,25 +155,52 @@ class Events:
 
     async def drained(self, *, seconds: float) -> None:
         """Wait, for no longer than that, until every event has been handed over."""
-        thread = self._thread
-        if thread is not None:
-            await asyncio.to_thread(thread.join, seconds)
+        idle = asyncio.Event()
+        with self._lock:
+            if self._thread is None:
+                return
+            # Not `thread.join` in an executor: those threads may all wait for something else.
+            self._on_idle.append(partial(asyncio.get_running_loop().call_soon_threadsafe, idle.set))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await idle.wait()
 
     def _drain(self, hook: Hook, loop: asyncio.AbstractEventLoop) -> None:
-        while True:
-            with self._lock:
-                if not self._waiting:
-                    self._thread = None
-                    return
-                event = self._waiting.popleft()
+        while (event := self._next()) is not None:
             _call(hook, event, loop)
+
+    def _next(self) -> Event | None:
+        """Return the next event; None ends the thread."""
+        with self._lock:
+            if self._waiting:
+                return self._waiting.popleft()
+            self._thread = None
+            on_idle, self._on_idle = self._on_idle, []
+        for notify in on_idle:
+            with suppress(RuntimeError):  # that event loop is closed
+                notify()
+        return None
 
 
 def _call(hook: Hook, event: Event, loop: asyncio.AbstractEventLoop) -> None:
+    failure: BaseException | None = None
     try:
         outcome = hook(event)
         if inspect.iscoroutine(outcome):
-            asyncio.run_coroutine_threadsafe(outcome, loop).result(HOOK_TIMEOUT)
-    except Exception as error:  # noqa: BLE001  a hook that fails disturbs nothing
+            failure = asyncio.run_coroutine_threadsafe(_failure_of(outcome), loop).result(HOOK_TIMEOUT)
+    except BaseException as error:  # noqa: BLE001  also SystemExit and the outcomes of pytest: later events come all the same
+        failure = error
+    if failure is not None:
         # Its text may hold whatever the hook has put there.
-        _log.error("on_event raised %s for %s", type(error).__name__, type(event).__name__)
+        _log.error("on_event raised %s for %s", type(failure).__name__, type(event).__name__)
+
+
+async def _failure_of(hook: Coroutine[Any, Any, object]) -> BaseException | None:
+    """Return what a hook raises: SystemExit and KeyboardInterrupt, raised in a task, would stop the event loop."""
+    try:
+        await hook
+    except (asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException as error:  # noqa: BLE001  as above
+        return error
+    return None

@@ -268,9 +268,8 @@ def _timed(histogram: Histogram) -> Generator[None]:
 
 
 def _kind(error: BaseException) -> str:
-    """Return the name of the class that a caller would catch: for a class of a private module, its public base."""
-    public = (kind for kind in type(error).__mro__ if not kind.__module__.startswith("spotconn._"))
-    return next(public).__qualname__
+    """Return the name of the class; that of an error of this library is in its documentation."""
+    return type(error).__qualname__
 
 
 def _failed(span: Span, error: BaseException) -> None:

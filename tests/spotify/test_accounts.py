@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import json
 import logging
 import math
 import socket
@@ -28,74 +27,13 @@ from spotconn.errors import (
     SpotifyUnavailable,
 )
 from spotconn.models import TokenGrant
+from support.upstream import CUT, Upstream, answer, upstream
 
-CUT = b""
 GRANT = {"access_token": "granted-at", "token_type": "Bearer", "expires_in": 3600, "scope": "b a"}
 PROFILE = {"id": "ada", "display_name": "Ada", "email": "ada@example.org"}
 BACK = "https://example.org/back"
 AMPLE, BRIEF = 10, 0.2
 SECRETS = ["secret-rt", "secret-code", "secret-verifier", "secret-at", "app-secret", "granted-at", "body-secret"]
-
-
-def answer(status: int, body: object = "", **headers: str) -> bytes:
-    content = body if isinstance(body, bytes) else (body if isinstance(body, str) else json.dumps(body)).encode()
-    fields = {"Content-Length": str(len(content)), "Connection": "close", **headers}
-    lines = [f"HTTP/1.1 {status} X", *(f"{name.replace('_', '-')}: {value}" for name, value in fields.items())]
-    return "\r\n".join([*lines, "", ""]).encode() + content
-
-
-class Upstream:
-    """Gives scripted bytes, one script entry per request; the last entry repeats, and CUT hangs up."""
-
-    def __init__(self, *script: bytes) -> None:
-        self.script = list(script)
-        self.requests: list[tuple[str, httpx.Headers, str]] = []
-        self.url = ""
-        self._open: list[asyncio.StreamWriter] = []
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open.append(writer)
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            await self._respond(reader, writer)
-        writer.close()
-
-    async def _respond(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        line, *fields = head.strip().split("\r\n")
-        headers = httpx.Headers([(name, value) for name, _, value in (field.partition(": ") for field in fields)])
-        body = await reader.readexactly(int(headers.get("content-length", 0)))
-        self.requests.append((line, headers, body.decode()))
-        writer.write(self.script.pop(0) if len(self.script) > 1 else self.script[0])
-
-    async def close(self) -> None:
-        # A connection may have been accepted and not yet be ours: its tasks are waited for, until none is left.
-        current = asyncio.current_task()
-        while tasks := [task for task in asyncio.all_tasks() if task is not current]:
-            for writer in self._open:
-                writer.transport.abort()
-            await asyncio.wait(tasks, timeout=0.05)
-        for writer in self._open:
-            writer.transport.abort()
-            with suppress(ConnectionError):
-                await writer.wait_closed()
-
-    @property
-    def form(self) -> dict[str, list[str]]:
-        """The form of the only request."""
-        [(_, _, body)] = self.requests
-        return parse_qs(body, strict_parsing=True)
-
-
-@asynccontextmanager
-async def upstream(*script: bytes) -> AsyncGenerator[Upstream]:
-    served = Upstream(*script)
-    server = await asyncio.start_server(served._serve, "127.0.0.1", 0)
-    served.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
-        yield served
-    finally:
-        server.close()
-        await served.close()
 
 
 @asynccontextmanager
@@ -437,14 +375,6 @@ async def test_a_close_that_is_cancelled_closes_all_the_same() -> None:
         await asyncio.wait(calls)
         for peer in peers:
             peer.close()
-
-
-def test_a_proxy_that_cannot_be_used_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A malformed proxy of the environment fails where the process starts, not with the first user."""
-    monkeypatch.setenv("https_proxy", "nonsense://user:proxy-secret@127.0.0.1:1")
-    with pytest.raises(ValueError, match="proxy") as caught:
-        SpotifyAccounts("app")
-    assert "proxy-secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

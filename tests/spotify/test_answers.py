@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from spotconn._spotify.answers import read_grant, read_profile, retry_after
-from spotconn._spotify.authorization import GrantType, RequestNotProcessed
+from spotconn._spotify.authorization import GrantType
+from spotconn._spotify.marks import Mark, has_mark, marked
 from spotconn.errors import ConfigurationError, ConnectFailed, ReauthorizationRequired, SpotifyUnavailable
 
 NOW = 1_800_000_000.0
@@ -196,12 +197,12 @@ def test_everything_else_is_transient(status: int, body: bytes, grant_type: Gran
     assert (raised.value.answered, raised.value.retry_after) == (True, 7)
     assert SECRET not in str(raised.value)
     not_processed = status == 429 or status >= 500
-    assert isinstance(raised.value, RequestNotProcessed) is not_processed
+    assert has_mark(raised.value, Mark.NOT_PROCESSED) is not_processed
 
 
 def test_errors_pickle() -> None:
     """The internal kind of SpotifyUnavailable crosses processes with its data."""
-    error = RequestNotProcessed("away", retry_after=3.0, answered=False)
+    error = marked(SpotifyUnavailable("away", retry_after=3.0, answered=False), Mark.NOT_PROCESSED)
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.retry_after, copy.answered) == ("away", 3.0, False)
 

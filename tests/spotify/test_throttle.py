@@ -14,7 +14,7 @@ from spotconn import (
     TokenManager,
 )
 from spotconn._backoff import Backoff
-from spotconn._spotify.authorization import AppRefused
+from spotconn._spotify.marks import Mark, marked
 from spotconn._spotify.throttle import LONGEST_RETRY_AFTER, Throttle
 from spotconn._tokens import local_backoff
 from spotconn._tokens.local_backoff import LocalBackoffs
@@ -49,6 +49,19 @@ def test_a_passing_failure_stops_no_call() -> None:
     throttle.check(now=0)
 
 
+def refusal() -> ConfigurationError:
+    return marked(ConfigurationError("invalid_client"), Mark.OF_ONE_APP)
+
+
+def test_a_fault_of_this_host_says_nothing_of_the_app() -> None:
+    """A refused app stays refused when a probe fails before Spotify has judged it."""
+    throttle = Throttle()
+    throttle.record(refusal(), now=0)
+    throttle.record(marked(ConfigurationError("certificate"), Mark.NOT_PROCESSED), now=1)
+    with pytest.raises(ConfigurationError, match="invalid_client"):
+        throttle.check(now=0.1)
+
+
 def test_a_refused_app_is_probed_by_one_call_per_growing_pause() -> None:
     """While Spotify refuses the app, of a thousand calls a second only the probes pass, and ever fewer."""
     throttle = Throttle()
@@ -60,7 +73,7 @@ def test_a_refused_app_is_probed_by_one_call_per_growing_pause() -> None:
         except ConfigurationError:
             continue
         probes.append(now)
-        throttle.record(AppRefused("invalid_client"), now)
+        throttle.record(refusal(), now)
     assert 9 <= len(probes) <= 14
     assert all(150 <= later - earlier <= 301 for earlier, later in zip(probes[-2:], probes[-1:], strict=False))
 
@@ -69,7 +82,7 @@ def test_a_probe_under_way_keeps_the_others_out() -> None:
     """Until the probe has its answer, no second call passes; after a grant all calls pass."""
     throttle = Throttle()
     throttle.check(now=0)
-    throttle.record(AppRefused("invalid_client"), now=0)
+    throttle.record(refusal(), now=0)
     throttle.check(now=1)
     with pytest.raises(ConfigurationError, match="invalid_client"):
         throttle.check(now=1.1)

@@ -11,6 +11,8 @@ from types import FrameType
 import pytest
 from tenacity import Retrying, stop_after_attempt
 
+import spotconn
+from spotconn import SpotconnError
 from support.leak_detector import chain
 
 LIBRARY = frozenset({"spotconn", "asyncpg", "httpx", "httpcore", "h11", "anyio", "pydantic", "tenacity"})
@@ -104,8 +106,10 @@ class Caller:
         return self.name
 
     def check(self) -> None:
-        """Check that the error is the caller's alone, and that what it has handled is as it was."""
+        """Check that the error is of a class that callers know, and theirs alone; what they handled is as it was."""
         assert self.error is not None
+        if isinstance(self.error, SpotconnError):
+            assert type(self.error) is getattr(spotconn, type(self.error).__name__, None)
         assert getattr(self.error, "__notes__", None) == [f"seen by {self.name}"]
         for link in self.links():
             assert link is self.error or not hasattr(link, "__notes__")

@@ -1,8 +1,9 @@
 """TLS on loopback: a certificate made for the occasion, and a front that speaks TLS for a plain server."""
 
 import asyncio
+import hashlib
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -41,9 +42,35 @@ def certificate(folder: Path) -> Path:
     return path
 
 
+def name_for_openssl(pem: Path) -> str:
+    """Return the name by which OpenSSL finds that certificate in a folder: a hash of its subject in lower case."""
+    name = x509.load_pem_x509_certificate(pem.read_bytes()).subject.rfc4514_string().removeprefix("CN=").encode()
+    text = b"\x0c" + bytes([len(name)]) + name
+    pair = b"\x06\x03\x55\x04\x03" + text
+    sequence = b"\x30" + bytes([len(pair)]) + pair
+    subject = b"\x31" + bytes([len(sequence)]) + sequence
+    digest = hashlib.sha1(subject, usedforsecurity=False).digest()
+    return f"{int.from_bytes(digest[:4], 'little'):08x}.0"
+
+
 @asynccontextmanager
 async def tls_front(port: int, pem: Path) -> AsyncGenerator[int]:
     """Forward what comes over TLS to a plain server while the block lasts; gives the port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    async with _relay(port, context) as front:
+        yield front
+
+
+@asynccontextmanager
+async def damaging_relay(port: int, damages: Callable[[], bool]) -> AsyncGenerator[int]:
+    """Forward bytes to a server while the block lasts, and alter those that come back while `damages()`."""
+    async with _relay(port, None, damages) as front:
+        yield front
+
+
+@asynccontextmanager
+async def _relay(port: int, context: ssl.SSLContext | None, damages: Callable[[], bool] = bool) -> AsyncGenerator[int]:
     links: set[asyncio.Task[None]] = set()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -53,12 +80,10 @@ async def tls_front(port: int, pem: Path) -> AsyncGenerator[int]:
         task.add_done_callback(links.discard)
         plain_reader, plain_writer = await asyncio.open_connection("127.0.0.1", port)
         with suppress(OSError, asyncio.CancelledError):
-            await asyncio.gather(_pump(reader, plain_writer), _pump(plain_reader, writer))
+            await asyncio.gather(_pump(reader, plain_writer), _pump(plain_reader, writer, damages))
         plain_writer.transport.abort()
         writer.transport.abort()
 
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem)
     server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=context)
     try:
         yield server.sockets[0].getsockname()[1]
@@ -69,8 +94,11 @@ async def tls_front(port: int, pem: Path) -> AsyncGenerator[int]:
         await asyncio.gather(*links, return_exceptions=True)
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, damages: Callable[[], bool] = bool) -> None:
     while data := await reader.read(65536):
+        if damages():
+            middle = len(data) // 2
+            data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
         writer.write(data)
         await writer.drain()
     writer.close()

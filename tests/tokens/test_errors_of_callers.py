@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 
 from spotconn import (
+    ConfigurationError,
     ConnectFlow,
     ConnectionAdmin,
     ConnectionStore,
@@ -23,7 +24,6 @@ from spotconn import (
     SpotifyUnavailable,
     TokenManager,
 )
-from spotconn._spotify.authorization import AppRefused, RequestNotProcessed
 from spotconn._tokens.batch import BATCH
 from spotconn._tokens.local_backoff import LocalBackoffs
 from spotconn._tokens.single_flight import SingleFlight
@@ -224,7 +224,7 @@ async def test_callers_of_one_refresh_share_no_error(setup: Setup) -> None:
             while _waiting(setup) < len(calls):
                 await asyncio.sleep(0.01)
     await all_apart(callers, tasks)
-    assert {type(caller.error) for caller in callers} == {AppRefused}
+    assert {type(caller.error) for caller in callers} == {ConfigurationError}
     assert setup.spotify.token_calls == 1
 
 
@@ -249,7 +249,7 @@ async def test_a_refresh_in_the_background_fails_for_nobody_else(setup: Setup) -
     await all_caught(callers[:3])
     tasks += [asyncio.create_task(caller.run(call)) for caller in callers[3:]]
     await all_apart(callers, tasks)
-    assert {type(caller.error) for caller in callers} <= {SpotifyUnavailable, RequestNotProcessed}
+    assert {type(caller.error) for caller in callers} == {SpotifyUnavailable}
 
 
 async def test_each_user_of_a_batch_has_an_error_of_its_own(setup: Setup) -> None:

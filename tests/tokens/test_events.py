@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from spotconn import ConnectionStore, NotConnected, SpotifyAccounts, SpotifyUnav
 from spotconn import ReauthorizationRequired as Refusal
 from spotconn.testing import Answer, FakeSpotify
 from support.connections import connect
+from support.listening import until
 
 
 async def test_a_refresh_is_told(
@@ -122,6 +124,95 @@ async def test_a_hook_that_hangs_disturbs_nothing(
         async with TokenManager(store, accounts, on_event=lambda _: release.wait(30)) as tokens:
             for user in users:
                 assert spotify.accepts(await tokens.get_valid_token(user))
+    finally:
+        release.set()
+
+
+ENDS = [SystemExit, KeyboardInterrupt, GeneratorExit, pytest.fail.Exception, pytest.skip.Exception]
+
+
+@pytest.mark.parametrize("awaited", [False, True], ids=["a function", "a coroutine function"])
+@pytest.mark.parametrize("kind", ENDS, ids=lambda kind: kind.__name__)
+async def test_a_hook_that_ends_more_than_itself_disturbs_nothing(
+    kind: type[BaseException],
+    awaited: bool,  # noqa: FBT001
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Neither the thread of the hook nor the event loop ends with it: later events come, and closing is quick."""
+    told: list[int] = []
+
+    def hook(event: events.Event) -> None:
+        told.append(event.user_id.int)
+        raise kind("secret of the hook")
+
+    async def awaited_hook(event: events.Event) -> None:
+        await asyncio.sleep(0)
+        hook(event)
+
+    sink = events.Events(awaited_hook if awaited else hook)
+    for number in range(3):
+        sink.emit(events.Disconnected(user_id=UUID(int=number)))
+    async with asyncio.timeout(10):
+        await sink.drained(seconds=30)
+    assert told == [0, 1, 2]
+    assert caplog.text.count(f"on_event raised {kind.__name__} for Disconnected") == 3
+    assert "secret of the hook" not in caplog.text
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["a quick hook", "a hook that hangs"])
+async def test_closing_needs_no_thread_of_the_executor(
+    hangs: bool,  # noqa: FBT001
+    store: ConnectionStore,
+    spotify: FakeSpotify,
+    user: UUID,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Managers and accounts close in time while all threads of the default executor wait, and hand over all events."""
+    monkeypatch.setattr("spotconn.events.DRAIN_TIMEOUT", 0.2 if hangs else 20)
+    told: list[events.Event] = []
+    release = threading.Event()
+    executor = ThreadPoolExecutor(max_workers=1)
+    asyncio.get_running_loop().set_default_executor(executor)
+
+    def hook(event: events.Event) -> None:
+        if hangs:
+            release.wait(30)
+        told.append(event)
+
+    await connect(store, spotify, user)
+    try:
+        async with spotify.serve() as url:
+            accounts = SpotifyAccounts("demo-client", "demo-secret", accounts_url=url)
+            tokens = TokenManager(store, accounts, on_event=hook)
+            executor.submit(release.wait, 30)
+            await tokens.disconnect(user)
+            async with asyncio.timeout(10):
+                await tokens.aclose()
+                await accounts.aclose()
+        assert len(told) == (0 if hangs else 1)
+    finally:
+        release.set()
+
+
+async def test_a_refresh_that_waits_for_the_executor_holds_up_no_closing(
+    store: ConnectionStore, spotify: FakeSpotify, user: UUID
+) -> None:
+    """A name that no thread resolves costs the closing no more than the time of a refresh."""
+    await connect(store, spotify, user, ttl=-1)
+    release = threading.Event()
+    executor = ThreadPoolExecutor(max_workers=1)
+    asyncio.get_running_loop().set_default_executor(executor)
+    executor.submit(release.wait, 30)
+    try:
+        accounts = SpotifyAccounts("demo-client", accounts_url="https://localhost:1")
+        tokens = TokenManager(store, accounts, refresh_timeout=0.3)
+        caller = asyncio.create_task(tokens.get_valid_token(user))
+        async with asyncio.timeout(10):
+            await until(lambda: bool(tokens._source.refresher._holder._requests))
+            await tokens.aclose()
+            await accounts.aclose()
+            with pytest.raises(SpotifyUnavailable):
+                await caller
     finally:
         release.set()
 

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
 
-from spotconn._spotify.authorization import AppRefused, GrantType, RequestNotProcessed
+from spotconn._spotify.authorization import GrantType
+from spotconn._spotify.marks import Mark, marked
 from spotconn.errors import (
     ConfigurationError,
     ConnectFailed,
@@ -218,10 +219,11 @@ def _oauth_error(
     code, description = answer.get("error"), answer.get("error_description")
     match code:
         case "invalid_client" | "unauthorized_client":
-            return AppRefused(
+            refused = ConfigurationError(
                 f"Spotify refuses the credentials of the app {client_id} ({_stated(code, description)}): check "
                 "SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET or, if it is another app, SPOTCONN_OTHER_APPS"
             )
+            return marked(refused, Mark.OF_ONE_APP)
         case "invalid_grant" if status == BAD_REQUEST and grant_type == "refresh_token":
             return ReauthorizationRequired("invalid", _to_datetime(now))  # the text does not tell why
         case "invalid_grant" if status == BAD_REQUEST:
@@ -240,8 +242,9 @@ def _stated(code: str, description: object) -> str:
 
 
 def _unavailable(status: int, headers: Mapping[str, str], now: float) -> SpotifyUnavailable:
-    kind = RequestNotProcessed if status == TOO_MANY_REQUESTS or status >= SERVER_ERRORS else SpotifyUnavailable
-    return kind(f"Spotify answered with status {status}", retry_after=retry_after(headers, now))
+    failure = SpotifyUnavailable(f"Spotify answered with status {status}", retry_after=retry_after(headers, now))
+    not_processed = status == TOO_MANY_REQUESTS or status >= SERVER_ERRORS
+    return marked(failure, Mark.NOT_PROCESSED) if not_processed else failure
 
 
 def _unreadable(what: str) -> SpotifyUnavailable:

@@ -11,18 +11,10 @@ from typing import Literal
 from urllib.parse import quote, urlencode, urlsplit
 
 from spotconn._spotify.redirect import is_loopback
-from spotconn.errors import ConfigurationError, SpotifyUnavailable
+from spotconn.errors import ConfigurationError
 
 GrantType = Literal["refresh_token", "authorization_code"]
 """The values of grant_type in use (RFC 6749, sections 6 and 4.1.3)."""
-
-
-class RequestNotProcessed(SpotifyUnavailable):
-    """Spotify did not act on the request, so a single-use code in it is still unspent."""
-
-
-class AppRefused(ConfigurationError):
-    """Spotify refuses the app itself, so it refuses it for every user."""
 
 
 def new_code_verifier() -> str:

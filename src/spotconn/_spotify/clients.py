@@ -5,15 +5,20 @@ all of them. So many calls share several clients with few connections each. The 
 quiet process has one client and a warm connection.
 """
 
-from collections.abc import Callable, Generator
+import ssl
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
 
+from spotconn._spotify.environment import proxy_of, proxy_setting, tls_context
+
 CALLS = 4
 """Calls under way at once that one client takes, each over a connection of its own."""
+
+_UNLIMITED = httpx.Limits(max_connections=None, max_keepalive_connections=None)
 
 
 class Clients:
@@ -50,15 +55,27 @@ class Clients:
 
 
 def client_factory(*base_urls: str) -> Callable[[], httpx.AsyncClient]:
-    """Return a function that makes a client for these base URLs."""
-    # One client serves many users: a cookie set for one must not be sent for the next.
-    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+    """Return a function that makes a client for these base URLs.
+
+    Raises:
+        ConfigurationError: the environment sets TLS, or a proxy for one of them, in a way that cannot be used.
+    """
+    context = tls_context()  # shared, as it takes longer to make than all the rest
     # Plain http is for this host only: a proxy of the environment would read it.
-    direct = {url: None for url in base_urls if httpx.URL(url).scheme == "http"}
-    return partial(
-        httpx.AsyncClient,
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-        cookies=no_cookies,
-        mounts=direct,
-        verify=httpx.create_ssl_context(),  # shared, as it takes longer to make than all the rest
+    settings = {url: proxy_setting(httpx.URL(url)) for url in base_urls if httpx.URL(url).scheme == "https"}
+    proxies = {url: proxy_of(setting) for url, setting in settings.items() if setting is not None}
+    return partial(_client, context, proxies)
+
+
+def _client(context: ssl.SSLContext, proxies: Mapping[str, httpx.Proxy]) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        limits=_UNLIMITED,
+        # One client serves many users: a cookie set for one must not be sent for the next.
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        mounts={
+            url: httpx.AsyncHTTPTransport(verify=context, limits=_UNLIMITED, proxy=proxy)
+            for url, proxy in proxies.items()
+        },
+        verify=context,
+        trust_env=False,  # the environment has been read
     )

@@ -1,6 +1,7 @@
 """One HTTP request to Spotify: its answer, or the failure of the network as an error of this library."""
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -8,17 +9,17 @@ from typing import Any, Literal, NamedTuple
 import httpx
 
 from spotconn._affinity import Affinity, keep_from_children
-from spotconn._spotify.authorization import RequestNotProcessed
 from spotconn._spotify.clients import Clients, client_factory
+from spotconn._spotify.failures import failure_of
+from spotconn._spotify.marks import Mark, marked
 from spotconn._spotify.retry import BeginBy
-from spotconn.errors import SpotifyUnavailable
+from spotconn.errors import ConfigurationError, SpotifyUnavailable
 
 LARGEST_BODY = 64 * 1024
 """Bytes of an answer that are read; a grant or a profile has about one thousand."""
 
 # Not compressed, so that a small answer cannot unpack into a large one.
 _HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
-_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 # Who waits for the answer bounds the time: a timer of the client would throw away an answer that has arrived.
 _TIMEOUT = httpx.Timeout(None, connect=5)
 _BEFORE_BYTES = (".connect_tcp.started", ".start_tls.started", ".send_request_headers.started")
@@ -51,7 +52,7 @@ class HttpClient:
             self.own = Clients(client_factory(*base_urls))
             self._borrow = self.own.borrow
         else:
-            self._borrow = lambda: nullcontext(given)
+            self._borrow = partial(_open, given)
 
     async def send(
         self,
@@ -76,13 +77,17 @@ class HttpClient:
             auth: how the request is authenticated.
 
         Raises:
-            RequestNotProcessed: no connection was made, so nothing was sent.
-            SpotifyUnavailable: the network failed later, or the answer is too large or badly encoded.
+            SpotifyUnavailable: the network or the client failed, or the answer is too large or badly encoded. It is
+                marked as not processed if no connection was made.
+            ConfigurationError: the client is closed, or TLS cannot be used; nothing was sent.
+            RuntimeError: in a child of fork or another event loop.
         """
         self._affinity.check()
+        read = _Reader()
+        failure: SpotifyUnavailable | ConfigurationError
         try:
-            with self._borrow() as client, observed as on_status:
-                streamed = client.stream(
+            with self._borrow() as client, observed as read.on_status:
+                response = await _with_first_hook(client, read).request(
                     method,
                     url,
                     headers={**_HEADERS, **(headers or {})},
@@ -92,13 +97,14 @@ class HttpClient:
                     timeout=_TIMEOUT,
                     extensions={"trace": partial(self._trace, begin_by)},
                 )
-                async with streamed as response:
-                    # A client of the caller's own may have had this connection before.
-                    _protect(response.extensions.get("network_stream"))
-                    on_status(response.status_code)
-                    return Response(response.status_code, response.headers, await _read_body(response))
-        except httpx.RequestError as error:
-            failure = _network_failure(error)
+                return read.answer or await read(response)  # a client of another class may call no hooks
+        except (SpotifyUnavailable, ConfigurationError) as error:
+            failure = error
+        except Exception as error:  # noqa: BLE001  a client of the caller's may raise anything
+            failure = failure_of(error, httpx.URL(url).host)
+        if read.answer is not None:  # whatever a hook of the caller's has raised since
+            return read.answer
+        self._affinity.check_home()
         # Raised outside of the handler: as __context__ the error of httpx would hold the request with its tokens.
         raise failure
 
@@ -122,18 +128,74 @@ def _protect(stream: object) -> None:
         keep_from_children(stream)
 
 
-async def _read_body(response: httpx.Response) -> bytes:
-    body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) > LARGEST_BODY:
-            raise SpotifyUnavailable(f"Spotify gave an unreadable answer: over {LARGEST_BODY} bytes")
-    return bytes(body)
+def _open(given: httpx.AsyncClient) -> AbstractContextManager[httpx.AsyncClient]:
+    if given.is_closed:
+        closed = ConfigurationError(
+            "the http client given to SpotifyAccounts is closed: close it after the last call, or let SpotifyAccounts "
+            "make its own"
+        )
+        raise marked(closed, Mark.NOT_PROCESSED, Mark.OF_ONE_APP)
+    return nullcontext(given)
 
 
-def _network_failure(error: httpx.RequestError) -> SpotifyUnavailable:
-    """Return what the class of `error` means; its text may quote what was sent or received."""
-    if isinstance(error, httpx.DecodingError):
-        return SpotifyUnavailable("Spotify gave an unreadable answer: its encoding is broken")
-    kind = RequestNotProcessed if isinstance(error, _UNSENT) else SpotifyUnavailable
-    return kind(f"no answer from {error.request.url.host}: {type(error).__name__}", answered=False)
+def _with_first_hook(
+    client: httpx.AsyncClient, hook: Callable[[httpx.Response], Awaitable[object]]
+) -> httpx.AsyncClient:
+    """Return a client over the same connections that calls `hook` with a response before all other hooks."""
+    if hasattr(client, "__del__"):
+        return client  # a copy that is collected could close the connections
+    hooks = client.event_hooks
+    client = copy.copy(client)
+    client.event_hooks = {**hooks, "response": [hook, *hooks["response"]]}
+    return client
+
+
+class _Reader:
+    """Reads a response before any hook of the caller's can raise.
+
+    Attributes:
+        on_status: is called with the status of the response.
+        answer: what was read; None before.
+    """
+
+    def __init__(self) -> None:
+        self.on_status: Callable[[int], None]
+        self.answer: Response | None = None
+
+    async def __call__(self, response: httpx.Response) -> Response:
+        """Read the response. Other hooks can still read it.
+
+        Raises:
+            SpotifyUnavailable: it is too large.
+        """
+        # A client of the caller's own may have had this connection before.
+        _protect(response.extensions.get("network_stream"))
+        self.on_status(response.status_code)
+        if isinstance(response.stream, httpx.AsyncByteStream):
+            response.stream = _Limited(response.stream)
+        body = await response.aread()
+        _check_size(len(body))
+        self.answer = Response(response.status_code, response.headers, body)
+        return self.answer
+
+
+class _Limited(httpx.AsyncByteStream):
+    """A stream that ends with SpotifyUnavailable once it is too long."""
+
+    def __init__(self, stream: httpx.AsyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for chunk in self._stream:
+            size += len(chunk)
+            _check_size(size)
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def _check_size(size: int) -> None:
+    if size > LARGEST_BODY:
+        raise SpotifyUnavailable(f"Spotify gave an unreadable answer: over {LARGEST_BODY} bytes")

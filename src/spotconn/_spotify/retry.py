@@ -7,11 +7,12 @@ from typing import Any, TypeVar
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
-    retry_if_exception_type,
+    retry_if_exception,
     stop_before_delay,
     wait_random_exponential,
 )
 
+from spotconn._spotify.marks import Mark, has_mark
 from spotconn._stopwatch import Stopwatch
 from spotconn._tracebacks import Failure, renewed
 from spotconn.errors import SpotifyUnavailable
@@ -52,10 +53,20 @@ class BeginBy:
             raise SpotifyUnavailable(_TOO_LATE, answered=False)
 
 
+def may_pass(error: BaseException) -> bool:
+    """Return whether a request that can be repeated may succeed later."""
+    return isinstance(error, SpotifyUnavailable)
+
+
+def is_not_processed(error: BaseException) -> bool:
+    """Return whether a request that must be processed no more than once may succeed later."""
+    return may_pass(error) and has_mark(error, Mark.NOT_PROCESSED)
+
+
 async def retry(
     attempt: Callable[[BeginBy], Awaitable[T]],
     *,
-    on: type[SpotifyUnavailable],
+    on: Callable[[BaseException], bool],
     timeout: float,  # noqa: ASYNC109  the deadline is over all attempts
     begin_within: float,
     clock: Callable[[], float],
@@ -64,7 +75,7 @@ async def retry(
 
     Args:
         attempt: called with the time until which it may begin.
-        on: the errors to repeat it on.
+        on: returns whether to repeat it after an error.
         timeout: seconds in all.
         begin_within: seconds in which an attempt may begin.
         clock: returns seconds since the epoch.
@@ -75,7 +86,7 @@ async def retry(
     """
     failures: list[SpotifyUnavailable | None] = []
     retrying = AsyncRetrying(
-        retry=retry_if_exception_type(on),
+        retry=retry_if_exception(on),
         wait=_wait,
         stop=stop_before_delay(begin_within),
         after=lambda state: failures.append(_failure(state)),

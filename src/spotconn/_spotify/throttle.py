@@ -3,9 +3,9 @@
 import math
 
 from spotconn._backoff import Backoff
-from spotconn._spotify.authorization import AppRefused
+from spotconn._spotify.marks import Mark, has_mark
 from spotconn._tracebacks import renewed
-from spotconn.errors import SpotconnError, SpotifyUnavailable
+from spotconn.errors import ConfigurationError, SpotconnError, SpotifyUnavailable
 
 LONGEST_RETRY_AFTER = 86_400.0
 """Seconds; a greater Retry-After counts as this, or one broken answer would end all calls for ever."""
@@ -21,7 +21,7 @@ class Throttle:
 
     def __init__(self) -> None:
         self._blocked_until = -math.inf
-        self._refusal: AppRefused | None = None
+        self._refusal: ConfigurationError | None = None
         self._backoff = Backoff(first=1, longest=300)
 
     def check(self, now: float) -> None:
@@ -43,14 +43,16 @@ class Throttle:
 
     def record(self, outcome: SpotconnError | None, now: float) -> None:
         """Record the outcome of a call: its error, or None for a grant or a profile."""
-        if isinstance(outcome, AppRefused):
-            if self._refusal is None:
-                self._backoff.failed(now)
-            self._refusal = renewed(outcome)
-            return
         if isinstance(outcome, SpotifyUnavailable):
             if outcome.answered and outcome.retry_after is not None:
                 self._blocked_until = now + min(outcome.retry_after, LONGEST_RETRY_AFTER)
+            return
+        if has_mark(outcome, Mark.NOT_PROCESSED):  # a fault of this host: Spotify has not judged the app
+            return
+        if isinstance(outcome, ConfigurationError) and has_mark(outcome, Mark.OF_ONE_APP):
+            if self._refusal is None:
+                self._backoff.failed(now)
+            self._refusal = renewed(outcome)
             return
         # A success, or a refusal that is not of the app: Spotify accepts the app again.
         self._refusal = None

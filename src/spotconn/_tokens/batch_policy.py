@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
-from spotconn._spotify.authorization import AppRefused
+from spotconn._spotify.marks import Mark, has_mark
 from spotconn._tokens.apps import Apps
 from spotconn._tokens.arguments import Times
 from spotconn._tokens.freshness import Freshness, freshness_of
@@ -83,7 +83,7 @@ class Policy:
         return Answer(user_id, token, until if self.clock() < until else token.ends)
 
     def _is_of_one_app(self, error: SpotconnError) -> bool:
-        return isinstance(error, OtherApp) or (len(self.apps.accounts) > 1 and isinstance(error, AppRefused))
+        return isinstance(error, OtherApp) or (len(self.apps.accounts) > 1 and has_mark(error, Mark.OF_ONE_APP))
 
     def _freshness(self, stored: StoredToken) -> Freshness:
         return freshness_of(stored.ends - self.clock(), window=self.times.window, margin=self.times.margin)

@@ -98,6 +98,7 @@ class LeaseHolder:
         Raises:
             ReauthorizationRequired, SpotifyUnavailable, ConfigurationError: of Spotify.
             SpotconnError: a refusal could not be recorded.
+            Exception: what else was raised in place of an answer; the lease is ended all the same.
         """
         late = self._times.lease - leased.elapsed < self._times.timeout + READING_TIME
         if late or self._affinity.closed or self._unsaved.holds(turn.user_id):
@@ -111,9 +112,14 @@ class LeaseHolder:
 
     async def _ask(self, turn: RefreshTurn, stored: Connection) -> StoredToken | None:
         began = Stopwatch(self._clock)
-        answer = await self._apps.refresh(
-            stored.refresh_token, turn.client_ids, timeout=self._times.timeout, clock=self._clock
-        )
+        try:
+            answer = await self._apps.refresh(
+                stored.refresh_token, turn.client_ids, timeout=self._times.timeout, clock=self._clock
+            )
+        except Exception as error:
+            # A cancelled request is not among these: it may have reached Spotify, and its lease runs out by itself.
+            await self._failed(turn, stored, (), _unexpected(error))
+            raise
         if isinstance(answer, Granted):
             self._backoffs.end(turn.user_id)
             self._wave.granted(turn.user_id, loop_time())
@@ -207,6 +213,11 @@ class LeaseHolder:
                 retry_after=error.retry_after if isinstance(error, SpotifyUnavailable) else None,
             )
         )
+
+
+def _unexpected(error: Exception) -> SpotifyUnavailable:
+    """Return what to record of an error that is none of Spotify's, such as that of accounts closed meanwhile."""
+    return SpotifyUnavailable(f"the request to Spotify ended with {type(error).__name__}", answered=False)
 
 
 def _granted_token(stored: Connection, grant: TokenGrant, requested_at: float) -> StoredToken:

@@ -1,0 +1,166 @@
+"""TLS and proxies as the environment of the host sets them. Errors name the variable and never its value.
+
+httpx reads the same variables. It fails on some that other clients take, and its errors do not name the variable.
+"""
+
+import importlib.util
+import os
+import re
+import ssl
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import NamedTuple
+from urllib.request import getproxies
+
+import httpx
+
+from spotconn.errors import ConfigurationError
+
+_SOCKS = {"socks5", "socks5h"}
+_SCHEMES = {"http", "https", *_SOCKS}
+_HIGHEST_PORT = 65535
+# The names by which OpenSSL finds certificates in a folder (`openssl rehash`).
+_HASHED_NAME = re.compile(r"[0-9a-f]{8}\.[0-9]+")
+
+
+def tls_context() -> ssl.SSLContext:
+    """Return a context that verifies servers by SSL_CERT_FILE, SSL_CERT_DIR or the certificates of certifi.
+
+    Raises:
+        ConfigurationError: one of these variables, or SSLKEYLOGFILE, names what cannot be used.
+    """
+    if not os.environ.get("SSL_CERT_FILE") and (folders := os.environ.get("SSL_CERT_DIR")):
+        _check_folders(folders)
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:  # ssl.SSLError is one
+        failure = _tls_failure(error)
+    raise failure
+
+
+def _check_folders(folders: str) -> None:
+    """Check what OpenSSL does not: it ignores a folder without certificates, and then verifies no server."""
+    for folder in map(Path, folders.split(os.pathsep)):
+        try:
+            if any(_HASHED_NAME.fullmatch(file.name) for file in folder.iterdir()):
+                return
+        except OSError:
+            continue
+    raise ConfigurationError(
+        "SSL_CERT_DIR names no folder with certificates under the names that OpenSSL looks for: run `openssl rehash` "
+        "on it, or unset the variable"
+    )
+
+
+def _tls_failure(error: OSError) -> ConfigurationError:
+    kind = type(error).__name__
+    certificates = os.environ.get("SSL_CERT_FILE")
+    if certificates and not _is_loadable(certificates):
+        return ConfigurationError(
+            f"SSL_CERT_FILE does not name a file of certificates in PEM format that can be read ({kind}): correct or "
+            "unset it"
+        )
+    if os.environ.get("SSLKEYLOGFILE"):
+        return ConfigurationError(f"SSLKEYLOGFILE names a file that cannot be written ({kind}): correct or unset it")
+    return ConfigurationError(
+        f"the root certificates of the package certifi cannot be read ({kind}): name others in SSL_CERT_FILE"
+    )
+
+
+def _is_loadable(file: str) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=file)
+    except OSError:
+        return False
+    return True
+
+
+class ProxySetting(NamedTuple):
+    """A proxy of the environment.
+
+    Attributes:
+        variable: that names it, or where else it is set.
+        value: its URL, which may hold a password.
+    """
+
+    variable: str
+    value: str
+
+
+def proxy_setting(url: httpx.URL) -> ProxySetting | None:
+    """Return the proxy that the environment sets for a URL, or None: HTTPS_PROXY, ALL_PROXY and NO_PROXY."""
+    settings = getproxies()
+    scheme = next((scheme for scheme in (url.scheme, "all") if settings.get(scheme)), None)
+    if scheme is None or any(_exempts(entry.strip(), url) for entry in settings.get("no", "").split(",")):
+        return None
+    return ProxySetting(_variable(f"{scheme}_proxy"), settings[scheme])
+
+
+def proxy_of(setting: ProxySetting) -> httpx.Proxy:
+    """Return the proxy of a setting.
+
+    Raises:
+        ConfigurationError: it is malformed, or its kind is not supported.
+    """
+    url = _parsed(setting.value)
+    if url is None:
+        raise ConfigurationError(
+            f"{setting.variable} is malformed: expected http://user:password@host:port, with every character of user "
+            "and password that is neither letter nor digit percent-encoded"
+        )
+    if url.scheme not in _SCHEMES:
+        raise ConfigurationError(
+            f"{setting.variable} names a proxy of a kind that httpx does not know: expected http, https, socks5 or "
+            "socks5h before the ://"
+        )
+    if url.scheme in _SOCKS and importlib.util.find_spec("socksio") is None:
+        raise ConfigurationError(
+            f'{setting.variable} names a SOCKS proxy, which needs a package: pip install "httpx[socks]". Or list '
+            ".spotify.com in NO_PROXY to do without the proxy"
+        )
+    return httpx.Proxy(url)
+
+
+def _parsed(value: str) -> httpx.URL | None:
+    """Return the URL of a proxy; None also if it ends early, as with a `#`, `?` or `/` in the password."""
+    try:
+        url = httpx.URL(value if "://" in value else f"http://{value}")
+    except httpx.InvalidURL:
+        return None
+    whole = url.raw_path in {b"", b"/"} and not url.fragment
+    return url if whole and url.host and (url.port or 0) <= _HIGHEST_PORT else None
+
+
+def _variable(name: str) -> str:
+    """Return how the variable is spelled; the lower-case one goes first, as in urllib."""
+    spelled = sorted((other for other in os.environ if other.lower() == name and os.environ[other]), reverse=True)
+    return spelled[0] if spelled else f"the system's setting for {name}"
+
+
+def _exempts(entry: str, url: httpx.URL) -> bool:
+    """Return whether an entry of NO_PROXY is about a URL: `*`, a domain, a host with port, an address or a network."""
+    scheme, _, rest = entry.rpartition("://")
+    if not rest or scheme not in {"", "all", url.scheme}:
+        return False
+    if rest == "*":
+        return True
+    if (network := _network(rest.replace("[", "").replace("]", ""))) is not None:
+        return _is_in(url.host, network)
+    name, _, port = rest.lower().partition(":")
+    domain = name.lstrip("*").lstrip(".")
+    named = bool(domain) and f".{url.host}".endswith(f".{domain}")
+    return named and port in {"", str(url.port or 443)}
+
+
+def _network(text: str) -> IPv4Network | IPv6Network | None:
+    try:
+        return ip_network(text, strict=False)
+    except ValueError:
+        return None
+
+
+def _is_in(host: str, network: IPv4Network | IPv6Network) -> bool:
+    try:
+        return ip_address(host) in network
+    except ValueError:
+        return False
