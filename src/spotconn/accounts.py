@@ -172,9 +172,7 @@ class SpotifyAccounts:
             ConfigurationError: Spotify refuses this app or its request.
             SpotifyUnavailable: no usable answer in time.
         """
-        if not refresh_token or not is_token(
-            refresh_token
-        ):  # stored by another client of the table; Spotify could not know it
+        if not is_token(refresh_token):  # stored by another client of the table; Spotify could not know it
             raise ReauthorizationRequired("invalid", datetime.fromtimestamp(self._clock(), UTC))
         form = {"refresh_token": refresh_token}
         attempt = partial(self._request_grant, "refresh_token", form)

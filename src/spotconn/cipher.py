@@ -103,10 +103,10 @@ class AesGcmSivCipher:
         for position, text in enumerate(keys, start=1):
             prefix, key = _read_key(text, position)
             if prefix in self._ring:
-                raise ConfigurationError(f"encryption key {position} is in the ring twice")
+                raise ConfigurationError(f"encryption key {position} is in the ring twice: leave one out")
             self._ring[prefix] = key
         if not self._ring:
-            raise ConfigurationError("the ring of encryption keys is empty")
+            raise ConfigurationError("the ring of encryption keys is empty: give it a key of `spotconn keygen`")
 
     @staticmethod
     def generate_key() -> str:
@@ -139,7 +139,10 @@ class AesGcmSivCipher:
         """
         if not stored.startswith(MARK):
             if self._require_encrypted:
-                raise DecryptionError(f"the stored {column} is not encrypted, which this service requires")
+                raise DecryptionError(
+                    f"the stored {column} is not encrypted, which this service requires: run spotconn rekey with "
+                    "SPOTCONN_REQUIRE_ENCRYPTED=0"
+                )
             return stored
         prefix, data = stored[:_PREFIX_LENGTH], stored[_PREFIX_LENGTH:]
         key = self._ring.get(prefix)
@@ -160,10 +163,16 @@ class AesGcmSivCipher:
         """Return what is wrong with a value that did not decrypt; of it only the id of the key is told."""
         parts = _STORED.fullmatch(stored)
         if parts is None:
-            return f"the stored {column} is damaged, or of a later version of spotconn"
+            return (
+                f"the stored {column} is damaged, or of a later version of spotconn: upgrade, or have the user connect "
+                "again"
+            )
         if parts[1] not in self.key_ids:
-            return f"the stored {column} is encrypted with key {parts[1]}, which is not in the ring"
-        return f"the stored {column} was altered, or is that of another user or column"
+            return (
+                f"the stored {column} is encrypted with key {parts[1]}, which is not in the ring: put that key behind "
+                "the others in SPOTCONN_ENCRYPTION_KEYS"
+            )
+        return f"the stored {column} was altered, or is that of another user or column: spotconn doctor says what to do"
 
 
 def cipher_for(keys: Iterable[str], *, require_encrypted: bool) -> AesGcmSivCipher | None:

@@ -27,7 +27,7 @@ LARGEST_BACKLOG = 10_000
 DRAIN_TIMEOUT = 2.0
 """Seconds that the hook has for the last events when a manager is closed."""
 HOOK_TIMEOUT = 10.0
-"""Seconds that a coroutine of the hook may take."""
+"""Seconds that a coroutine of the hook may take before it is cancelled."""
 
 
 class _Event(BaseModel):
@@ -187,7 +187,11 @@ def _call(hook: Hook, event: Event, loop: asyncio.AbstractEventLoop) -> None:
     try:
         outcome = hook(event)
         if inspect.iscoroutine(outcome):
-            failure = asyncio.run_coroutine_threadsafe(_failure_of(outcome), loop).result(HOOK_TIMEOUT)
+            waiting = asyncio.run_coroutine_threadsafe(_failure_of(outcome), loop)
+            try:
+                failure = waiting.result(HOOK_TIMEOUT)
+            finally:
+                waiting.cancel()
     except BaseException as error:  # noqa: BLE001  also SystemExit and the outcomes of pytest: later events come all the same
         failure = error
     if failure is not None:

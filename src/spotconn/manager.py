@@ -11,7 +11,7 @@ from spotconn._affinity import Affinity
 from spotconn._observer import NOBODY, Observer
 from spotconn._settings import Settings
 from spotconn._tokens.apps import Apps, opened
-from spotconn._tokens.arguments import Times, check_cache, least_ttl, needed_scopes
+from spotconn._tokens.arguments import Times, check_cache, check_rejected_token, least_ttl, needed_scopes
 from spotconn._tokens.batch import Batches
 from spotconn._tokens.batch_policy import Policy
 from spotconn._tokens.cache import ConnectionCache
@@ -216,14 +216,14 @@ class TokenManager:
             rejected_token: the one that was refused.
 
         Raises:
-            ValueError: the user id is no UUID.
+            ValueError: the user id is no UUID, or the token is none.
             NotConnected, ReauthorizationRequired: the user must connect.
             SpotifyUnavailable, RefreshInProgress, DatabaseUnavailable: try later.
             ConfigurationError, SchemaMismatch, RowSecurityError, DecryptionError: call an engineer.
         """
-        user_id = parse_user_id(user_id)
         self._affinity.check()
-        return (await self._source.replace_rejected(user_id, rejected_token)).access_token
+        check_rejected_token(rejected_token)
+        return (await self._source.replace_rejected(parse_user_id(user_id), rejected_token)).access_token
 
     def auth(self, user_id: UUID | str, *, allow: Iterable[str] = ()) -> SpotifyAuth:
         """Return a `SpotifyAuth` for `httpx.AsyncClient(auth=...)`, which sends the user's token to the Web API.

@@ -195,9 +195,14 @@ def test_a_key_has_one_way_of_being_written() -> None:
     assert len(ids) == 16
 
 
-DAMAGED = "the stored access_token is damaged, or of a later version of spotconn"
-ALTERED = "the stored access_token was altered, or is that of another user or column"
-ABSENT = "the stored access_token is encrypted with key 01234567, which is not in the ring"
+DAMAGED = (
+    "the stored access_token is damaged, or of a later version of spotconn: upgrade, or have the user connect again"
+)
+ALTERED = "the stored access_token was altered, or is that of another user or column: spotconn doctor says what to do"
+ABSENT = (
+    "the stored access_token is encrypted with key 01234567, which is not in the ring: put that key behind the others "
+    "in SPOTCONN_ENCRYPTION_KEYS"
+)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 
+from spotconn._command import decryption
 from spotconn._database import service_role
 from spotconn._database.statements import EXPIRING, GET, RECHECK
 from support.database import Database
@@ -30,6 +31,7 @@ IN_BATCHES = {
     "ConnectionAdmin.failing": "it looks at every state",
     "ConnectionAdmin.recheck": "it looks at every state",
     "ConnectionAdmin.rekey": "it looks at every token",
+    "doctor, decryption": "it looks at every token",
 }
 """What goes along whole indexes, one batch after the other, and why."""
 
@@ -57,6 +59,7 @@ def planned(prepared: Database) -> Iterator[Planned]:
 def open_copy(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> Open:
     """Opens the library over a copy, to which some damage may be done first."""
     monkeypatch.setattr(service_role, "BATCH", BATCH)
+    monkeypatch.setattr(decryption, "BATCH", BATCH)
 
     @asynccontextmanager
     async def opening(plans: str, *damage: str) -> AsyncGenerator[PlanHarness]:

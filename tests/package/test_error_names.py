@@ -61,7 +61,7 @@ async def scene(
 
 async def first_of_many(scene: Scene) -> None:
     """Raise what is the answer for the user of a pass."""
-    async for _, answer in scene.tokens.get_valid_tokens([scene.user]):
+    async for _, answer in scene.tokens.get_valid_tokens([scene.user], throttle_timeout=0):
         if isinstance(answer, SpotconnError):
             raise answer
 

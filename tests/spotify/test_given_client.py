@@ -34,7 +34,7 @@ async def test_a_closed_client() -> None:
 class Broken(httpx.AsyncBaseTransport):
     """Raises in place of an answer."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         self._error = error
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -57,11 +57,12 @@ FOREIGN = [
     httpx.TooManyRedirects(SECRET),
     ExceptionGroup(SECRET, [ValueError(SECRET)]),
     NotConnected("not of Spotify"),
+    pytest.fail.Exception(SECRET),  # of a mock in a test of the caller's: no Exception
 ]
 
 
 @pytest.mark.parametrize("foreign", FOREIGN, ids=lambda error: type(error).__name__)
-async def test_what_a_client_raises(foreign: Exception) -> None:
+async def test_what_a_client_raises(foreign: BaseException) -> None:
     """Any error of a client is a fault on the way to Spotify, named by its class, and never one of the user's."""
     async with httpx.AsyncClient(transport=Broken(foreign)) as http:
         error = await failure(SpotifyAccounts("app", http=http))
@@ -129,6 +130,10 @@ async def raise_always(response: httpx.Response) -> None:
     raise KeyError(SECRET)
 
 
+async def hang(_response: httpx.Response) -> None:
+    await asyncio.Event().wait()
+
+
 HOOKS = {"raise_for_status": raise_for_status, "a hook that always raises": raise_always}
 ANSWERS: dict[str, tuple[bytes, Callable[[SpotconnError], object]]] = {
     "invalid_grant": (answer(400, {"error": "invalid_grant"}), lambda error: type(error) is ReauthorizationRequired),
@@ -150,15 +155,19 @@ async def test_the_answer_counts_and_not_the_hook(
     assert is_right(error), error
 
 
-async def test_a_grant_survives_a_hook(spotify: FakeSpotify) -> None:
-    """A hook that raises after a success does not lose the only good refresh token; its client is not altered."""
+@pytest.mark.parametrize("hook", [raise_always, hang])
+async def test_a_grant_survives_a_hook(spotify: FakeSpotify, hook: Callable[[httpx.Response], Any]) -> None:
+    """A hook that raises or hangs after a success does not lose the only good refresh token.
+
+    The client is not altered.
+    """
     spotify.add_account("ann")
     refresh_token = spotify.authorize("ann").refresh_token
     assert refresh_token is not None
-    async with spotify.serve() as url, httpx.AsyncClient(event_hooks={"response": [raise_always]}) as http:
+    async with spotify.serve() as url, httpx.AsyncClient(event_hooks={"response": [hook]}) as http:
         async with SpotifyAccounts("demo-client", "demo-secret", http=http, accounts_url=url) as accounts:
-            grant = await accounts.refresh(refresh_token)
-        assert http.event_hooks == {"request": [], "response": [raise_always]}
+            grant = await accounts.refresh(refresh_token, timeout=2)
+        assert http.event_hooks == {"request": [], "response": [hook]}
     assert grant.refresh_token is not None
     assert spotify.accepts_refresh(grant.refresh_token)
 
@@ -198,11 +207,33 @@ async def test_clients_of_other_classes(kind: type[httpx.AsyncClient]) -> None:
     """A client that must not be copied and one that calls no hooks are asked all the same."""
     async with (
         upstream(answer(200, GRANT)) as served,
-        kind() as http,
+        kind(event_hooks={"response": [raise_for_status]}) as http,
         SpotifyAccounts("app", http=http, accounts_url=served.url) as accounts,
     ):
         for _ in range(2):
             assert (await accounts.refresh(SECRET)).access_token == "granted-at"
+
+
+class Counts(httpx.AsyncClient):
+    """Counts what it sends, as a rate limit does."""
+
+    sent = 0
+
+    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
+        self.sent += 1
+        return await super().send(request, **options)
+
+
+async def test_a_client_that_keeps_count(spotify: FakeSpotify) -> None:
+    """A client of the caller's own class is used itself and not a copy of it."""
+    spotify.add_account("ann")
+    refresh_token = spotify.authorize("ann").refresh_token
+    assert refresh_token is not None
+    async with spotify.serve() as url, Counts() as http:
+        accounts = SpotifyAccounts("demo-client", "demo-secret", http=http, accounts_url=url)
+        for _ in range(2):
+            refresh_token = (await accounts.refresh(refresh_token)).refresh_token or refresh_token
+    assert http.sent == 2
 
 
 async def test_a_code_is_sent_again_only_if_nothing_was_sent() -> None:

@@ -655,7 +655,7 @@ async def unhappy(manager: TokenManager) -> str:
 
 async def batch(manager: TokenManager) -> str:
     """A token by the iterator for many users."""
-    async with aclosing(manager.get_valid_tokens([USER], concurrency=1)) as answers:
+    async with aclosing(manager.get_valid_tokens([USER], concurrency=1, throttle_timeout=0)) as answers:
         async for _, answer in answers:
             if isinstance(answer, SpotconnError):
                 raise answer

@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -18,7 +19,9 @@ import asyncpg
 
 import spotconn
 from spotconn import AesGcmSivCipher, ConnectionAdmin, ConnectionStore, Profile, RefreshFailure, RefreshTurn, TokenGrant
-from spotconn._command.checks import CHECKS
+from spotconn._command.catalog import ROLE_OF_THE_LIBRARY
+from spotconn._command.checks import CHECKS, Check
+from spotconn._command.decryption import check_decryption
 from spotconn._command.probe import Probe
 from spotconn._database import application
 from spotconn._tokens.cache import ConnectionCache
@@ -175,6 +178,8 @@ class PlanHarness:
         return {table: Scans(*counts) for table, *counts in rows}
 
 
+KEYS = {"SPOTCONN_ENCRYPTION_KEYS": AesGcmSivCipher.generate_key()}
+
 Call = Callable[[PlanHarness], Awaitable[object]]
 
 
@@ -246,6 +251,11 @@ async def _connecting(harness: PlanHarness) -> None:
     assert not await harness.store.pending.is_full(user)
 
 
+async def _examined(check: Check, harness: PlanHarness) -> None:
+    async with harness.probe.rolled_back():
+        await check(harness.probe)
+
+
 async def _own_sql(harness: PlanHarness) -> None:
     async with harness.store.as_user(harness.busy()) as connection:
         assert len(await connection.fetch("select user_id from public.spotify_connections")) == 1
@@ -284,7 +294,9 @@ CALLS: dict[str, Call] = {
     "schema, what is there": lambda harness: application.look(harness.probe.session),
     "schema, what it waits for": lambda harness: application._holders(harness.probe.session),
     "the end of a user": lambda harness: harness.root.execute("delete from auth.users where id = $1", harness.busy()),
-    **{f"doctor, {name}": lambda harness, check=check: check(harness.probe) for name, check in CHECKS.items()},  # type: ignore[misc]
+    **{f"doctor, {name}": partial(_examined, check) for name, check in CHECKS.items()},
+    "doctor, decryption": partial(_examined, partial(check_decryption, environ=KEYS)),
+    "doctor, why isolation fails": lambda harness: harness.probe.rows(ROLE_OF_THE_LIBRARY),
 }
 """All that the library does with the tables, and what a deleted user sets off."""
 

@@ -232,6 +232,27 @@ async def test_a_coroutine_function_is_awaited_on_the_loop(
     assert loops == [asyncio.get_running_loop()]
 
 
+async def test_a_coroutine_that_takes_too_long_is_cancelled(
+    user: UUID, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No task of the hook stays behind, and the next event comes."""
+    monkeypatch.setattr(events, "HOOK_TIMEOUT", 0.05)
+    ended = list[str]()
+
+    async def hang(_event: events.Event) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("cancelled")
+
+    emitter = events.Events(hang)
+    for _ in range(2):
+        emitter.emit(events.Disconnected(user_id=user))
+    await emitter.drained(seconds=10)
+    await until(lambda: len(ended) == 2)
+    assert caplog.text.count("on_event raised TimeoutError") == 2
+
+
 async def test_a_backlog_is_bounded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """What a hook that hangs leaves waiting is bounded, and what is dropped is logged."""
     monkeypatch.setattr(events, "LARGEST_BACKLOG", 3)

@@ -268,3 +268,16 @@ async def test_any_text_of_an_account_is_shown_as_it_is(
     async with ConnectionAdmin.open(operator) as house:
         (listed,) = [one async for one in house.expiring(within=timedelta(days=400))]
     assert type(listed).model_validate_json(listed.model_dump_json()) == listed
+
+
+async def test_tokens_that_are_not_sent_are_no_wave(
+    admin: asyncpg.Connection, tokens: TokenManager, spotify: FakeSpotify, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Many users whose refresh tokens another program has spoilt are no outage of Spotify, which was not asked."""
+    kinds = await connected(admin, tokens, spotify, NO_TOKENS, ttl=-1)
+    for kind, row in kinds.items():
+        await write(admin, row.user_id, "refresh_token", NO_TOKENS[kind].format(row.refresh_token))
+    found = await answers(tokens, [row.user_id for row in kinds.values()])
+    assert {type(error) for error in found.values()} == {ReauthorizationRequired}
+    assert spotify.token_calls == 0
+    assert "many users" not in caplog.text

@@ -28,7 +28,7 @@ from support.tls import certificate, tls_front
 URL = "https://spotify.example"
 
 
-def raises(error: Exception) -> httpx.AsyncClient:
+def raises(error: BaseException) -> httpx.AsyncClient:
     """A client whose transport raises an error in place of an answer."""
 
     def respond(_request: httpx.Request) -> httpx.Response:
@@ -41,12 +41,13 @@ class ClosedResourceError(Exception):
     """Like the one of anyio, which httpx does not map in each place."""
 
 
-FAULTS: dict[str, tuple[Exception, type[SpotconnError]]] = {
+FAULTS: dict[str, tuple[BaseException, type[SpotconnError]]] = {
     "KeyError": (KeyError("x"), SpotifyUnavailable),
     "RuntimeError": (RuntimeError("deque mutated during iteration"), SpotifyUnavailable),
     "ClosedResourceError": (ClosedResourceError(), SpotifyUnavailable),
     "httpx": (httpx.ReadError("x"), SpotifyUnavailable),
     "InvalidURL": (httpx.InvalidURL("x"), SpotifyUnavailable),
+    "pytest.fail": (pytest.fail.Exception("x"), SpotifyUnavailable),
 }
 
 
@@ -66,7 +67,7 @@ async def check_fault(
 
 @pytest.mark.parametrize(("error", "expected"), FAULTS.values(), ids=FAULTS)
 async def test_what_a_client_raises_leaves_no_lease(
-    error: Exception,
+    error: BaseException,
     expected: type[SpotconnError],
     store: ConnectionStore,
     spotify: FakeSpotify,

@@ -372,6 +372,10 @@ async def test_bad_input_is_named(tokens: TokenManager) -> None:
             await call("no-uuid")
     with pytest.raises(ValueError, match="user_id"):
         await tokens.replace_rejected("no-uuid", "x")
+    for wrong in ("secret\ud800", "secret\u00e9", b"secret", None):
+        with pytest.raises(ValueError, match=r"^rejected_token: expected the access token") as raised:
+            await tokens.replace_rejected(uuid4(), wrong)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        assert (raised.value.__cause__, raised.value.__context__) == (None, None)
     with pytest.raises(ValueError, match="min_ttl"):
         await tokens.get_valid_token(uuid4(), min_ttl=3001)
     with pytest.raises(ValueError, match="scopes"):

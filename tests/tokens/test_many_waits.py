@@ -12,8 +12,6 @@ import pytest
 from spotconn import (
     ConfigurationError,
     ConnectionStore,
-    NotConnected,
-    RefreshInProgress,
     SpotconnError,
     SpotifyAccounts,
     SpotifyUnavailable,
@@ -21,7 +19,6 @@ from spotconn import (
     TokensProgress,
 )
 from spotconn._tokens import batch
-from spotconn._tokens.throttle_wait import ThrottleWait
 from spotconn.testing import Answer, FakeClock, FakeSpotify
 from support.bulk import connect_many
 from support.connections import OWN_APP, connect
@@ -107,6 +104,25 @@ async def test_one_throttle_does_not_fail_the_others(
     assert waits
     assert all(0 < one.waiting <= 2 for one in waits)
     assert last == TokensProgress(done=40, failed=0)
+
+
+async def test_the_backoff_of_one_user_leaves_the_time_to_the_others(
+    hasty: TokenManager, spotify: FakeSpotify, admin: asyncpg.Connection
+) -> None:
+    """Who has failed lately gets that as the answer at once: the pass can still wait for a throttle."""
+    ill, *users = await connect_many(admin, spotify, [-1] * 11)
+    spotify.script(*[Answer(status=500)] * 9)
+    with pytest.raises(SpotifyUnavailable):
+        await hasty.get_valid_token(ill)
+    spotify._script.clear()
+    await admin.execute("update spotconn.refresh_state set retry_at = now() + interval '20 seconds'")
+    seen: list[TokensProgress] = []
+    first = await all_of(hasty.get_valid_tokens([ill], throttle_timeout=30, progress=seen.append))
+    assert isinstance(first[ill], SpotifyUnavailable)
+    assert [one.waiting for one in seen] == [0.0]
+    spotify.script(Answer.too_many_requests("2"))
+    found = await all_of(hasty.get_valid_tokens([ill, *users], throttle_timeout=3))
+    assert all(isinstance(found[user], str) for user in users)
 
 
 @pytest.mark.parametrize("allowed", [29.0, 0.0])
@@ -258,30 +274,3 @@ async def test_bad_timeouts_are_named(hasty: TokenManager, user: UUID) -> None:
     for wrong in (-1.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=r"^throttle_timeout: "):
             hasty.get_valid_tokens([user], throttle_timeout=wrong)
-
-
-def test_waits_that_overlap_count_once() -> None:
-    """The answers of one Retry-After, which come at different moments, are one wait; only what is longer counts."""
-    began: list[None] = []
-    wait = ThrottleWait(10, lambda: began.append(None))
-
-    def after(seconds: float | None, now: float) -> float | None:
-        return wait.until(SpotifyUnavailable("wait", retry_after=seconds), now)
-
-    assert after(8, 100.0) == 108.0
-    assert after(8, 100.5) == 108.5  # the same one: it costs nothing
-    assert (len(began), wait.remaining(101.0)) == (1, 7.0)
-    assert after(9.5, 101.0) is None  # two and a half seconds more
-    assert after(8.9, 101.0) == 109.9
-    assert after(None, 101.0) is None
-    assert after(1.0, 200.0) is None  # all is spent
-    assert wait.remaining(200.0) == 0.0
-    for answer in ("a token", NotConnected("no"), RefreshInProgress("busy", retry_after=1)):
-        assert wait.until(answer, 300.0) is None
-
-
-def test_no_wait_is_shorter_than_a_second() -> None:
-    """A Retry-After of 0 does not have Spotify asked in a loop."""
-    wait = ThrottleWait(2.5, lambda: None)
-    moments = [wait.until(SpotifyUnavailable("now", retry_after=0), now) for now in (0.0, 1.0, 2.0)]
-    assert moments == [1.0, 2.0, None]

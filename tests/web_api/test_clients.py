@@ -140,7 +140,7 @@ async def test_threads_do_not_take_the_place_of_the_name_lookup(
     for number, row in enumerate(rows):
         await connect(store, spotify, row["id"], account=f"account-{number}", ttl=-1)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
-    pem = certificate(tmp_path)
+    pem = certificate(tmp_path, "localhost")
     async with spotify.serve() as url, tls_front(httpx.URL(url).port or 0, pem) as port:
         named = f"https://localhost:{port}"
         async with (

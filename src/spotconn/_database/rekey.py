@@ -127,7 +127,7 @@ class Rewriter:
             some = ", ".join(str(user_id) for user_id in sorted(self.unreadable)[:3])
             raise DecryptionError(
                 f"{remaining} connections do not decrypt with this ring of keys (among them user {some}); "
-                "all others are rewritten"
+                "all others are rewritten; spotconn doctor says what to do"
             )
         return self.progress
 

@@ -230,7 +230,10 @@ def _oauth_error(
             stated = _stated(code, description)
             return ConnectFailed("code_rejected", f"Spotify rejected the authorization code ({stated}); start again")
         case "invalid_request" | "unsupported_grant_type" | "invalid_scope" if status == BAD_REQUEST:
-            return ConfigurationError(f"Spotify refuses the request of this app ({_stated(code, description)})")
+            return ConfigurationError(
+                f"Spotify refuses the request of this app ({_stated(code, description)}): compare its redirect URI and "
+                "client id with Spotify's dashboard"
+            )
         case _:
             return None
 
@@ -243,8 +246,9 @@ def _stated(code: str, description: object) -> str:
 
 def _unavailable(status: int, headers: Mapping[str, str], now: float) -> SpotifyUnavailable:
     failure = SpotifyUnavailable(f"Spotify answered with status {status}", retry_after=retry_after(headers, now))
-    not_processed = status == TOO_MANY_REQUESTS or status >= SERVER_ERRORS
-    return marked(failure, Mark.NOT_PROCESSED) if not_processed else failure
+    if status == TOO_MANY_REQUESTS or status >= SERVER_ERRORS:
+        marked(failure, Mark.NOT_PROCESSED)
+    return failure if failure.retry_after is None else marked(failure, Mark.OF_ONE_APP)
 
 
 def _unreadable(what: str) -> SpotifyUnavailable:

@@ -7,10 +7,9 @@ import importlib.util
 import os
 import re
 import ssl
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import NamedTuple
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -88,10 +87,13 @@ class ProxySetting(NamedTuple):
 
 
 def proxy_setting(url: httpx.URL) -> ProxySetting | None:
-    """Return the proxy that the environment sets for a URL, or None: HTTPS_PROXY, ALL_PROXY and NO_PROXY."""
+    """Return the proxy that the environment sets for a URL, or None: HTTPS_PROXY, ALL_PROXY and NO_PROXY.
+
+    They are read as urllib does. On Windows and macOS the settings of the system count where there are no variables.
+    """
     settings = getproxies()
     scheme = next((scheme for scheme in (url.scheme, "all") if settings.get(scheme)), None)
-    if scheme is None or any(_exempts(entry.strip(), url) for entry in settings.get("no", "").split(",")):
+    if scheme is None or proxy_bypass(f"{url.host}:{url.port or 443}"):
         return None
     return ProxySetting(_variable(f"{scheme}_proxy"), settings[scheme])
 
@@ -135,32 +137,3 @@ def _variable(name: str) -> str:
     """Return how the variable is spelled; the lower-case one goes first, as in urllib."""
     spelled = sorted((other for other in os.environ if other.lower() == name and os.environ[other]), reverse=True)
     return spelled[0] if spelled else f"the system's setting for {name}"
-
-
-def _exempts(entry: str, url: httpx.URL) -> bool:
-    """Return whether an entry of NO_PROXY is about a URL: `*`, a domain, a host with port, an address or a network."""
-    scheme, _, rest = entry.rpartition("://")
-    if not rest or scheme not in {"", "all", url.scheme}:
-        return False
-    if rest == "*":
-        return True
-    if (network := _network(rest.replace("[", "").replace("]", ""))) is not None:
-        return _is_in(url.host, network)
-    name, _, port = rest.lower().partition(":")
-    domain = name.lstrip("*").lstrip(".")
-    named = bool(domain) and f".{url.host}".endswith(f".{domain}")
-    return named and port in {"", str(url.port or 443)}
-
-
-def _network(text: str) -> IPv4Network | IPv6Network | None:
-    try:
-        return ip_network(text, strict=False)
-    except ValueError:
-        return None
-
-
-def _is_in(host: str, network: IPv4Network | IPv6Network) -> bool:
-    try:
-        return ip_address(host) in network
-    except ValueError:
-        return False

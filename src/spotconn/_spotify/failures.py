@@ -31,7 +31,7 @@ _NOTHING_IN_COMMON = {
 }
 
 
-def failure_of(error: Exception, host: str) -> SpotifyUnavailable | ConfigurationError:
+def failure_of(error: BaseException, host: str) -> SpotifyUnavailable | ConfigurationError:
     """Return the error of this library for one of an HTTP client.
 
     Args:

@@ -1,5 +1,6 @@
 """One HTTP request to Spotify: its answer, or the failure of the network as an error of this library."""
 
+import asyncio
 import copy
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -87,7 +88,7 @@ class HttpClient:
         failure: SpotifyUnavailable | ConfigurationError
         try:
             with self._borrow() as client, observed as read.on_status:
-                response = await _with_first_hook(client, read).request(
+                streamed = _with_first_hook(client, read).stream(
                     method,
                     url,
                     headers={**_HEADERS, **(headers or {})},
@@ -97,10 +98,17 @@ class HttpClient:
                     timeout=_TIMEOUT,
                     extensions={"trace": partial(self._trace, begin_by)},
                 )
-                return read.answer or await read(response)  # a client of another class may call no hooks
+                async with streamed as response:
+                    return read.answer or await read(response)
         except (SpotifyUnavailable, ConfigurationError) as error:
             failure = error
-        except Exception as error:  # noqa: BLE001  a client of the caller's may raise anything
+        except asyncio.CancelledError:
+            if read.answer is None:
+                raise
+            return read.answer  # the time is over in a hook of the caller's
+        except (GeneratorExit, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001  a client of the caller's may raise anything, as pytest.fail does
             failure = failure_of(error, httpx.URL(url).host)
         if read.answer is not None:  # whatever a hook of the caller's has raised since
             return read.answer
@@ -141,17 +149,20 @@ def _open(given: httpx.AsyncClient) -> AbstractContextManager[httpx.AsyncClient]
 def _with_first_hook(
     client: httpx.AsyncClient, hook: Callable[[httpx.Response], Awaitable[object]]
 ) -> httpx.AsyncClient:
-    """Return a client over the same connections that calls `hook` with a response before all other hooks."""
-    if hasattr(client, "__del__"):
-        return client  # a copy that is collected could close the connections
+    """Return a client over the same connections that calls `hook` with a response before other hooks, if it has any.
+
+    A hook that raises has httpx close the response, which may hold the only good refresh token, before it is read.
+    """
     hooks = client.event_hooks
+    if not hooks["response"] or hasattr(client, "__del__"):  # a copy that is collected could close the connections
+        return client
     client = copy.copy(client)
     client.event_hooks = {**hooks, "response": [hook, *hooks["response"]]}
     return client
 
 
 class _Reader:
-    """Reads a response before any hook of the caller's can raise.
+    """Reads a response once, at most `LARGEST_BODY` bytes of it.
 
     Attributes:
         on_status: is called with the status of the response.

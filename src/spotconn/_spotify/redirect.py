@@ -70,7 +70,9 @@ def refusal(error: str) -> SpotconnError:
         case "server_error" | "temporarily_unavailable":
             return SpotifyUnavailable(f"Spotify ended the authorization ({error}); start again later")
         case "invalid_request" | "unauthorized_client" | "unsupported_response_type" | "invalid_scope":
-            return ConfigurationError(f"Spotify refuses the authorization request of this app ({error})")
+            return ConfigurationError(
+                f"Spotify refuses the authorization request of this app ({error}): check its redirect URI and scopes"
+            )
         case _:
             return ConnectFailed("denied", "Spotify ended the authorization without a grant")
 

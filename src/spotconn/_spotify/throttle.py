@@ -3,7 +3,7 @@
 import math
 
 from spotconn._backoff import Backoff
-from spotconn._spotify.marks import Mark, has_mark
+from spotconn._spotify.marks import Mark, has_mark, marked
 from spotconn._tracebacks import renewed
 from spotconn.errors import ConfigurationError, SpotconnError, SpotifyUnavailable
 
@@ -33,7 +33,8 @@ class Throttle:
         """
         if now < self._blocked_until:
             remaining = self._blocked_until - now
-            raise SpotifyUnavailable("Spotify asked this app to wait", retry_after=remaining, answered=False)
+            throttled = SpotifyUnavailable("Spotify asked this app to wait", retry_after=remaining, answered=False)
+            raise marked(throttled, Mark.OF_ONE_APP)
         if self._refusal is None:
             return
         if self._backoff.remaining(now):

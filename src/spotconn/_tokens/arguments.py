@@ -66,6 +66,11 @@ def needed_scopes(scopes: Iterable[str]) -> frozenset[str]:
     return frozenset(scopes)
 
 
+def check_rejected_token(token: object) -> None:
+    """Raise ValueError for what is no text, or no access token can hold: the error of `encode` would hold the text."""
+    _check(isinstance(token, str) and token.isascii(), "rejected_token: expected the access token that was refused")
+
+
 def _check(holds: bool, text: str) -> None:  # noqa: FBT001  the condition is the point
     if not holds:
         raise ValueError(text)

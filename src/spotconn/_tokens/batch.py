@@ -74,7 +74,9 @@ class Batches:
                     counter.report(one.waiting)
                 else:
                     yield one.answer.user_id, one.answer.value
-                    counter.count(one.waiting, failed=isinstance(one.answer.found, SpotconnError))
+                    counter.count(failed=isinstance(one.answer.found, SpotconnError))
+                    if counter.is_due:
+                        counter.report(one.waiting)
             if one.is_cancelled:
                 self._affinity.check()  # it is the manager that has cancelled it
             if failure := one.failure or one.task.result():
@@ -91,11 +93,13 @@ class _Counter:
         self._progress = progress
         self._done = self._failed = 0
 
-    def count(self, waiting: float, *, failed: bool) -> None:
+    @property
+    def is_due(self) -> bool:
+        return self._done % BATCH == 0
+
+    def count(self, *, failed: bool) -> None:
         self._done += 1
         self._failed += failed
-        if self._done % BATCH == 0:
-            self.report(waiting)
 
     def report(self, waiting: float = 0.0) -> None:
         if self._progress is not None:

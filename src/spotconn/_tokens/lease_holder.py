@@ -18,7 +18,7 @@ from spotconn._tokens.refusal_wave import RefusalWave
 from spotconn._tokens.stored_token import StoredToken, reauthorization
 from spotconn._tokens.unsaved_grants import UnsavedGrant, UnsavedGrants
 from spotconn.errors import ConfigurationError, SpotconnError, SpotifyUnavailable
-from spotconn.models import Connection, TokenGrant, fingerprint
+from spotconn.models import Connection, TokenGrant, fingerprint, is_token
 from spotconn.store import ConnectionStore
 from spotconn.turns import RefreshFailure, RefreshTurn
 
@@ -168,7 +168,7 @@ class LeaseHolder:
         if recorded is None or error is None:
             return
         self.observer.refused(refused_by[0] if len(refused_by) == 1 else None, error.reason)
-        if error.reason != "expired":
+        if error.reason != "expired" and is_token(stored.refresh_token):  # any other was not sent to Spotify
             self._log_wave(turn)
         if not stored.is_refused_to(self._apps.accounts):  # it is news
             self._events.emit(

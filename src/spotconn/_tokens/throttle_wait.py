@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+from spotconn._spotify.marks import Mark, has_mark
 from spotconn.errors import SpotifyUnavailable
 
 SHORTEST = 1.0
@@ -35,10 +36,13 @@ class ThrottleWait:
         """Return when to ask again for a user, or None where `answer` stands.
 
         Args:
-            answer: the user's; only a `SpotifyUnavailable` with a `retry_after` is worth a wait.
+            answer: the user's; only a Retry-After is worth a wait, as it holds for every user of an app. The backoff of
+                one user is not: it would use up the time for all.
             now: seconds of a monotonic clock, as what is returned.
         """
         if not isinstance(answer, SpotifyUnavailable) or answer.retry_after is None:
+            return None
+        if not has_mark(answer, Mark.OF_ONE_APP):
             return None
         end = now + max(answer.retry_after, SHORTEST)
         longer = end - max(self._until, now)
