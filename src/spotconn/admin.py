@@ -16,7 +16,7 @@ import asyncpg
 from spotconn._database.bound_pool import BoundPool, check_users
 from spotconn._database.errors import map_errors
 from spotconn._database.move import Mover
-from spotconn._database.pool import open_pool
+from spotconn._database.pool import may_convert, open_pool
 from spotconn._database.rekey import (
     COUNT_OLD,
     LEASED,
@@ -84,6 +84,7 @@ class ConnectionAdmin:
         """
         pool = await open_pool(dsn, {"max_size": 2} | pool_options)
         admin = cls(pool, cipher=cipher)
+        admin._pool.checked = not may_convert(pool_options)
         try:
             yield admin
         finally:

@@ -18,7 +18,7 @@ from spotconn._database.bound_pool import BoundPool
 from spotconn._database.change_feed import ChangeFeed
 from spotconn._database.errors import APPLY_SCHEMA, map_errors
 from spotconn._database.pending_connects import PendingConnects
-from spotconn._database.pool import detect_pooler, open_pool
+from spotconn._database.pool import detect_pooler, may_convert, open_pool
 from spotconn._database.refreshes import Refreshes
 from spotconn._database.rows import RowConverter
 from spotconn._database.session import borrow
@@ -107,6 +107,7 @@ class ConnectionStore:
         options = await detect_pooler(dsn, pool_options, seconds=timeout)
         pool = await open_pool(dsn, options, seconds=timeout)
         store = cls(pool, cipher=cipher, timeout=timeout, listen_dsn=listen_dsn)
+        store.pool.checked = not may_convert(options)
         if listen_dsn is None and options["statement_cache_size"]:
             store.changes = ChangeFeed(pool, dsn, options, timeout=timeout)
         try:

@@ -75,6 +75,17 @@ async def test_no_read_fails_of_a_connection_that_was_cut_while_it_waited(
                     await READS[name](store, user)
 
 
+@pytest.mark.parametrize("name", READS)
+async def test_the_first_read_does_not_fail_either(
+    database: Database, user: UUID, store: ConnectionStore, name: str
+) -> None:
+    """A pool of the caller's whose connections were cut before the store has looked at one."""
+    await store.save(user, grant("x"), ALICE)
+    async with asyncpg.create_pool(database.dsn, min_size=4, max_size=4) as pool:
+        cut_all(database)
+        await READS[name](ConnectionStore(pool), user)
+
+
 async def test_a_write_is_never_repeated_after_its_connection_was_lost(
     database: Database, user: UUID, admin: asyncpg.Connection
 ) -> None:
@@ -93,6 +104,23 @@ async def test_a_write_is_never_repeated_after_its_connection_was_lost(
             await saving
         with pytest.raises(NotConnected):
             await store.get(user)
+
+
+async def test_a_connection_that_is_lost_as_it_is_released_takes_nothing_back(
+    database: Database, user: UUID, admin: asyncpg.Connection
+) -> None:
+    """A pool of the caller's resets each connection; what was saved before is not told to be lost."""
+
+    async def reset(connection: asyncpg.Connection) -> None:
+        await admin.execute(END_ALL)
+        await connection.execute(connection.get_reset_query())
+
+    async with asyncpg.create_pool(database.dsn, min_size=1, max_size=1, reset=reset) as pool:
+        store = ConnectionStore(pool)
+        await store.save(user, grant("x"), ALICE)
+        assert (await store.get(user)).access_token == "access-x"
+        async with store.as_user(user) as connection:
+            await connection.execute("select 1")
 
 
 @pytest.mark.parametrize(("fails", "answered"), [(MOST_ATTEMPTS - 1, True), (MOST_ATTEMPTS, False)])

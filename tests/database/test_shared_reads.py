@@ -258,12 +258,13 @@ class Scripted(BoundPool):
 
     def __init__(self) -> None:
         super().__init__(asyncpg.create_pool("postgresql://nobody@127.0.0.1:1/none"), name="ConnectionStore")
+        self.checked = True
         self.asked: list[tuple[list[UUID], asyncio.Future[None]]] = []
         self.statements = 0
         self.refuses_several = False
 
     @asynccontextmanager
-    async def acquire(self, *, reuse: bool = False) -> AsyncGenerator[Any]:  # noqa: ARG002  as there
+    async def _acquire(self, *, reuse: bool, check: Any = None) -> AsyncGenerator[Any]:  # noqa: ARG002  as there
         await asyncio.sleep(0)
         try:
             yield None

@@ -6,6 +6,7 @@ import asyncpg
 import pytest
 
 from spotconn import ConnectionStore, schema_sql, schema_statements
+from spotconn._database.application import look
 from spotconn._database.schema import SqlFile, read_sql
 from spotconn.testing import apply_schema
 from support.database import Database, Dsn
@@ -143,6 +144,21 @@ async def test_what_the_project_has_is_refused_by_name(scratch: asyncpg.Connecti
     assert name.strip() in str(raised.value)
     assert "a database of its own" in str(raised.value.hint)
     assert await scratch.fetch(CATALOG) == before
+
+
+async def test_the_way_of_the_hint_keeps_the_projects_own(dsn: Dsn, scratch: asyncpg.Connection) -> None:
+    """With all that it names there, the command leaves plain_postgres.sql out, and the store opens."""
+    await scratch.execute(f"create schema auth; {OWN['auth.uid() ']}")
+    with pytest.raises(asyncpg.PostgresError) as raised:
+        await scratch.execute(read_sql("plain_postgres.sql"))
+    named = ("auth.users", "id uuid", "anon", "authenticated", "service_role")
+    assert all(name in str(raised.value.hint) for name in named)
+    await scratch.execute("create table auth.users (id uuid primary key)")  # the roles are those of the server
+    async with asyncpg.create_pool(dsn(), min_size=1, max_size=1) as pool, pool.acquire() as session:
+        assert (await look(session)).supabase
+    await scratch.execute(schema_sql())
+    async with ConnectionStore.open(dsn("app"), max_size=1):
+        pass
 
 
 async def test_all_that_differs_is_named_at_once(scratch: asyncpg.Connection) -> None:

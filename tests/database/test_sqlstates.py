@@ -105,6 +105,7 @@ TRIGGERS = {
     "perform 1 from public.private": "42501: function public.audit",
     "perform (select 1 from generate_series(1, 2))": "21000: function public.audit",
     "new.display_name = 1 / 0": "22012: function public.audit",
+    "perform lastval()": "55000: function public.audit",
     "new.spotify_user_id = null": "23502: column spotify_user_id, table spotify_connections",
 }
 
@@ -137,6 +138,7 @@ COLUMNS = {
     "alter table {} add constraint short check (length(access_token) < 3)": "23514: constraint short, table spotify",
     "alter table {} add team integer not null": "23502: column team, table spotify",
     "alter table {} add team integer default 7 references public.team": "23503: constraint .*team_fkey, table spotify",
+    "alter table {} add foreign key (spotify_user_id) references public.team (name)": "23503: constraint .*_fkey",
 }
 
 
@@ -146,7 +148,7 @@ async def test_a_column_or_constraint_of_the_project_is_named(
 ) -> None:
     """It is no fault of the schema, and no unknown user."""
     await create_documented_table(scratch, users=0)
-    await scratch.execute("create table public.team (id integer primary key)")
+    await scratch.execute("create table public.team (id integer primary key, name text unique)")
     await scratch.execute(change.format("public.spotify_connections"))
     await apply_schema(dsn())
     added = "insert into auth.users select gen_random_uuid() from generate_series(1, 2) returning id"

@@ -55,6 +55,21 @@ async def test_a_variable_in_place_of_a_parameter_is_named(database: Database, m
         pass
 
 
+@pytest.mark.parametrize(
+    ("ssl", "text"), [("verify-full", "sslmode=verify-full needs sslrootcert"), ("marked", "the option ssl is none of")]
+)
+async def test_the_option_as_a_text_is_the_mode(
+    database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ssl: str, text: str
+) -> None:
+    """asyncpg reads the files with it, so they are looked at, too."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ConfigurationError, match=text) as raised:
+        await ConnectionStore.open(database.dsn, ssl=ssl).__aenter__()
+    assert "marked" not in str(raised.value)
+    async with ConnectionStore.open(database.dsn, ssl="prefer"):
+        pass
+
+
 async def test_a_certificate_is_verified(database: Database, tmp_path: Path) -> None:
     """With the right authority it opens; another one, and another host name, are told apart."""
     pem = certificate(tmp_path)

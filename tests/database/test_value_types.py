@@ -1,5 +1,6 @@
 """A pool of the caller's with codecs or a record class of its own."""
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -9,9 +10,19 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from spotconn import ConfigurationError, ConnectionAdmin, ConnectionStore, Profile, SpotifyAccounts, TokenManager
+from spotconn import (
+    ConfigurationError,
+    ConnectionAdmin,
+    ConnectionStore,
+    NotConnected,
+    Profile,
+    SpotifyAccounts,
+    TokenManager,
+)
 from support.connections import grant
+from support.counting_proxy import CountingProxy
 from support.database import Database
+from support.pgbouncer import pgbouncer
 
 ALICE = Profile(spotify_user_id="alice")
 CODECS: dict[str, Callable[[asyncpg.Connection], Awaitable[None]]] = {
@@ -94,3 +105,33 @@ async def test_the_check_is_one_statement_of_the_first_call(database: Database, 
             await store.delete(user)
     ours = ["value_1" in query for query in seen if "value_1" in query or "delete_connection" in query]
     assert ours == [True, False, False, False]
+
+
+async def test_a_pool_without_hooks_is_opened_with_one_statement(database: Database) -> None:
+    """It has no codecs of the caller's to look for: a statement that is new to a session takes two round trips."""
+    async with CountingProxy(database.server.port).serve() as proxy:
+        dsn = database.dsn.replace(f":{database.server.port}/", f":{proxy.port}/")
+        connection = await asyncpg.connect(dsn)
+        login, proxy.round_trips = proxy.round_trips, 0
+        await connection.close()
+        proxy.round_trips = 0
+        async with ConnectionStore.open(dsn, statement_cache_size=100):
+            assert proxy.round_trips == login + 2
+        async with ConnectionAdmin.open(database.admin_dsn) as admin:
+            assert (await admin.stats()).connections == 0
+
+
+async def test_a_pooler_that_loses_statements_is_no_matter_of_codecs(database: Database, user: UUID) -> None:
+    """A pool with a statement cache behind one is told to go without, whichever statement meets the fault first."""
+
+    async def faults(dsn: str) -> list[str]:
+        async with asyncpg.create_pool(dsn, min_size=1, max_size=1) as pool:
+            store = ConnectionStore(pool)
+            answers = [await asyncio.gather(store.get(user), return_exceptions=True) for _ in range(3)]
+        return [str(fault) for (fault,) in answers if not isinstance(fault, NotConnected)]
+
+    with pgbouncer(database.server.port, size=2) as bouncer:
+        found = await asyncio.gather(*[faults(bouncer.through(database.dsn)) for _ in range(16)])
+    texts = {text for one in found for text in one}
+    assert texts
+    assert all("make the pool with statement_cache_size=0" in text for text in texts), texts

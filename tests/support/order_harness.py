@@ -446,6 +446,7 @@ class Pool(BoundPool):
 
     def __init__(self, harness: OrderHarness) -> None:
         super().__init__(asyncpg.create_pool("postgresql://nobody@127.0.0.1:1/none"), name="ConnectionStore")
+        self.checked = True
         self._harness = harness
 
     async def row_of(self, user_id: UUID, query: str, *args: object, read: bool = False) -> Any:  # noqa: ARG002
@@ -455,7 +456,7 @@ class Pool(BoundPool):
         return await self.fetch(None, query, user_ids)
 
     @asynccontextmanager
-    async def acquire(self, *, reuse: bool = False) -> AsyncGenerator[Any]:  # noqa: ARG002  as there
+    async def _acquire(self, *, reuse: bool, check: Any = None) -> AsyncGenerator[Any]:  # noqa: ARG002  as there
         yield None
 
     async def fetch(self, session: Any, query: str, user_ids: list[UUID]) -> Any:  # noqa: ARG002  as there

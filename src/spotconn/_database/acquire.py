@@ -10,6 +10,7 @@ import asyncpg
 
 from spotconn._database.errors import map_all_errors, map_errors
 from spotconn._database.idle_sessions import IdleSessions, Session
+from spotconn._database.repetition import is_lost
 from spotconn._observer import NOBODY, Observer
 from spotconn.errors import DatabaseUnavailable, SpotconnError
 
@@ -106,7 +107,14 @@ async def _free_connection(pool: asyncpg.Pool, seconds: float) -> Session:
 
 
 async def _release(pool: asyncpg.Pool, connection: Session, seconds: float) -> None:
-    await map_all_errors(pool.release(connection, timeout=seconds))
+    async def release() -> None:
+        try:
+            await pool.release(connection, timeout=seconds)
+        except Exception as error:
+            if not is_lost(error):  # else what was answered before stands, and the pool opens another
+                raise
+
+    await map_all_errors(release())
 
 
 async def _release_after_cancellation(pool: asyncpg.Pool, connection: Session, seconds: float) -> None:

@@ -38,6 +38,7 @@ class BoundPool:
         timeout: as given.
         affinity: the process and the event loop that the pool belongs to.
         observer: is notified of waits for a connection.
+        checked: whether the pool is known to have no codecs that change values.
     """
 
     def __init__(self, pool: asyncpg.Pool, *, name: str, timeout: float = TIMEOUT) -> None:
@@ -48,7 +49,7 @@ class BoundPool:
         self.affinity: Affinity = Affinity(name, loop=loop, transports=self._transports, after_fork=self.terminate)
         self.observer: Observer = NOBODY
         self._idle = IdleSessions(pool, timeout=timeout)
-        self._checked = False
+        self.checked: bool = False
 
     def acquire(self, *, reuse: bool = False) -> AbstractAsyncContextManager[Session]:
         """Context manager: acquire a connection and release it at the end of the block.
@@ -61,15 +62,19 @@ class BoundPool:
             DatabaseUnavailable: none was free, or could be opened, in time.
             ConfigurationError: codecs of the pool change values; looked at once.
         """
+        return self._acquire(reuse=reuse, check=None if self.checked else self._check)
+
+    def _acquire(
+        self, *, reuse: bool, check: Callable[[Session], Awaitable[None]] | None = None
+    ) -> AbstractAsyncContextManager[Session]:
         self.affinity.check()
-        check = None if self._checked else self._check
         return acquire(
             self._pool, seconds=self.timeout, observer=self.observer, idle=self._idle, reuse=reuse, check=check
         )
 
     async def _check(self, session: Session) -> None:
         await check_types(session, seconds=self.timeout)
-        self._checked = True
+        self.checked = True
 
     async def value(self, query: str) -> Any:
         """Return the first value of the first row of a read."""
@@ -138,22 +143,28 @@ class BoundPool:
             use: reads with a connection.
             reuse: as in `acquire`.
         """
+
+        async def checked(session: Session) -> _T:
+            if not self.checked:  # here, because the check may be what meets the lost connection
+                await self._check(session)
+            return await use(session)
+
         loop = asyncio.get_running_loop()
         end = loop.time() + self.timeout
         for _ in range(self._pool.get_size()):
             lost = False
             try:
-                async with self.acquire(reuse=reuse) as session:
+                async with self._acquire(reuse=reuse) as session:
                     try:
-                        return await use(session)
+                        return await checked(session)
                     except DatabaseUnavailable:
                         lost = not is_open(session) and loop.time() < end
                         raise
             except DatabaseUnavailable:
                 if not lost:
                     raise
-        async with self.acquire(reuse=reuse) as session:
-            return await use(session)
+        async with self._acquire(reuse=reuse) as session:
+            return await checked(session)
 
     def terminate(self) -> None:
         """Close all connections at once, and open no new ones. In a child of fork this does not reach the parent's."""

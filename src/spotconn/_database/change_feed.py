@@ -67,6 +67,7 @@ class ChangeFeed:
     def __init__(self, pool: asyncpg.Pool, dsn: str, options: dict[str, Any], *, timeout: float = TIMEOUT) -> None:
         # Not the store's, whose observer would count the listener's waits among those of calls.
         self._pool = BoundPool(pool, name="ConnectionStore", timeout=timeout)
+        self._pool.checked = True  # the store looks
         self._dsn = dsn
         self._options = options
         self._timeout = timeout

@@ -1,6 +1,5 @@
 """Database URLs, read before the driver does: what is wrong in one is named, and no part of it is repeated."""
 
-import os
 import re
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
@@ -55,11 +54,11 @@ def prepare(dsn: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         ConfigurationError: as `check_dsn`.
     """
     check_dsn(dsn, options)
-    head, _, query = dsn.partition("?")
+    head, _, query = dsn.strip().partition("?")
     fields = query.split("&") if query else []
-    parameters = dict(parse_qsl(query, keep_blank_values=True))
+    parameters = dict(parse_qsl(query))
     fields = [field for field in fields if not _is_left_out(field)]
-    timeout = int(parameters.get("connect_timeout") or 0)
+    timeout = int(parameters.get("connect_timeout", 0))
     if timeout > 0:
         options = {"timeout": timeout} | options
     return head + ("?" + "&".join(fields) if fields else ""), options
@@ -74,14 +73,14 @@ def _problem(dsn: object, options: dict[str, Any]) -> str | None:
     """Return what is wrong with a URL and what to do, None if nothing is."""
     if not isinstance(dsn, str):
         return _FORM
-    parts = _parts(dsn)
+    parts = _parts(dsn.strip())
     if isinstance(parts, str):
         return parts
     fields = parts.query.split("&") if parts.query else []
     if not all("=" in field for field in fields):
         return "its parameters are not of the form name=value, joined by &"
-    parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
-    return _host_problem(parts, parameters, options) or _parameter_problem(parameters) or check_tls(parameters, options)
+    parameters = dict(parse_qsl(parts.query))
+    return _host_problem(parts, parameters) or _parameter_problem(parameters) or check_tls(parameters, options)
 
 
 def _parts(dsn: str) -> _Parts | str:
@@ -89,8 +88,8 @@ def _parts(dsn: str) -> _Parts | str:
     scheme, mark, rest = dsn.partition("://")
     if not mark or scheme.lower() not in {"postgresql", "postgres"}:
         return next((problem for start, problem in _OTHER_SCHEMES.items() if dsn.lower().startswith(start)), _FORM)
-    if dsn != dsn.strip() or not dsn.isprintable():
-        return "it holds a line break, or a blank at its end: leave it out"
+    if not dsn.isprintable():
+        return "it holds a line break, or another character that cannot be printed: leave it out"
     if "#" in rest:
         return f"the password, or the user, holds an unescaped #: {_ESCAPES}"
     authority, mark, query = rest.partition("?")
@@ -99,9 +98,8 @@ def _parts(dsn: str) -> _Parts | str:
     user = users[0] if users else ""
     unescaped = {
         "@": len(users) > 1,
-        "/": not users and "@" in path,
+        "/": "@" in path and (not users or not hosts),
         "?": not users and bool(mark) and "@" in query and _is_of_password(hosts, query, slash),
-        "%": re.search(r"%(?![0-9A-Fa-f]{2})", user) is not None,
         "bracket": re.search(r"[\[\]]", user) is not None,
     }
     for character, is_there in unescaped.items():
@@ -116,27 +114,24 @@ def _is_of_password(hosts: str, query: str, slash: str) -> bool:
     return "=" not in query.partition("@")[0] or (bool(colon) and not slash and not port.isdigit())
 
 
-def _host_problem(parts: _Parts, parameters: dict[str, str], options: dict[str, Any]) -> str | None:
-    elsewhere = "host" in options or "service" in parameters or os.environ.get("PGHOST")
+def _host_problem(parts: _Parts, parameters: dict[str, str]) -> str | None:
     if parts.hosts:
         return next((found for one in parts.hosts.split(",") if (found := _one_host_problem(one))), None)
-    if "host" in parameters:
-        return _ports_problem(parameters["port"].split(",")) if parameters.get("port") else None
-    return f"it has no host after the password; {_FORM}" if ":" in parts.user and not elsewhere else None
+    return _ports_problem(parameters["port"].split(",")) if "port" in parameters else None
 
 
 def _one_host_problem(host: str) -> str | None:
     if host.startswith("["):
         found = re.fullmatch(r"\[[0-9A-Fa-f:.%\w]+\](?::(.+))?", host)
         return _ports_problem([found[1]] if found[1] else []) if found else "an IPv6 address in it is malformed"
-    address, colon, port = unquote(host).rpartition(":")
+    address, colon, port = host.rpartition(":")
     if not colon:
         address = port
     if not address:
         return f"a host in it is empty; {_FORM}"
     if ":" in address:
         return f"it has a host with several colons: write an IPv6 address in brackets, [::1]; {_FORM}"
-    return _ports_problem([port]) if colon and port else None
+    return _ports_problem([unquote(port)]) if colon and port else None
 
 
 def _ports_problem(ports: list[str]) -> str | None:

@@ -140,8 +140,8 @@ def _refusal(error: asyncpg.PostgresError, state: str, advice: str) -> str:
 def _is_of_user(error: asyncpg.PostgresError) -> bool:
     """Return whether a foreign key is the library's own, of the user."""
     # The detail names the column in every language, but only to whom may read it.
-    described = f"{_field(error, 'constraint_name')} {_field(error, 'detail')}"
-    return _field(error, "table_name") in _TABLES and ("user_id_" in described or "(user_id)=" in described)
+    table, detail = _field(error, "table_name"), _field(error, "detail") or ""
+    return table in _TABLES and (_field(error, "constraint_name") == f"{table}_user_id_fkey" or "(user_id)=" in detail)
 
 
 def _function(error: asyncpg.PostgresError) -> str | None:

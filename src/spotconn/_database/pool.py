@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _NO_STATEMENTS = {"statement_cache_size": 0}
 _STATEMENTS = {"statement_cache_size": 100}
 """The default of asyncpg."""
+_CONVERTING = {"connect", "connection_class", "init", "record_class", "reset", "setup"}
 _OF_THE_POOL = {"init", "init_size", "max_size", "min_size", "reset", "setup"}
 
 
@@ -76,6 +77,11 @@ async def open_single(dsn: str, options: dict[str, Any], *, seconds: float = TIM
     """
     plain = {name: value for name, value in options.items() if name not in _OF_THE_POOL}
     return await _open(dsn, plain | {"min_size": 1, "max_size": 1} | _NO_STATEMENTS, seconds)
+
+
+def may_convert(options: dict[str, Any]) -> bool:
+    """Return whether connections of a pool with these options may have codecs or a record class of the caller's."""
+    return not _CONVERTING.isdisjoint(options)
 
 
 async def is_pooled(connection: "asyncpg.Connection | PoolConnectionProxy[asyncpg.Record]", *, seconds: float) -> bool:

@@ -50,8 +50,12 @@ async def _closed_if_lost(session: Session, call: Awaitable[_T]) -> _T:
     try:
         return await call
     except (*_LOST, asyncpg.PostgresError) as error:
-        # asyncpg may not know yet that it has ended. The last words of a session are FATAL.
-        if isinstance(error, _LOST) or getattr(error, "severity_en", None) == "FATAL":
+        if is_lost(error):  # asyncpg may not know yet that it has ended
             with suppress(asyncpg.InterfaceError):
                 session.terminate()
         raise
+
+
+def is_lost(error: Exception) -> bool:
+    """Return whether an error of asyncpg comes with the end of the session, whose last words are FATAL."""
+    return isinstance(error, _LOST) or getattr(error, "severity_en", None) == "FATAL"

@@ -76,6 +76,9 @@ TABLE: dict[str, Verdict] = {
     "53300": _passes("the server has no connection free: try again later, lower max_size, or raise max_connections"),
     "54": _refused("a limit of PostgreSQL is exceeded: a row, an index entry or a statement is too large"),
     "55": _passes(),
+    "55000": _refused(
+        "something that a view, trigger or function of the project uses is not in the state for it: correct it"
+    ),
     "55P02": _setting("a parameter of the database URL cannot be set there: leave it out"),
     "55P03": _passes("another session holds the lock: try again later"),
     "57": _passes(),

@@ -23,23 +23,26 @@ def check_tls(parameters: dict[str, str], options: dict[str, Any]) -> str | None
 
     Args:
         parameters: of the URL.
-        options: of `asyncpg.create_pool`. With `ssl` among them asyncpg does not read the parameters.
+        options: of `asyncpg.create_pool`. With `ssl` among them asyncpg does not read the parameters, unless that is a
+            text: it goes before sslmode.
     """
-    if "ssl" in options:
+    ssl_option = options.get("ssl")
+    if ssl_option is not None and not isinstance(ssl_option, str):
         return None
     names = {name: name if parameters.get(name) else variable for name, variable in _VARIABLES.items()}
     values = {name: parameters.get(name) or os.environ.get(variable, "") for name, variable in _VARIABLES.items()}
-    mode = values["sslmode"].replace("_", "-") or "prefer"
+    mode = (ssl_option or values["sslmode"]).replace("_", "-") or "prefer"
     if mode not in _MODES:
         advice = "has node-postgres's no-verify: write require" if mode == "no-verify" else f"is none of {_LIST}"
-        return f"{names['sslmode']} {advice}"
+        return f"{'the option ssl' if ssl_option else names['sslmode']} {advice}"
     if mode == "disable":
         return None
     demanded = ["sslrootcert", "sslcrl"] if mode in (*_VERIFYING, "require") else []
     for name in (*demanded, "sslcert", "sslkey"):
         if values[name] and (problem := _file_problem(values[name])):
             return f"{names[name]} {problem}"
-    if mode in _VERIFYING and not values["sslrootcert"] and not _has_default_root():
+    is_known = "service" in parameters or os.environ.get("PGSERVICE") or _has_default_root()
+    if mode in _VERIFYING and not values["sslrootcert"] and not is_known:
         return (
             f"sslmode={mode} needs sslrootcert: the file with the certificate of the server's authority, such as "
             "/etc/ssl/certs/ca-certificates.crt or the one that your provider gives"

@@ -6,9 +6,9 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn._database.errors import map_errors
 from spotconn._database.idle_sessions import Session
-from spotconn.errors import ConfigurationError, DatabaseUnavailable
+from spotconn._database.repetition import answer
+from spotconn.errors import ConfigurationError, SpotconnError, StatementRefused
 
 
 class _Sample(NamedTuple):
@@ -44,7 +44,7 @@ async def check_types(session: Session, *, seconds: float) -> None:
 
     Raises:
         ConfigurationError: codecs or the record class of the pool change them; the text names the types.
-        DatabaseUnavailable: no answer in time.
+        SpotconnError: the check itself cannot be made, as `map_errors`.
     """
     if await _arrive(session, list(_SAMPLES), seconds):
         return
@@ -61,9 +61,12 @@ async def _arrive(session: Session, names: list[str], seconds: float) -> bool:
     columns = ", ".join(f"{sample.constant} as value_{place}" for place, sample in enumerate(samples))
     values = [sample.value for sample in samples]
     try:
-        row = await map_errors(session.fetchrow(f"select {columns}, ({sent})::int as sent", *values, timeout=seconds))
+        query = f"select {columns}, ({sent})::int as sent"
+        row = await answer(session, lambda rest: session.fetchrow(query, *values, timeout=rest), seconds=seconds)
         return row is not None and _are_equal(row, [*values, 1])
-    except DatabaseUnavailable:
+    except StatementRefused:  # as asyncpg names a value that an encoder does not take
+        return False
+    except SpotconnError:
         raise
     except Exception:  # noqa: BLE001  a codec of the caller's may raise anything
         return False
