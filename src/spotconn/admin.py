@@ -7,7 +7,7 @@ not belong in a service that answers users.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 from uuid import UUID
 
@@ -28,7 +28,7 @@ from spotconn._database.rekey import (
     WRITE,
     Rewriter,
 )
-from spotconn._database.rows import overview
+from spotconn._database.rows import overview, statistics
 from spotconn._database.service_role import TIMEOUT, ServiceRole
 from spotconn._database.statements import (
     ADD_STATES,
@@ -49,6 +49,8 @@ from spotconn.cipher import AesGcmSivCipher, NoCipher
 from spotconn.errors import ConfigurationError, DatabaseUnavailable
 from spotconn.models import check_client_id, parse_user_id
 from spotconn.overview import ConnectionOverview, ConnectionStats, RekeyProgress
+
+_CENTURY = timedelta(days=36_525)
 
 
 @scrubbed
@@ -98,16 +100,21 @@ class ConnectionAdmin:
         Those that Spotify has refused already are left out; see `failing`.
 
         Args:
-            within: time from now until the end, six months after `connected_at`.
+            within: time from now until the end, six months after `connected_at`; at most a century.
             retired_client_ids: of apps that are given up for good: all their connections are listed.
 
         Returns:
             An async iterator in the order of the user ids; memory does not grow with their number.
 
         Raises:
+            ValueError: `within` is longer, or `retired_client_ids` is one string.
             RowSecurityError: the login may not become service_role.
             DatabaseUnavailable, SchemaMismatch: it ended early.
         """
+        if abs(within) > _CENTURY:
+            raise ValueError("within: expected at most a century")
+        if isinstance(retired_client_ids, str):
+            raise ValueError("retired_client_ids: expected several strings, not one")  # noqa: TRY004  bad input
         # In seconds: in the time zone of the session a day may have 23 or 25 hours.
         return self._overviews(EXPIRING, within.total_seconds(), list(retired_client_ids))
 
@@ -126,12 +133,7 @@ class ConnectionAdmin:
             RowSecurityError: the login may not become service_role.
             DatabaseUnavailable, SchemaMismatch: it could not be read.
         """
-        (counts,) = await self._database.fetch(STATS)
-        keys = {row["key"]: row["count"] for row in await self._database.fetch(KEYS)}
-        apps = {row["client_id"]: row["count"] for row in await self._database.fetch(APPS)}
-        return ConnectionStats(
-            **counts, plain_text=keys.pop(None, 0), by_key=keys, app_unknown=apps.pop(None, 0), by_app=apps
-        )
+        return statistics(*[await self._database.fetch(query) for query in (STATS, KEYS, APPS)])
 
     async def rekey(self, *, progress: Callable[[RekeyProgress], object] | None = None) -> RekeyProgress:
         """Encrypt every stored token with the first key of the ring, plain text too.
@@ -146,7 +148,7 @@ class ConnectionAdmin:
             The counts, once a last count has found every value under the first key.
 
         Raises:
-            DecryptionError: some connections do not decrypt; all others are rewritten.
+            DecryptionError: some connections do not decrypt, or are refused as plain text; all others are rewritten.
             ConfigurationError: there is no cipher, or live processes keep writing under another key.
             RowSecurityError: the login may not become service_role.
             DatabaseUnavailable, SchemaMismatch: it ended early; run it again.
@@ -180,13 +182,12 @@ class ConnectionAdmin:
             How many connections will be tried again.
 
         Raises:
-            ValueError: `since` has no time zone.
+            ValueError: `since` has no time zone, or is no time in UTC.
             RowSecurityError: the login may not become service_role.
             DatabaseUnavailable, SchemaMismatch: it ended early; run it again.
         """
-        if since.utcoffset() is None:
-            raise ValueError("since: expected a time with a time zone")
-        return sum([len(rows) async for rows in self._database.batches(RECHECK, since)])
+        moment = _in_utc(since)
+        return sum([len(rows) async for rows in self._database.batches(RECHECK, moment)])
 
     async def assign_app(self, client_id: str) -> int:
         """Record the app of all connections whose app is not known, such as those from before an upgrade.
@@ -285,6 +286,13 @@ class ConnectionAdmin:
             saved = await map_errors(connection.fetch(WRITE, *columns, timeout=TIMEOUT))
             check_users(connection, {row["user_id"] for row in saved} <= set(rewritten))
         rewriter.count(attempted=len(rewritten), saved=len(saved))
+
+
+def _in_utc(since: datetime) -> datetime:
+    with suppress(OverflowError):
+        if since.utcoffset() is not None:
+            return since.astimezone(UTC)
+    raise ValueError("since: expected a time with a time zone, of the years 1 to 9999 in UTC")
 
 
 def _user_id(name: str, user_id: UUID | str) -> UUID:

@@ -70,7 +70,7 @@ def schema(
 ) -> None:
     """Print the SQL of the schema, apply it to the database of DATABASE_URL, or check that it is applied."""
     parts = Parts(plain_postgres=plain_postgres, lock_down=lock_down, undo_lock_down=undo_lock_down)
-    check_options(parts, apply=apply, check=check, no_transaction=no_transaction, client_id=client_id)
+    check_options(parts, apply=apply, check=check, no_transaction=no_transaction, client_id=client_id, as_json=as_json)
     if apply:
         done = run(apply_schema(parts, client_id), stopped="stopped; spotconn schema --check says what was applied")
         write_json(done) if as_json else write(done.text())
@@ -90,7 +90,7 @@ def doctor(*, as_json: Json = False) -> None:
 
 @app.command()
 def keygen(*, as_json: Json = False) -> None:
-    """Print a new encryption key, to be put first into SPOTCONN_ENCRYPTION_KEYS."""
+    """Print a new encryption key for SPOTCONN_ENCRYPTION_KEYS."""
     key = AesGcmSivCipher.generate_key()
     key_id = run(_key_id(key))
     if as_json:
@@ -112,7 +112,7 @@ def status(user: User, *, as_json: Json = False) -> None:
         write_json(found)
         return
     for name, value in found.model_dump(mode="json", exclude_none=True).items():
-        text = " ".join(cast("list[str]", value)) if isinstance(value, list) else value
+        text = " ".join(sorted(cast("list[str]", value))) if isinstance(value, list) else value
         write_line(f"{name.replace('_', ' ')}: {text}")
 
 
@@ -278,7 +278,7 @@ def move(
     if as_json:
         write_json({"moved": moved})
     else:
-        write("moved\n" if moved else "there was no connection\n")
+        write_line("moved" if moved else "there was no connection")
 
 
 async def _move(from_user: str, to_user: str) -> bool:

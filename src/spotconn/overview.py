@@ -109,6 +109,7 @@ class ConnectionStats(Value):
         revoked: those that the user has ended at Spotify.
         invalid: those whose refresh token Spotify does not know.
         plain_text: token values that are stored as they are; each connection has two.
+        damaged: token values that begin like encrypted ones and name no key.
         by_key: token values under each encryption key, by the key's id.
         app_unknown: connections whose app is not known; `ConnectionAdmin.assign_app` records it.
         by_app: connections of each app, by its client id.
@@ -121,6 +122,7 @@ class ConnectionStats(Value):
     revoked: int
     invalid: int
     plain_text: int
+    damaged: int
     by_key: Mapping[str, int]
     app_unknown: int
     by_app: Mapping[str, int]

@@ -151,7 +151,10 @@ async def test_a_rekey(command: Command, store: ConnectionStore, user: UUID) -> 
     await store.save(user, grant(), ALICE)
     assert "SPOTCONN_ENCRYPTION_KEYS" in said(await command("rekey"))
     one = {"SPOTCONN_ENCRYPTION_KEYS": KEYS[0]}
-    assert "do not decrypt" in (await command("rekey", **one, SPOTCONN_REQUIRE_ENCRYPTED="1")).stderr
+    refused = (await command("rekey", **one, SPOTCONN_REQUIRE_ENCRYPTED="1")).stderr
+    assert "are in plain text" in refused
+    assert "run spotconn rekey with SPOTCONN_REQUIRE_ENCRYPTED=0" in refused
+    assert "do not decrypt" not in refused
     assert "1 connections rewritten" in (await command("rekey", **one)).stdout
     two = {"SPOTCONN_ENCRYPTION_KEYS": ",".join(reversed(KEYS))}
     assert json.loads((await command("rekey", "--json", **two)).stdout) == {"total": 1, "done": 1, "lost": 0}
@@ -186,6 +189,9 @@ async def test_a_move(command: Command, database: Database, users: list[UUID]) -
         (("assign-app", "an app"), {}, 2, "client_id: expected the id of an app"),
         (("expiring",), {"SPOTCONN_RETIRED_CLIENT_IDS": "marked!"}, 5, "SPOTCONN_RETIRED_CLIENT_IDS is malformed"),
         (("expiring", "--within", "soon"), {}, 2, "expected such as 30d"),
+        (("expiring", "--within", "99999w"), {}, 2, "within: expected at most a century"),
+        (("recheck", "--since", "9999-12-31T23:59-14:00"), {}, 2, "since: expected a time with a time zone"),
+        (("schema", "--json"), {}, 2, "--json goes together with --apply or --check"),
         (("recheck", "--since", "soon"), {}, 2, "expected such as 2026-11-24T10:00Z"),
         (("recheck", "--since", "2026-11-24T10:00"), {}, 2, "put Z behind it"),
         (("status", str(uuid4())), {"DATABASE_URL": ""}, 5, "DATABASE_URL is not set"),

@@ -131,6 +131,37 @@ async def test_an_added_policy_is_told(database: Database, admin: asyncpg.Connec
     assert (found.state, found.text) == ("warn", "added: wide")
 
 
+async def test_a_policy_that_is_missing_beside_one_that_is_added(database: Database, admin: asyncpg.Connection) -> None:
+    """Both are named, each with what mends it."""
+    await admin.execute(f"drop policy {POLICY}; create policy wide on public.spotify_connections using (email = 'x')")
+    try:
+        found = (await look(database.dsn))["policies"]
+    finally:
+        await admin.execute("drop policy wide on public.spotify_connections")
+        await apply_schema(database.admin_dsn)
+    assert found.state == "fail"
+    assert found.text == "missing or altered: Users can view own connections; added: wide"
+    assert str(found.remedy).startswith("drop the added ones")
+    assert str(found.remedy).endswith("spotconn schema --apply")
+
+
+async def test_a_role_of_the_project_that_reads_tokens(database: Database, admin: asyncpg.Connection) -> None:
+    """The lock-down is the remedy for the roles of clients alone; for another it would change nothing."""
+    await admin.execute("grant select on public.spotify_connections to app; revoke spotconn from app")
+    await admin.execute(read_sql("lock_down.sql"))
+    try:
+        found = (await look(database.admin_dsn))["token readers"]
+        await admin.execute("revoke select on public.spotify_connections from app")
+        mended = (await look(database.admin_dsn))["token readers"]
+    finally:
+        await admin.execute("grant spotconn to app; revoke select on public.spotify_connections from app")
+        await admin.execute(read_sql("lock_down_undo.sql"))
+    assert "read by app, " in found.text
+    assert str(found.remedy).startswith("unless app must read the tokens: REVOKE SELECT ON public.spotify_")
+    assert "--lock-down" not in str(found.remedy)
+    assert mended.state == "ok"
+
+
 async def test_a_database_that_is_not_utf8(database: Database, admin: asyncpg.Connection) -> None:
     """Its encoding is named, with the way to one that can hold every name."""
     await admin.execute("create database latin encoding 'LATIN1' lc_collate 'C' lc_ctype 'C' template template0")
@@ -220,11 +251,11 @@ async def test_a_clock_with_another_body_is_mended_by_the_schema(
 
 def test_the_way_to_the_server() -> None:
     """Verified, on this host, encrypted but not verified, and open."""
-    assert tls_finding(encrypted=True, verified=True, host="db.example.org").state == "ok"
-    assert tls_finding(encrypted=False, verified=False, host="127.0.0.1").state == "ok"
-    unverified = tls_finding(encrypted=True, verified=False, host="db.example.org")
+    assert tls_finding(encrypted=True, verified=True, local=False).state == "ok"
+    assert tls_finding(encrypted=False, verified=False, local=True).state == "ok"
+    unverified = tls_finding(encrypted=True, verified=False, local=False)
     assert (unverified.state, "verify-full" in str(unverified.remedy)) == ("warn", True)
-    assert "openly" in tls_finding(encrypted=False, verified=False, host="db.example.org").text
+    assert "openly" in tls_finding(encrypted=False, verified=False, local=False).text
     assert pooler_finding(pooled=False).state == "ok"
     assert "statement_cache_size=0" in str(pooler_finding(pooled=True).remedy)
 

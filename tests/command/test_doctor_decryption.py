@@ -86,7 +86,7 @@ async def test_the_look_ends_in_time_and_says_how_far_it_came(database: Database
     pool = await open_pool(database.admin_dsn, {"max_size": 1})
     try:
         async with acquire(pool) as session:
-            probe = Probe(session, database.admin_dsn)
+            probe = Probe(session)
             async with probe.rolled_back():
                 found = await check_decryption(probe, HEALTHY, seconds=0)
     finally:

@@ -142,20 +142,28 @@ def test_messages_that_cannot_be_written_change_no_code(environ: dict[str, str])
     assert (done.returncode, done.stderr.count("\n")) == (6, 1)
 
 
+def leave_at(environ: dict[str, str], text: str, *arguments: str) -> tuple[str, str, int]:
+    """Read the output up to a line with a text and close it; return that line, the errors and the code."""
+    command = [sys.executable, "-m", "spotconn", *arguments]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environ, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        line = next(line for line in process.stdout if text in line)
+        process.stdout.close()
+        return line, process.stderr.read(), process.wait()
+
+
 async def test_a_reader_that_leaves_in_the_middle_of_a_list(environ: dict[str, str], admin: asyncpg.Connection) -> None:
     """The command ends without a word and with 0."""
     await add_connections(admin, 5_000)
-
-    def read_one_line() -> tuple[str, str, int]:
-        command = [sys.executable, "-m", "spotconn", "expiring", "--json"]
-        pipe = subprocess.PIPE
-        with subprocess.Popen(command, env=environ, stdout=pipe, stderr=pipe, text=True) as process:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            line = process.stdout.readline()
-            process.stdout.close()
-            return line, process.stderr.read(), process.wait()
-
-    line, error, code = await asyncio.to_thread(read_one_line)
+    line, error, code = await asyncio.to_thread(leave_at, environ, "account", "expiring", "--json")
     assert json.loads(line)["spotify_user_id"] == "account"
+    assert (error, code) == ("", 0)
+
+
+async def test_a_reader_that_leaves_the_doctor(environ: dict[str, str]) -> None:
+    """Also once its session is open, which is closed before the process ends."""
+    line, error, code = await asyncio.to_thread(leave_at, environ, "TLS", "doctor")
+    assert line.startswith("ok   TLS")
     assert (error, code) == ("", 0)

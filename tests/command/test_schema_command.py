@@ -71,7 +71,7 @@ async def test_an_empty_database_gets_all_that_it_needs(schema: Schema, url: str
     """Without psql and without another option: what Supabase has, then the schema; then a store opens."""
     checked = await schema("--check")
     assert (checked.exit_code, checked.stdout) == (5, "")
-    assert "no schema; apply the schema of this version of spotconn: spotconn schema --apply (plain" in checked.stderr
+    assert "no schema; apply the schema of this version of spotconn: spotconn schema --apply (it " in checked.stderr
     done = await schema("--apply")
     assert (done.exit_code, done.stdout) == (
         0,

@@ -71,7 +71,7 @@ async def test_the_limits_are_those_of_one_transaction(hurried: str) -> None:
     pool = await open_pool(hurried, {"max_size": 1})
     try:
         async with acquire(pool) as session:
-            async with Probe(session, hurried).rolled_back():
+            async with Probe(session).rolled_back():
                 assert await seconds(session) == [60, 0, 60]
             assert await seconds(session) == [0, 0, 0]
     finally:

@@ -3,7 +3,7 @@
 import asyncio
 import tracemalloc
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from uuid import UUID
 
 import asyncpg
@@ -23,6 +23,7 @@ from spotconn._database import service_role
 from spotconn.models import fingerprint
 from support.bulk import add_connections
 from support.database import Database
+from support.doctor import look
 
 ALICE = Profile(spotify_user_id="alice")
 ENDED = datetime.now(UTC) - timedelta(minutes=1)
@@ -184,6 +185,7 @@ async def test_the_counts_are_of_the_stored_refresh_tokens(
         revoked=0,
         invalid=0,
         plain_text=6,
+        damaged=0,
         by_key={},
         app_unknown=3,
         by_app={},
@@ -238,3 +240,53 @@ async def test_a_list_that_is_cut_off_is_an_error(house: ConnectionAdmin, admin:
             await anext(listed)
     finally:
         await admin.execute("grant usage on schema spotconn to service_role")
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+async def test_times_that_no_calendar_has(house: ConnectionAdmin, sign: int) -> None:
+    """They are the caller's mistake, and the argument is named."""
+    with pytest.raises(ValueError, match=r"^within: expected at most a century$"):
+        house.expiring(within=sign * timedelta(days=36_526))
+    with pytest.raises(ValueError, match=r"^within: "):
+        house.expiring(within=timedelta.max if sign > 0 else timedelta.min)
+    assert [one async for one in house.expiring(within=sign * timedelta(days=36_525))] == []
+    end = datetime.max.replace(tzinfo=UTC) if sign > 0 else datetime.min.replace(tzinfo=UTC)
+    with pytest.raises(ValueError, match=r"^since: expected a time with a time zone, of the years 1 to 9999 in UTC$"):
+        await house.recheck(since=end.replace(tzinfo=timezone(-sign * timedelta(hours=14))))
+    assert await house.recheck(since=end) == 0
+
+
+async def test_one_retired_app_is_no_text(house: ConnectionAdmin) -> None:
+    """Its letters are not taken as the ids."""
+    with pytest.raises(ValueError, match=r"^retired_client_ids: expected several strings, not one$"):
+        house.expiring(within=timedelta(days=30), retired_client_ids="myapp")
+
+
+async def test_a_text_of_another_writer_is_no_key(
+    store: ConnectionStore, house: ConnectionAdmin, users: list[UUID], admin: asyncpg.Connection
+) -> None:
+    """It is counted as damaged, and nothing of it is repeated, however long it is; a later format has its key."""
+    texts = "spotconn1.\x1b[31m\u202eowned.AAAA", f"spotconn1.{'x' * 100_000}.AAAA", "spotconn2.0123abcd.AAAA"
+    for user, text in zip(users, texts, strict=True):
+        await store.save(user, OLD, ALICE)
+        await admin.execute("update public.spotify_connections set refresh_token = $2 where user_id = $1", user, text)
+    stats = await house.stats()
+    assert (stats.plain_text, stats.damaged, stats.by_key) == (3, 2, {"0123abcd": 1})
+
+
+async def test_a_service_role_that_sees_no_row(
+    house: ConnectionAdmin, store: ConnectionStore, users: list[UUID], admin: asyncpg.Connection, database: Database
+) -> None:
+    """A count of nothing would pass for an answer: nothing is done, and the role is named, by the doctor too."""
+    await store.save(users[0], OLD, ALICE)
+    await admin.execute("alter role service_role nobypassrls")
+    try:
+        for call in (house.stats(), house.assign_app("myapp"), house.move(*users[:2]), anext(aiter(house.failing()))):
+            with pytest.raises(RowSecurityError, match=r"ALTER ROLE service_role BYPASSRLS$"):
+                await call
+        found = (await look(database.admin_dsn))["grants"]
+    finally:
+        await admin.execute("alter role service_role bypassrls")
+    assert (found.state, str(found.remedy).endswith("ALTER ROLE service_role BYPASSRLS")) == ("fail", True)
+    assert (await look(database.admin_dsn))["grants"].state == "ok"
+    assert (await house.stats()).connections == 1

@@ -102,8 +102,8 @@ class FaultProxy:
         self.thaw()
 
     @asynccontextmanager
-    async def serve(self) -> AsyncGenerator[Self]:
-        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+    async def serve(self, host: str = "127.0.0.1") -> AsyncGenerator[Self]:
+        server = await asyncio.start_server(self._connected, host, 0)
         self._port = server.sockets[0].getsockname()[1]
         try:
             yield self

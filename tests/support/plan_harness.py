@@ -204,7 +204,7 @@ async def opened(planned: Planned, plans: str) -> AsyncGenerator[PlanHarness]:
         admin = await stack.enter_async_context(house)
         pool = await stack.enter_async_context(asyncpg.create_pool(planned.dsn("planner"), init=watched, **options))
         session = await stack.enter_async_context(pool.acquire())
-        harness = PlanHarness(store, admin, Probe(session, planned.dsn()), root)
+        harness = PlanHarness(store, admin, Probe(session), root)
         harness.executed = executed
         yield harness
 

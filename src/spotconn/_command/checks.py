@@ -1,8 +1,8 @@
 """The checks of `spotconn doctor` on an open session, each in a transaction of its own that is rolled back."""
 
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
-from urllib.parse import urlsplit
+from ipaddress import ip_address
+from typing import Literal, TypeAlias
 
 from spotconn._command.catalog import (
     COUNT_PLAIN_TEXT,
@@ -19,9 +19,12 @@ from spotconn._command.read_only import check_writing
 from spotconn._database.errors import APPLY_SCHEMA
 from spotconn._database.pool import is_pooled
 from spotconn._database.schema import SCHEMA_VERSION
+from spotconn._database.service_role import BIND_NOBODY
 from spotconn._database.verification import ENCODING, MAKE_UTF8
 
 OLDEST_SERVER = 150000
+_CLIENTS = {"anon", "authenticated"}
+"""Roles that lock_down.sql takes the tokens from."""
 
 Check: TypeAlias = Callable[[Probe], Awaitable[Finding]]
 """A check on a session, within a transaction."""
@@ -31,18 +34,20 @@ async def _check_tls(probe: Probe) -> Finding:
     # asyncpg has no public API for the transport.
     transport = getattr(probe.session, "_transport", None)
     ssl = transport.get_extra_info("ssl_object") if transport is not None else None
+    peer: tuple[str, int] | str | None = transport.get_extra_info("peername") if transport is not None else None
     return tls_finding(
         encrypted=ssl is not None,
         verified=ssl is not None and ssl.context.check_hostname,
-        host=urlsplit(probe.dsn).hostname,
+        # A URL may name several hosts, or none; a Unix socket has no address.
+        local=not isinstance(peer, tuple) or ip_address(peer[0]).is_loopback,
     )
 
 
-def tls_finding(*, encrypted: bool, verified: bool, host: str | None) -> Finding:
-    """Return the finding about the encryption of the connection."""
+def tls_finding(*, encrypted: bool, verified: bool, local: bool) -> Finding:
+    """Return the finding about the encryption of the connection, which may have been opened on this host."""
     if verified:
         return Finding(state="ok", subject="TLS", text="encrypted, and the server's certificate is verified")
-    if host is None or host in {"localhost", "127.0.0.1", "::1"}:
+    if local:
         return Finding(state="ok", subject="TLS", text="not needed: the server is on this host")
     return Finding(
         state="warn",
@@ -111,13 +116,18 @@ async def _check_policies(probe: Probe) -> Finding:
     added = {policy[1] for policy in found - POLICIES} - altered
     parts = [("missing or altered", altered), ("added", added)]
     text = "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in parts if names)
-    remedy = "drop the added ones (any one policy is enough to let a row pass)" if added else APPLY_SCHEMA
-    return Finding(state="fail" if altered else "warn", subject="policies", text=text, remedy=remedy)
+    remedies = ["drop the added ones (any one policy is enough to let a row pass)"] * bool(added)
+    remedies += [APPLY_SCHEMA] * bool(altered)
+    state: Literal["warn", "fail"] = "fail" if altered else "warn"
+    return Finding(state=state, subject="policies", text=text, remedy="; ".join(remedies))
 
 
 async def _check_grants(probe: Probe) -> Finding:
     await probe.value("select spotconn.row_security_binds()")
-    operator = await probe.value("select pg_catalog.pg_has_role(session_user, 'service_role', 'member')")
+    operator = await probe.become_service_role()
+    if operator and await probe.value("select pg_catalog.row_security_active('public.spotify_connections')"):
+        text = "row level security binds service_role, so that the operator's commands see no connection"
+        return Finding(state="fail", subject="grants", text=text, remedy=BIND_NOBODY)
     return Finding(
         state="ok",
         subject="grants",
@@ -143,11 +153,19 @@ async def _check_token_privileges(probe: Probe) -> Finding:
     names = [row["name"] for row in await probe.rows(ROLES_THAT_READ_TOKENS)]
     if not names:
         return Finding(state="ok", subject="token readers", text="only the library, service_role and the owner")
+    others = [name for name in names if name not in _CLIENTS]
+    remedies = ["take the tokens away from clients: spotconn schema --apply --lock-down"] * (len(others) < len(names))
+    if others:
+        remedies.append(
+            f"unless {', '.join(others)} must read the tokens: "  # noqa: S608  a text for people
+            "REVOKE SELECT ON public.spotify_connections FROM each, or FROM the role that it "
+            "has this of"
+        )
     return Finding(
-        state="fail" if {"anon", "public"} & set(names) else "warn",
+        state="fail" if "anon" in names else "warn",
         subject="token readers",
         text=f"the token columns may also be read by {', '.join(names)}, as far as the policies let them",
-        remedy="take the tokens away from clients: spotconn schema --apply --lock-down",
+        remedy="; ".join(remedies),
     )
 
 

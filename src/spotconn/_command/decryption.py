@@ -138,8 +138,8 @@ class Look:
             )
         if self.not_authentic:
             yield (
-                "what was moved by SQL: spotconn move FROM TO, if you know the user FROM that it belonged to before; "
-                "else these users must connect again"
+                "what you have moved by SQL yourself: spotconn move FROM TO, where FROM is the user that it belonged "
+                "to before; else these users must connect again"
             )
 
 

@@ -1,6 +1,6 @@
 """Examine the settings and the database that they name, for `spotconn doctor`."""
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 
 from spotconn._command.apps import check_apps, client_finding, other_apps_finding
 from spotconn._command.checks import CHECKS, Check
@@ -18,7 +18,7 @@ DATABASE = "database"
 """The subject of the finding about the way there."""
 
 
-async def examine(environ: Mapping[str, str]) -> AsyncIterator[Finding]:
+async def examine(environ: Mapping[str, str]) -> AsyncGenerator[Finding]:
     """Yield the findings about the settings, then those about the database. Nothing is changed.
 
     Args:
@@ -27,14 +27,13 @@ async def examine(environ: Mapping[str, str]) -> AsyncIterator[Finding]:
     for finding in _settings(environ):
         yield finding
     try:
-        dsn = read_database_url(environ)
-        pool = await open_pool(dsn, {"max_size": 1, "statement_cache_size": 0})
+        pool = await open_pool(read_database_url(environ), {"max_size": 1, "statement_cache_size": 0})
     except Exception as error:  # noqa: BLE001  a finding, never a traceback
         yield _failed(DATABASE, error, remedy="correct DATABASE_URL")
         return
     try:
         async with acquire(pool) as session:
-            probe = Probe(session, dsn)
+            probe = Probe(session)
             for subject, check in _checks(environ).items():
                 yield await _run_check(probe, subject, check)
     except SpotconnError as error:

@@ -24,11 +24,9 @@ class Probe:
 
     Attributes:
         session: of the login that DATABASE_URL names.
-        dsn: that it was opened with.
     """
 
     session: Session
-    dsn: str
 
     def is_connected(self) -> bool:
         """Return whether the session is still open, as far as this host knows."""

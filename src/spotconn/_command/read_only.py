@@ -15,13 +15,13 @@ select pg_catalog.pg_is_in_recovery() as replica,
     pg_catalog.quote_ident(pg_catalog.current_database()) as database,
     pg_catalog.quote_ident(session_user) as login
 """  # noqa: S608  of a constant
-# By where the setting comes from, as pg_settings names it.
+# By where the setting comes from, as pg_settings names it. ALTER DATABASE and ALTER ROLE are writes themselves.
 _RESET = {
     "configuration file": f"ALTER SYSTEM RESET {_SETTING} (or take it out of postgresql.conf), then SELECT "
     "pg_reload_conf()",
-    "database": f"ALTER DATABASE {{database}} RESET {_SETTING}",
-    "user": f"ALTER ROLE {{login}} RESET {_SETTING}",
-    "database user": f"ALTER ROLE {{login}} IN DATABASE {{database}} RESET {_SETTING}",
+    "database": f"SET {_SETTING} = off, then ALTER DATABASE {{database}} RESET {_SETTING}",
+    "user": f"SET {_SETTING} = off, then ALTER ROLE {{login}} RESET {_SETTING}",
+    "database user": f"SET {_SETTING} = off, then ALTER ROLE {{login}} IN DATABASE {{database}} RESET {_SETTING}",
     "client": f"take {_SETTING} out of DATABASE_URL and PGOPTIONS",
 }
 

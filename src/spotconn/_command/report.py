@@ -1,6 +1,7 @@
 """The report of `spotconn doctor`: its findings, written for people or for programs."""
 
 from collections.abc import Mapping
+from contextlib import aclosing
 
 from rich.console import Console
 from rich.text import Text
@@ -21,14 +22,15 @@ async def report(environ: Mapping[str, str], *, as_json: bool) -> bool:
         as_json: for programs.
     """
     console, unhealthy = Console(highlight=False, soft_wrap=True), False
-    async for finding in examine(environ):
-        unhealthy |= finding.state == "fail"
-        if as_json:
-            write_json(finding)
-            continue
-        with console.capture() as captured:
-            console.print(_lines(finding))
-        write(captured.get())
+    async with aclosing(examine(environ)) as findings:  # the process may end at a line, and the session before it
+        async for finding in findings:
+            unhealthy |= finding.state == "fail"
+            if as_json:
+                write_json(finding)
+                continue
+            with console.capture() as captured:
+                console.print(_lines(finding))
+            write(captured.get())
     return unhealthy
 
 

@@ -72,7 +72,9 @@ class Checked(BaseModel):
         return f"version {self.version}{', locked down' if self.locked_down else ''}\n"
 
 
-def check_options(parts: Parts, *, apply: bool, check: bool, no_transaction: bool, client_id: str | None) -> None:
+def check_options(
+    parts: Parts, *, apply: bool, check: bool, no_transaction: bool, client_id: str | None, as_json: bool
+) -> None:
     """End the command where its options do not go together."""
     undo = parts["undo_lock_down"]
     wrong = {
@@ -80,6 +82,7 @@ def check_options(parts: Parts, *, apply: bool, check: bool, no_transaction: boo
         "--no-transaction is for the SQL that is printed": no_transaction and (apply or check),
         "--undo-lock-down stands alone": undo and (parts["plain_postgres"] or parts["lock_down"]),
         "--check goes together with --lock-down alone": check and (parts["plain_postgres"] or undo),
+        "--json goes together with --apply or --check: SQL is printed as it is": as_json and not (apply or check),
         "--client-id goes together with --apply": client_id is not None and (not apply or undo),
     }
     for text in (text for text, is_wrong in wrong.items() if is_wrong):
@@ -141,7 +144,7 @@ async def check_schema(*, lock_down: bool) -> Checked:
     async with _session() as session:
         found = await look(session)
     if found.version is None:
-        first = "" if found.supabase else " (plain_postgres.sql first, because what Supabase has is missing, too)"
+        first = "" if found.supabase else " (it applies plain_postgres.sql first: what Supabase has is missing)"
         raise SchemaMismatch(f"the database has {found}; {APPLY_SCHEMA}{first}")
     async with ConnectionStore.open(read_database_url(os.environ), **_POOL):
         pass

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn.cipher import AesGcmSivCipher, TokenColumn
+from spotconn.cipher import MARK, AesGcmSivCipher, TokenColumn
 from spotconn.errors import ConfigurationError, DecryptionError
 from spotconn.overview import RekeyProgress
 
@@ -71,6 +71,7 @@ class Rewriter:
         lost: rewrites that lost to a concurrent write, or were left for later.
         wait: seconds until the refreshes are over whose rows were left for later in this pass.
         unreadable: users with a value that did not decrypt in this pass.
+        plain_text: those of them with a value in plain text, which the cipher refuses.
     """
 
     cipher: AesGcmSivCipher
@@ -79,6 +80,7 @@ class Rewriter:
     lost: int = 0
     wait: float = 0.0
     unreadable: set[UUID] = field(default_factory=set[UUID])
+    plain_text: set[UUID] = field(default_factory=set[UUID])
 
     @property
     def progress(self) -> RekeyProgress:
@@ -88,6 +90,7 @@ class Rewriter:
     def begin_pass(self) -> None:
         """Begin a pass over all connections."""
         self.unreadable.clear()
+        self.plain_text.clear()
         self.wait = 0.0
 
     def rewrite(self, rows: list[asyncpg.Record]) -> dict[UUID, tuple[object, ...]]:
@@ -123,28 +126,42 @@ class Rewriter:
                 f"{remaining} connections are again under another key: a running process still encrypts with it; "
                 "give every process the same SPOTCONN_ENCRYPTION_KEYS, then run rekey again"
             )
-        if remaining:
-            some = ", ".join(str(user_id) for user_id in sorted(self.unreadable)[:3])
+        if self.plain_text:
             raise DecryptionError(
-                f"{remaining} connections do not decrypt with this ring of keys (among them user {some}); "
-                "all others are rewritten; spotconn doctor says what to do"
+                f"{len(self.plain_text)} connections are in plain text, which this service refuses (among them user "
+                f"{_some(self.plain_text)}); all that decrypts is rewritten; where your own service wrote them, run "
+                "spotconn rekey with SPOTCONN_REQUIRE_ENCRYPTED=0"
+            )
+        if remaining:
+            raise DecryptionError(
+                f"{remaining} connections do not decrypt with this ring of keys (among them user "
+                f"{_some(self.unreadable)}); all others are rewritten; spotconn doctor says what to do"
             )
         return self.progress
 
     def _row(self, row: asyncpg.Record) -> tuple[object, ...] | None:
         old = f"{row['access_token']} {row['refresh_token']}".encode()
-        try:
-            tokens = [self._value(row, "access_token"), self._value(row, "refresh_token")]
-        except DecryptionError:
-            self.unreadable.add(row["user_id"])
+        access_token, refresh_token = self._value(row, "access_token"), self._value(row, "refresh_token")
+        if access_token is None or refresh_token is None:
             return None
         fingerprint = hashlib.sha256(row["refresh_token"].encode()).digest()
-        return (row["user_id"], hashlib.sha256(old).digest(), fingerprint, *tokens)
+        return (row["user_id"], hashlib.sha256(old).digest(), fingerprint, access_token, refresh_token)
 
-    def _value(self, row: asyncpg.Record, column: TokenColumn) -> str:
+    def _value(self, row: asyncpg.Record, column: TokenColumn) -> str | None:
+        """Return the text to store; None for one that does not decrypt, whose user is counted."""
         stored: str = row[column]
         if stored.startswith(self.cipher.current_prefix):
             return stored
         user_id = row["user_id"]
-        token = self.cipher.decrypt(stored, user_id=user_id, column=column)
+        try:
+            token = self.cipher.decrypt(stored, user_id=user_id, column=column)
+        except DecryptionError:
+            self.unreadable.add(user_id)
+            if not stored.startswith(MARK):
+                self.plain_text.add(user_id)
+            return None
         return self.cipher.encrypt(token, user_id=user_id, column=column)
+
+
+def _some(users: set[UUID]) -> str:
+    return ", ".join(map(str, sorted(users)[:3]))

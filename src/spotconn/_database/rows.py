@@ -19,7 +19,7 @@ from spotconn.models import (
     is_token,
     read_scope,
 )
-from spotconn.overview import ConnectionOverview
+from spotconn.overview import ConnectionOverview, ConnectionStats
 from spotconn.turns import Outcome, RefreshTurn
 
 
@@ -156,6 +156,20 @@ def overview(row: asyncpg.Record) -> ConnectionOverview:
         expires_at=_aware(row["expires_at"]),
         client_id=row["client_id"],
         failure=recorded_failure(row),
+    )
+
+
+def statistics(states: list[asyncpg.Record], keys: list[asyncpg.Record], apps: list[asyncpg.Record]) -> ConnectionStats:
+    """Return the counts of the rows of `STATS`, `KEYS` and `APPS`."""
+    by_key = {(row["marked"], row["key"]): row["count"] for row in keys}
+    by_app = {row["client_id"]: row["count"] for row in apps}
+    return ConnectionStats(
+        **states[0],
+        plain_text=by_key.pop((False, None), 0),
+        damaged=by_key.pop((True, None), 0),
+        by_key={key: count for (_, key), count in by_key.items()},
+        app_unknown=by_app.pop(None, 0),
+        by_app=by_app,
     )
 
 

@@ -44,8 +44,11 @@ def set_timeouts(seconds: float) -> str:
 
 _BECOME_SERVICE_ROLE = (
     f"{set_timeouts(TIMEOUT)}, pg_catalog.set_config('role', 'service_role', true), "
-    "pg_catalog.set_config('search_path', '', true)"
+    "pg_catalog.set_config('search_path', '', true), "
+    "pg_catalog.row_security_active('public.spotify_connections') as is_bound"
 )
+BIND_NOBODY = "as a superuser: ALTER ROLE service_role BYPASSRLS"
+"""What lets the role see the rows of all users, as on Supabase."""
 
 
 class ServiceRole:
@@ -62,7 +65,7 @@ class ServiceRole:
         """Return the rows of a statement.
 
         Raises:
-            RowSecurityError: the login may not become service_role.
+            RowSecurityError: the login may not become service_role, or the policies bind that role.
             DatabaseUnavailable, SchemaMismatch: it failed.
         """
         async with self.transaction() as session:
@@ -122,7 +125,7 @@ async def _roll_back(session: Session, transaction: "Transaction") -> None:
 async def _become_service_role(session: Session) -> None:
     failure: SpotconnError | None = None
     try:
-        await map_errors(session.execute(_BECOME_SERVICE_ROLE, timeout=TIMEOUT))
+        row = await map_errors(session.fetchrow(_BECOME_SERVICE_ROLE, timeout=TIMEOUT))
     except RowSecurityError:
         failure = RowSecurityError(
             f"the login may not become service_role: GRANT service_role TO it, or {APPLY_SCHEMA}"
@@ -131,5 +134,8 @@ async def _become_service_role(session: Session) -> None:
         if error.sqlstate != "22023":  # of a value for the parameter "role"
             raise
         failure = SchemaMismatch(f"the database has no role service_role: {APPLY_SCHEMA}")
+    else:
+        if row is not None and row["is_bound"]:  # it would see no row, and find nothing to do
+            failure = RowSecurityError(f"the policies bind service_role, which must see all users: {BIND_NOBODY}")
     if failure is not None:
         raise failure

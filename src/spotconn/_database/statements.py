@@ -120,9 +120,13 @@ from public.spotify_connections as stored
 left join spotconn.refresh_state as state
     on state.user_id = stored.user_id and state.fingerprint = sha256(convert_to(stored.refresh_token, 'UTF8'))
 """
-KEYS = """
-select case when starts_with(value, 'spotconn') then split_part(value, '.', 2) end as key, count(*)
+# Any client may write what begins like an encrypted value; of such a text nothing is repeated.
+KEYS = r"""
+select
+    starts_with(value, 'spotconn') as marked,
+    substring(value from '^spotconn[0-9]+\.([0-9a-f]{8})\.') as key,
+    count(*)
 from public.spotify_connections, lateral (values (access_token), (refresh_token)) as token (value)
-group by 1
+group by 1, 2
 """
 APPS = "select client_id, count(*) from spotconn.connection group by client_id order by client_id"
