@@ -91,7 +91,7 @@ $body$)
         raise exception 'the project has a function of its own where Supabase has another: %', own
             using hint = 'Nothing was changed. Where your auth.uid() reads the sub of request.jwt.claims, keep it: leave '
                 'this file out, create the table auth.users with the key id uuid and the roles anon, authenticated and '
-                'service_role where they are missing, and apply the rest with spotconn schema --apply. Else use a '
+                'service_role (with BYPASSRLS) where they are missing, and apply the rest with spotconn schema --apply. Else use a '
                 'database of its own for spotconn.';
     end if;
 

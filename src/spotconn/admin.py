@@ -271,8 +271,7 @@ class ConnectionAdmin:
     async def _remaining(self, cipher: AesGcmSivCipher) -> int:
         """Return the number of connections with a value that is not under the first key."""
         (row,) = await self._database.fetch(COUNT_OLD, cipher.current_prefix)
-        number: int = row[0]
-        return number
+        return int(row[0])
 
     async def _rewrite(self, rewriter: Rewriter, rows: list[asyncpg.Record]) -> None:
         rewritten = rewriter.rewrite(rows)

@@ -214,7 +214,8 @@ class ForeignRows:
         assert many.keys() == {odd, self.good}
         if stored is not None:
             assert stored.reauthorize_by is None or stored.connected_at is not None
-            given.append(await self._met(tokens.replace_rejected(odd, stored.access_token)))
+            if stored.access_token.isascii():  # no other text can have been refused, and the argument is
+                given.append(await self._met(tokens.replace_rejected(odd, stored.access_token)))
         return [token for token in given if token is not None]
 
     async def _operate(self) -> None:

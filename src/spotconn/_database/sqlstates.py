@@ -40,7 +40,8 @@ _NO_SCHEMA = Verdict(SchemaMismatch, "")  # the remedy is APPLY_SCHEMA
 _LOGIN = _setting("check user, password, database name and sslmode of the database URL")
 _NO_STATEMENT = _setting("a transaction pooler is in between: make the pool with statement_cache_size=0")
 _READ_ONLY = _passes(
-    "the server is read-only, as a standby is until it is promoted: try again later, or connect to the primary"
+    "the server or the session is read-only, as a standby is until it is promoted, or by "
+    "default_transaction_read_only: try again later, or connect to the primary"
 )
 _ENCODING = _refused(
     "a text holds NUL or a character that the encoding of the database lacks; the database must be UTF8"
