@@ -53,6 +53,7 @@ async def test_a_token_that_was_served_unsaved_is_replaced_once_it_is_saved(
     assert spotify.refresh_calls == 1
 
 
+@pytest.mark.long
 async def test_a_log_in_that_is_cancelled_leaves_no_error_behind(database: Database) -> None:
     """At whichever step it is cancelled, the event loop has nothing to log."""
     loop = asyncio.get_running_loop()

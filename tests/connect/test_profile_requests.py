@@ -151,7 +151,14 @@ async def test_a_page_of_another_site_can_send_no_form_but_spotify_can_send_the_
         assert await page.locator("#account").text_content() == "Alice"
 
 
-@pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "way",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, marks=pytest.mark.long),
+    ],
+)
 async def test_stopped_in_whatever_way_it_leaves_nothing(prepared: Database, open_folder: Path, way: int) -> None:
     """With its own Postgres: after the end of the process the server and its folder are gone."""
     async with profile_app(settings={"TMPDIR": str(open_folder)}) as (url, process):

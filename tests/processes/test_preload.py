@@ -17,7 +17,7 @@ from spotconn.testing import FakeSpotify
 from support.bulk import connect_many
 from support.database import Database
 
-STARTS, REQUESTS, WORKERS = 5, 40, 3
+STARTS, SOME, REQUESTS, WORKERS = 5, 2, 40, 3
 TESTS = Path(__file__).parents[1]
 
 
@@ -45,7 +45,9 @@ async def preloaded(socket: Path, **settings: str) -> AsyncGenerator[httpx.Async
 
 
 @pytest.mark.parametrize("prepared", ["packaged"], indirect=True)
-@pytest.mark.parametrize("start", range(STARTS))
+@pytest.mark.parametrize(
+    "start", [*range(SOME), *(pytest.param(n, marks=pytest.mark.long) for n in range(SOME, STARTS))]
+)
 async def test_no_worker_hands_out_another_users_token(
     database: Database, admin: asyncpg.Connection, spotify: FakeSpotify, open_folder: Path, start: int
 ) -> None:

@@ -123,9 +123,9 @@ async def test_it_answers_and_leaves_nothing(binaries: Path, base: Path) -> None
 @pytest.mark.parametrize(
     ("binaries", "number"),
     [
-        (SERVERS[0], signal.SIGTERM),
-        (SERVERS[0], signal.SIGINT),
         (SERVERS[0], signal.SIGKILL),
+        pytest.param(SERVERS[0], signal.SIGTERM, marks=pytest.mark.long),
+        pytest.param(SERVERS[0], signal.SIGINT, marks=pytest.mark.long),
         *(pytest.param(binaries, signal.SIGKILL, marks=pytest.mark.long) for binaries in SERVERS[1:]),
     ],
 )

@@ -27,7 +27,7 @@ def prepared() -> Iterator[Database]:
         yield database
 
 
-@pytest.fixture(params=["single-use", "reusable"])
+@pytest.fixture(params=["single-use", pytest.param("reusable", marks=pytest.mark.long)])
 def kind(request: pytest.FixtureRequest) -> str:
     """Of the refresh tokens: both are seen in the world."""
     return str(request.param)

@@ -189,7 +189,8 @@ async def test_each_combination_with_an_app_has_one_outcome(
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("granted", ["long ago", pytest.param("lately", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("granted", ["long ago", "lately"])
 async def test_each_combination_gives_a_good_token_or_one_error(
     store: ConnectionStore,
     accounts: SpotifyAccounts,

@@ -68,6 +68,8 @@ async def slow(scene: FaultHarness) -> None:
 UNANSWERED: set[Callable[[FaultHarness], Awaitable[None]]] = {half_open, deaf}
 """What nobody is told of: a statement is waited for until its time is over."""
 FAULTS = [restart, terminate, cut, away, half_open, deaf, slow]
+FIRST = {restart, away, deaf}
+"""Faults that `make test` tries: each of the others is the like of one of them."""
 
 
 class Held(Protocol):
@@ -136,7 +138,9 @@ def tells_more(fault: Callable[[FaultHarness], Awaitable[None]], where: Await) -
 
 
 CASES = [
-    pytest.param(fault, where, id=f"{fault.__name__} at {where.name}")
+    pytest.param(
+        fault, where, id=f"{fault.__name__} at {where.name}", marks=[] if fault in FIRST else [pytest.mark.long]
+    )
     for where in AWAITS
     for fault in FAULTS
     if tells_more(fault, where)

@@ -67,7 +67,7 @@ from support.stepping_loop import STEP, SteppingLoop, TaskFactory, Trail, Watchd
 
 LONG, SHORT, STALE, EXPIRED, MISSING = 3500.0, 1000.0, 200.0, -5.0, None
 """Seconds that the stored token is good for: for all, for a page, for a page that refreshes it, for nobody."""
-MOST_ORDERS, MOST_ORDERS_IF_LONG = 260, 1200
+MOST_ORDERS, MOST_ORDERS_IF_LONG = 130, 1200
 """Orders of one scenario. Half of them take the later choices first; of a large scenario, the rest is drawn by lot."""
 LONGEST_ORDER = 600
 """Steps; an order that takes more does not end."""

@@ -16,7 +16,7 @@ from spotconn.testing import Answer
 from support.database import Database, serving
 from support.state_harness import ACCOUNTS, StateHarness
 
-STEPS = [30_000] if os.environ.get("SPOTCONN_SOAK") else [50, pytest.param(2_000, marks=pytest.mark.long)]
+STEPS = [30_000] if os.environ.get("SPOTCONN_SOAK") else [30, pytest.param(2_000, marks=pytest.mark.long)]
 ANSWERS = [Answer.too_many_requests("0"), Answer.unavailable(), Answer.truncated(), Answer(status=500)]
 TOO_LATE = Answer.too_many_requests("3")
 """Asks to wait longer than a refresh may: it fails at once, and the managers pause."""
