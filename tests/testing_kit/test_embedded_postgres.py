@@ -170,7 +170,8 @@ def test_a_forgotten_stop(base: Path) -> None:
 async def test_restart_keeps_port_and_data(*, immediate: bool, server: EmbeddedPostgres) -> None:
     """A restart, even one like a crash, keeps the port and what was committed."""
     port = server.port
-    await value(server.dsn(), "create table if not exists kept as select 42 as answer")
+    durably = f"{server.dsn()}?synchronous_commit=on"
+    await value(durably, "create table if not exists kept as select 42 as answer")
     server.restart(immediate=immediate)
     assert server.port == port
     assert await value(server.dsn(), "select answer from kept") == 42
