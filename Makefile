@@ -34,8 +34,8 @@ example: .venv/examples-installed ## run one of the examples: NAME=tekore_client
 	@$(GUARD) $(BIN)/python examples/$(NAME).py $(ARGS)
 
 # -rs: what is skipped, such as the browser tests on a system without Chromium, is listed with the reason.
-test: .venv/dev-installed ## the tests with their coverage, without the longer forms
-	$(PYTEST) $(PARALLEL) -m "not long" --cov --cov-report=term
+test: .venv/dev-installed ## the tests, without the longer forms; COVERAGE=--cov measures what they reach
+	$(PYTEST) $(PARALLEL) -m "not long" $(COVERAGE)
 
 long: .venv/dev-installed ## what `make test` leaves out: the longer forms, and the tests on Postgres 15
 	$(PYTEST) $(PARALLEL) -m long
@@ -64,7 +64,7 @@ check: .venv/dev-installed ## linters, types, import contracts, all tests, and t
 	PATH=$(BIN):$$PATH pyright --verifytypes spotconn --ignoreexternal  # it asks the first python on the path
 	$(BIN)/lint-imports
 	$(MAKE) model
-	$(MAKE) test
+	$(MAKE) test COVERAGE="--cov --cov-report=term"
 	$(MAKE) long
 	$(MAKE) chaos SECONDS=60 SEED=26
 	$(MAKE) package
