@@ -235,9 +235,14 @@ class Connection(Value):
         return self.client_id is not None or self.refused_by.issuperset(client_ids)
 
 
+def digest(stored: str) -> bytes:
+    """Return the SHA-256 of a text, as `spotconn.fingerprint` of the schema does."""
+    return hashlib.sha256(stored.encode()).digest()
+
+
 def fingerprint(stored: str) -> str:
     """Return the name of a stored token by its content: the SHA-256 of the stored text, in hexadecimal."""
-    return hashlib.sha256(stored.encode()).hexdigest()
+    return digest(stored).hex()
 
 
 def is_client_id(client_id: str) -> bool:

@@ -8,6 +8,7 @@ from spotconn._command.decryption import check_decryption
 from spotconn._command.finding import Finding
 from spotconn._command.probe import Probe
 from spotconn._database.acquire import acquire
+from spotconn._database.idle_sessions import is_open
 from spotconn._database.pool import close_pool, open_pool
 from spotconn._settings import read_database_url, read_encryption
 from spotconn._spotify.redirect import checked_redirect_uri
@@ -56,7 +57,7 @@ async def _run_check(probe: Probe, subject: str, check: Check) -> Finding:
         async with probe.rolled_back():
             return await check(probe)
     except Exception as error:  # noqa: BLE001  a finding, never a traceback
-        return _failed(subject, error) if probe.is_connected() else _lost(subject)
+        return _failed(subject, error) if is_open(probe.session) else _lost(subject)
 
 
 def _lost(subject: str) -> Finding:

@@ -28,12 +28,6 @@ class Probe:
 
     session: Session
 
-    def is_connected(self) -> bool:
-        """Return whether the session is still open, as far as this host knows."""
-        with suppress(asyncpg.InterfaceError):  # it was lost, and the pool has taken it back
-            return not self.session.is_closed()
-        return False
-
     async def value(self, query: str, *args: object) -> Any:
         """Return the single value of a query."""
         return await map_errors(self.session.fetchval(query, *args, timeout=TIMEOUT))

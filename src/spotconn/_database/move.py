@@ -6,7 +6,6 @@ for a user who has no row any more.
 """
 
 import asyncio
-import hashlib
 from uuid import UUID
 
 import asyncpg
@@ -18,6 +17,7 @@ from spotconn._database.idle_sessions import Session
 from spotconn._database.service_role import TIMEOUT, ServiceRole
 from spotconn.cipher import TokenCipher, TokenColumn
 from spotconn.errors import DecryptionError, RefreshInProgress
+from spotconn.models import digest
 
 LONGEST_WAIT = 30.0
 """Seconds that a move waits for a refresh under way at most."""
@@ -92,7 +92,7 @@ class Mover:
             row = await self._locked(session)
             if row is None:
                 return False
-            before = _digest(row["refresh_token"])
+            before = digest(row["refresh_token"])
             if remaining := await self._remaining(session, before):
                 return remaining
             access_token, refresh_token = self._encrypted(row, "access_token"), self._encrypted(row, "refresh_token")
@@ -100,7 +100,7 @@ class Mover:
                 return False
             texts = access_token or row["access_token"], refresh_token or row["refresh_token"]
             await map_errors(_update(session, row["user_id"], self._to_user, *texts))
-            await self._carry(session, before, _digest(texts[1]))
+            await self._carry(session, before, digest(texts[1]))
         return True
 
     async def _locked(self, session: Session) -> asyncpg.Record | None:
@@ -165,7 +165,3 @@ async def _update(session: Session, holder: UUID, to_user: UUID, access_token: s
 
 def _taken() -> ValueError:
     return ValueError("to_user: has a connection of their own; disconnect it first")
-
-
-def _digest(stored: str) -> bytes:
-    return hashlib.sha256(stored.encode()).digest()

@@ -13,7 +13,7 @@ from spotconn._database.errors import APPLY_SCHEMA
 from spotconn._database.rows import RowConverter, recorded_failure, scope_text
 from spotconn._stopwatch import Stopwatch
 from spotconn.errors import SchemaMismatch
-from spotconn.models import Connection, RecordedFailure, StoredTexts, TokenGrant, fingerprint
+from spotconn.models import Connection, RecordedFailure, StoredTexts, TokenGrant, digest
 from spotconn.turns import RefreshFailure, RefreshTurn
 
 MOST_SAVES = 3
@@ -126,7 +126,7 @@ class Refreshes:
         row = await self._pool.row_of(
             turn.user_id,
             statements.FAIL_REFRESH,
-            _digest(before.texts.refresh_token),
+            digest(before.texts.refresh_token),
             lease_id,
             failure.reason,
             failure.retry_after,
@@ -194,7 +194,7 @@ class Refreshes:
         client_id: str | None,
     ) -> asyncpg.Record | None:
         """Return the answer of `spotconn.finish_refresh`, whose arguments these are in its order."""
-        replaced, held = _digest(stored.refresh_token), _digest(stored.access_token)
+        replaced, held = digest(stored.refresh_token), digest(stored.access_token)
         life = expires_at, expires_in, age
         lease = lease_id, lease_until
         return await self._pool.row_of(
@@ -213,7 +213,3 @@ def _granted(turn: RefreshTurn) -> tuple[Connection, UUID]:
 def _replacement(before: Connection, grant: TokenGrant) -> str | None:
     """Return the refresh token that replaces the one before; one that the answer repeats counts as none."""
     return None if grant.refresh_token == before.refresh_token else grant.refresh_token
-
-
-def _digest(stored: str) -> bytes:
-    return bytes.fromhex(fingerprint(stored))

@@ -5,7 +5,6 @@ is saved only over the values that were read, so a concurrent refresh, reconnect
 refresh is under way is left for later: that refresh is saved over the text that was sent.
 """
 
-import hashlib
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -13,6 +12,7 @@ import asyncpg
 
 from spotconn.cipher import MARK, AesGcmSivCipher, TokenColumn
 from spotconn.errors import ConfigurationError, DecryptionError
+from spotconn.models import digest
 from spotconn.overview import RekeyProgress
 
 MAX_PASSES = 5
@@ -140,12 +140,11 @@ class Rewriter:
         return self.progress
 
     def _row(self, row: asyncpg.Record) -> tuple[object, ...] | None:
-        old = f"{row['access_token']} {row['refresh_token']}".encode()
+        old = f"{row['access_token']} {row['refresh_token']}"
         access_token, refresh_token = self._value(row, "access_token"), self._value(row, "refresh_token")
         if access_token is None or refresh_token is None:
             return None
-        fingerprint = hashlib.sha256(row["refresh_token"].encode()).digest()
-        return (row["user_id"], hashlib.sha256(old).digest(), fingerprint, access_token, refresh_token)
+        return (row["user_id"], digest(old), digest(row["refresh_token"]), access_token, refresh_token)
 
     def _value(self, row: asyncpg.Record, column: TokenColumn) -> str | None:
         """Return the text to store; None for one that does not decrypt, whose user is counted."""

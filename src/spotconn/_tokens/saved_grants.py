@@ -5,7 +5,6 @@ back. Where Spotify has replaced that, only the process that saved its successor
 """
 
 import asyncio
-import hashlib
 import logging
 import math
 from collections.abc import Iterable
@@ -20,7 +19,7 @@ from spotconn import events
 from spotconn._backoff import Backoff
 from spotconn._stopwatch import Stopwatch, loop_time
 from spotconn.errors import DatabaseUnavailable, SpotconnError
-from spotconn.models import Connection, StoredTexts
+from spotconn.models import Connection, StoredTexts, digest
 from spotconn.store import ConnectionStore
 
 _log = logging.getLogger("spotconn")
@@ -66,7 +65,7 @@ class _SavedGrant:
         counts_fewer = (
             current.family is not None and current.family == self.family and (current.saves or 0) < self.saves
         )
-        return counts_fewer or _digest(current.refresh_token) in self.replaced
+        return counts_fewer or digest(current.refresh_token) in self.replaced
 
 
 class SavedGrants:
@@ -114,7 +113,7 @@ class SavedGrants:
         replaced = earlier.replaced if earlier and earlier.is_of(before) else ()
         if texts.refresh_token != before.texts.refresh_token:
             # By the token itself: a rekey changes the stored text.
-            replaced = (*replaced, _digest(before.refresh_token))[-MOST_REPLACED:]
+            replaced = (*replaced, digest(before.refresh_token))[-MOST_REPLACED:]
         self.forget(before.user_id)
         if len(self._grants) >= MOST_GRANTS:
             self.forget(next(iter(self._grants)))
@@ -122,7 +121,7 @@ class SavedGrants:
             before.spotify_user_id,
             before.connected_at,
             texts,
-            _digest(access_token),
+            digest(access_token),
             saves,
             family,
             client_id,
@@ -134,7 +133,7 @@ class SavedGrants:
     def reject(self, user_id: UUID, access_token: str) -> None:
         """Save a grant as ended from now on, if the Web API has refused this access token of it."""
         grant = self._grants.get(user_id)
-        if grant is not None and grant.access_digest == _digest(access_token):
+        if grant is not None and grant.access_digest == digest(access_token):
             grant.rejected = True
 
     def forget(self, user_id: UUID) -> None:
@@ -264,7 +263,3 @@ class SavedGrants:
         except Exception as error:  # noqa: BLE001  of a cipher of the caller's
             _log.warning("the last grant of user %s cannot be saved again: %s", row.user_id, type(error).__name__)
             return False
-
-
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
