@@ -38,7 +38,7 @@ grant select (id, user_id, spotify_user_id, expires_at, connected_at, display_na
 
 -- schema.sql checks whether this function exists.
 create or replace function spotconn.locked_down() returns boolean
-language sql immutable set search_path = ''
+language sql immutable set search_path = pg_catalog, pg_temp
 return true;
 
 revoke all on function spotconn.locked_down() from public, anon, authenticated, service_role;

@@ -187,7 +187,7 @@ grant usage on schema spotconn to spotconn, service_role;
 -- The clock of everything below: the only one that all processes share. Stable, so that an index on a time can be used;
 -- each statement that calls it, also one within a function, reads the clock anew.
 create or replace function spotconn.now() returns timestamptz
-language sql stable set search_path = ''
+language sql stable set search_path = pg_catalog, pg_temp
 return pg_catalog.clock_timestamp();
 
 -- Schema version 2 named the version of a connection by its expires_at. What it has recorded of rows that still stand is
@@ -316,13 +316,13 @@ grant select, insert, delete on spotconn.pending_connect to spotconn;
 
 -- Names a stored token by its content.
 create or replace function spotconn.fingerprint(p_stored text) returns bytea
-language sql stable set search_path = ''
+language sql stable set search_path = pg_catalog, pg_temp
 return pg_catalog.sha256(pg_catalog.convert_to(p_stored, 'UTF8'));
 
 -- Seconds until an access token ends. An end that no token of Spotify can have counts as past.
 create or replace function spotconn.seconds_left(p_expires_at timestamptz, p_now timestamptz)
 returns double precision
-language sql stable set search_path = ''
+language sql stable set search_path = pg_catalog, pg_temp
 return case
     when p_expires_at < '2000-01-01 00:00+00'::timestamptz or p_expires_at > p_now + interval '24 hours' then 0
     else extract(epoch from p_expires_at) - extract(epoch from p_now)
@@ -331,14 +331,14 @@ end;
 -- Whether a stored text can be sent as a token: as spotconn.models.is_token. An encrypted one can; what is in it is for
 -- its reader to check.
 create or replace function spotconn.is_token(p_stored text) returns boolean
-language sql stable set search_path = ''
+language sql stable set search_path = pg_catalog, pg_temp
 return p_stored ~ '^[!#-&(-\[\]-~]+$' and pg_catalog.lower(p_stored) not in ('null', 'none', 'undefined');
 
 -- Whether a time that was set at p_since and ends at p_until still runs. One with more left than its length shows that the
 -- clock was set back, and is void; a second is allowed for small corrections of the clock. So is one that ends in more than
 -- a year. Any time may be stored, so all that is computed is computed from p_now.
 create or replace function spotconn.runs(p_since timestamptz, p_until timestamptz, p_now timestamptz) returns boolean
-language sql stable set search_path = ''
+language sql stable set search_path = pg_catalog, pg_temp
 return coalesce(p_now < p_until and p_until < p_now + interval '1 year' and p_now + interval '1 second' >= p_since, false);
 
 -- A connection with what is known of its refresh token. The planner would take two equal columns for a rare row and read
@@ -379,12 +379,12 @@ grant select on spotconn.connection to spotconn, service_role;
 -- statement, one round trip and one implicit transaction, and no caller can leave out the claims.
 
 create or replace function spotconn.schema_version() returns integer
-language sql immutable set search_path = ''
+language sql immutable set search_path = pg_catalog, pg_temp
 return 3;
 
 -- Role and claims last until the transaction ends. The legacy claim would win over request.jwt.claims: empty it.
 create or replace function spotconn.act_as(p_user_id uuid) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     perform
         pg_catalog.set_config('role', 'spotconn', true),
@@ -400,7 +400,7 @@ $$;
 -- True if the policies bind this login once it acts for a user (here none, so no row is visible). Fails with 42501 if a
 -- grant is missing.
 create or replace function spotconn.row_security_binds() returns boolean
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     perform spotconn.act_as(null);
     if exists (
@@ -421,13 +421,13 @@ $$;
 
 -- The user whom the policies see. Bound to auth.uid() when it is made, because the role spotconn may not use schema auth.
 create or replace function spotconn.claimed_user() returns uuid
-language sql stable set search_path = ''
+language sql stable set search_path = pg_catalog, pg_temp
 return auth.uid();
 
 -- All that ConnectionStore.verify looks at, in one round trip. unbound is why the policies would not bind, null where they do.
 -- Fails with 42501 if a grant is missing.
 create or replace function spotconn.verify() returns jsonb
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     claimed constant uuid := pg_catalog.gen_random_uuid();
     claims_read boolean := false;
@@ -464,7 +464,7 @@ end
 $$;
 
 create or replace function spotconn.get_connection(p_user_id uuid) returns setof spotconn.connection
-language plpgsql set search_path = '' rows 1 as $$
+language plpgsql set search_path = pg_catalog, pg_temp rows 1 as $$
 begin
     perform spotconn.act_as(p_user_id);
     return query
@@ -474,7 +474,7 @@ $$;
 
 -- The connections of several users. Each is read as its own user, so the policies are evaluated for each user.
 create or replace function spotconn.get_connections(p_user_ids uuid[]) returns setof spotconn.connection
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     one uuid;
 begin
@@ -490,7 +490,7 @@ $$;
 -- the refresh token is not joined.
 create or replace function spotconn.get_access_tokens(p_user_ids uuid[])
 returns table (user_id uuid, access_token text, remaining double precision, scope text)
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     one uuid;
     moment constant timestamptz := spotconn.now();
@@ -515,7 +515,7 @@ $$;
 
 -- Lets the state of a user speak of a refresh token: what was known of another one is void.
 create or replace function spotconn.enter_state(p_user_id uuid, p_fingerprint bytea) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     insert into spotconn.refresh_state as state (user_id, fingerprint) values (p_user_id, p_fingerprint)
     on conflict (user_id) do update set
@@ -532,7 +532,7 @@ $$;
 -- Makes the state of a connected user who has none. Before the connection is locked: a deletion of the user locks auth.users first,
 -- which a new state refers to. False if the user is gone.
 create or replace function spotconn.ensure_state(p_user_id uuid, p_fingerprint bytea) returns boolean
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     if not exists (select from spotconn.refresh_state as state where state.user_id = p_user_id) then
         insert into spotconn.refresh_state (user_id, fingerprint)
@@ -552,7 +552,7 @@ $$;
 create or replace function spotconn.token_end(
     p_expires_at timestamptz, p_expires_in double precision, p_age double precision
 ) returns timestamptz
-language sql stable set search_path = ''
+language sql stable set search_path = pg_catalog, pg_temp
 return case
     when p_expires_in is null then p_expires_at
     else spotconn.now() - (pg_catalog.clock_timestamp() - pg_catalog.statement_timestamp())
@@ -578,7 +578,7 @@ create or replace function spotconn.save_connection(
     p_age double precision default 0,
     p_client_id text default null
 ) returns setof spotconn.connection
-language plpgsql set search_path = '' rows 1 as $$
+language plpgsql set search_path = pg_catalog, pg_temp rows 1 as $$
 declare
     ends constant timestamptz := spotconn.token_end(p_expires_at, p_expires_in, p_age);
 begin
@@ -620,7 +620,7 @@ $$;
 -- Fails as spotconn.save_connection would for these. auth.users is not readable here, so a row that refers to it is inserted
 -- and deleted again, which no other transaction sees.
 create or replace function spotconn.check_save(p_user_id uuid, p_connected_at timestamptz) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     own_hash constant bytea := pg_catalog.uuid_send(pg_catalog.gen_random_uuid());
 begin
@@ -635,7 +635,7 @@ end
 $$;
 
 create or replace function spotconn.delete_connection(p_user_id uuid) returns boolean
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     deleted boolean;
 begin
@@ -665,7 +665,7 @@ create or replace function spotconn.decide_turn(
     out retry_after double precision,
     out client_ids text[]
 )
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
     held constant boolean := spotconn.fingerprint(p_connection.access_token) = p_seen;
     ended constant boolean := spotconn.seconds_left(p_connection.expires_at, p_now) <= 0
@@ -722,7 +722,7 @@ returns table (
     client_ids text[],
     connection spotconn.connection
 )
-language plpgsql set search_path = '' rows 1 as $$
+language plpgsql set search_path = pg_catalog, pg_temp rows 1 as $$
 declare
     state spotconn.refresh_state;
     found_row record;
@@ -801,7 +801,7 @@ create or replace function spotconn.finish_refresh(
     p_family uuid default null,
     p_client_id text default null
 ) returns table (saved boolean, recovered text, connection spotconn.connection)
-language plpgsql set search_path = '' rows 1 as $$
+language plpgsql set search_path = pg_catalog, pg_temp rows 1 as $$
 declare
     ends constant timestamptz := least(
         spotconn.token_end(p_expires_at, p_expires_in, p_age),
@@ -883,7 +883,7 @@ create or replace function spotconn.fail_refresh(
     p_retry_after double precision,
     p_refused_by text[] default '{}'
 ) returns table (failure text, failed_at timestamptz, retry_at timestamptz)
-language plpgsql set search_path = '' rows 1 as $$
+language plpgsql set search_path = pg_catalog, pg_temp rows 1 as $$
 declare
     connected timestamptz;
     known spotconn.refresh_state;
@@ -983,7 +983,7 @@ create or replace function spotconn.start_connect(
     p_code_verifier text,
     p_life interval
 ) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     moment constant timestamptz := spotconn.now();
 begin
@@ -1005,7 +1005,7 @@ $$;
 
 -- How many started authorizations of a user wait and have not expired.
 create or replace function spotconn.pending_connects(p_user_id uuid) returns bigint
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     perform spotconn.act_as(p_user_id);
     return (
@@ -1018,7 +1018,7 @@ $$;
 -- Returns and deletes a started authorization. Of two concurrent callers one gets the row.
 create or replace function spotconn.take_connect(p_user_id uuid, p_state_hash bytea)
 returns table (code_verifier text, expired boolean)
-language plpgsql set search_path = '' rows 1 as $$
+language plpgsql set search_path = pg_catalog, pg_temp rows 1 as $$
 begin
     perform spotconn.act_as(p_user_id);
     return query
@@ -1044,7 +1044,7 @@ drop function if exists spotconn.prove_telling(text);
 -- transaction commits. A refresh by the library makes no cached token wrong and is silent: spotconn.finish_refresh sets the
 -- mark, and acts in the role that is asked for here, which no other session has.
 create or replace function spotconn.notify_change() returns trigger
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     if tg_op = 'TRUNCATE' then
         perform pg_catalog.pg_notify('spotconn', '*');
@@ -1076,7 +1076,7 @@ alter table public.spotify_connections enable always trigger spotconn_notify_tru
 
 -- A session that receives this has received everything before it. False where a trigger is missing or disabled.
 create or replace function spotconn.heartbeat(p_nonce text) returns boolean
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     perform pg_catalog.pg_notify('spotconn', 'heartbeat ' || p_nonce);
     return 2 = (

@@ -228,7 +228,7 @@ async def _no_function_is_open(connection: asyncpg.Connection) -> None:
     assert len(functions) >= 8
     assert {name.partition("(")[0] for name, *_ in functions} >= OF_OPERATORS
     for name, definer, config, allowed in functions:
-        assert (not definer, config) == (True, ['search_path=""']), name
+        assert (not definer, config) == (True, ["search_path=pg_catalog, pg_temp"]), name
         operators = ["service_role"] if name.partition("(")[0] in OF_OPERATORS else []
         assert sorted(allowed) == [*operators, "spotconn"], name
 
@@ -257,7 +257,7 @@ async def test_another_schema_is_refused_at_open(
         await apply_schema(dsn())
         await scratch.execute(
             "create or replace function spotconn.schema_version() returns integer language sql immutable "
-            f"set search_path = '' return {version}"
+            f"set search_path = pg_catalog, pg_temp return {version}"
         )
     with pytest.raises(SchemaMismatch, match=mended_by):
         await _opens(dsn("app"))

@@ -8,7 +8,8 @@ from typing import Final
 import asyncpg
 
 _REPLACE: Final = (
-    "create or replace function spotconn.now() returns timestamptz language sql stable set search_path = '' return "
+    "create or replace function spotconn.now() returns timestamptz language sql stable "
+    "set search_path = pg_catalog, pg_temp return "
 )
 _CLOCK: Final = "pg_catalog.clock_timestamp()"
 

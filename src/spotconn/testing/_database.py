@@ -10,8 +10,8 @@ TIMEOUT = 30.0
 """Seconds to connect and for each statement."""
 
 _CLOCK = (
-    "create or replace function spotconn.now() returns timestamptz language sql stable set search_path = '' "
-    "return pg_catalog.clock_timestamp()"
+    "create or replace function spotconn.now() returns timestamptz language sql stable "
+    "set search_path = pg_catalog, pg_temp return pg_catalog.clock_timestamp()"
 )
 _AHEAD = "select round(extract(epoch from spotconn.now() - clock_timestamp())::numeric, 3)::float8"
 
