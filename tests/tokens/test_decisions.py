@@ -107,8 +107,14 @@ def cases() -> Iterator[Case]:
 
 
 async def arrange(admin: asyncpg.Connection, connection: Connection, case: Case) -> None:
-    """Write lease and failure beside a row."""
-    state = case.state(connection, time.time())
+    """Write lease and failure beside a row, whose access token is as good from now on as the case has it."""
+    now = time.time()
+    state = case.state(connection, now)
+    await admin.execute(
+        "update public.spotify_connections set expires_at = $2 where user_id = $1",
+        connection.user_id,
+        moment(now + FRESHNESS[case.freshness]),
+    )
     await admin.execute(
         "insert into spotconn.refresh_state as state (user_id, fingerprint, lease_id, leased_at, lease_until, failure, "
         "failed_at, paused_at, retry_at, granted_at, client_id, refused_by) "
