@@ -17,7 +17,7 @@ WORKERS ?= 6
 PYTEST = $(GUARD) $(BIN)/python -m pytest -rs
 PARALLEL = -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo profile example test long soak model chaos check bench docs package dist clean
+.PHONY: help demo profile example test long soak model chaos check audit bench docs package dist clean
 
 help: ## list the targets (what make does without one)
 	@sed -n 's/^\([a-z]*\):.*## /\1 ## /p' $(firstword $(MAKEFILE_LIST)) | awk -F ' ## ' '{ printf "make %-9s%s\n", $$1, $$2 }'
@@ -70,7 +70,18 @@ check: .venv/dev-installed ## linters, types, import contracts, all tests, and t
 	$(MAKE) package
 	@$(call each_run,check,$(CHECK_RUNS),SELECT="not long")
 
-# What the library costs beside what one would pick instead; six minutes. OPTIONS=--quick shows that it runs.
+# Needs an advisory source, so it is no part of `make check`; a package that is not found there fails (--strict).
+audit: .venv/audit-installed ## published holes in the lowest and the newest versions of all dependencies
+	@mkdir -p build
+	@for resolution in lowest-direct highest; do \
+	    $(BIN)/uv pip compile --quiet --no-header --no-annotate --python-version 3.11 --all-extras \
+	        --resolution $$resolution --output-file build/$$resolution.txt pyproject.toml || exit; \
+	    $(BIN)/pip-audit --strict --no-deps --disable-pip --requirement build/$$resolution.txt || { \
+	        echo "audit: FAILED for the $$resolution versions: holes are listed above; if none is, the advisory" \
+	            "source was not reached (see the message above), and nothing is known" >&2; exit 1; }; \
+	done
+
+# What the library costs beside what one would pick instead; eight minutes. OPTIONS=--quick shows that it runs.
 # The interpreter is that of .venv: `make clean bench PYTHON=python3.13` takes another.
 bench: .venv/bench-installed ## what the library costs beside others; OPTIONS=--quick
 	$(GUARD) $(BIN)/python -m benchmarks $(OPTIONS)

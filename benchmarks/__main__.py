@@ -22,6 +22,7 @@ from benchmarks import (
     decrypt,
     imports,
     memory,
+    neighbours,
     pace,
     page,
     peers,
@@ -39,7 +40,7 @@ from benchmarks.rounds import Figure
 from benchmarks.sizes import FULL, QUICK, Size
 from spotconn.testing import EmbeddedPostgres
 
-PARTS = (imports, wire, decrypt, warm, cold, callers, rows, starved, storm, pace, saving, memory)
+PARTS = (imports, wire, decrypt, warm, cold, callers, rows, starved, storm, pace, saving, memory, neighbours)
 ON_UVLOOP = (warm, cold, callers, pace)
 
 Loop = Callable[[], asyncio.AbstractEventLoop]

@@ -47,6 +47,17 @@ GOALS = (
     Goal("rows_1m_vs_1k", "token from a table of 1,000,000 rows / of 1,000", "at most", 1.3),
     Goal("bytes_per_cached_user", "bytes beside the token itself", "at most", 600),
     Goal("import_overhead", "import spotconn / import asyncpg, httpx, pydantic, tenacity", "at most", 1.15),
+    *(
+        Goal(f"tenant_{name}{level}", f"p99 of 20 others' tokens while one tenant {what}{where} / quiet", "at most", 2)
+        for level, where in (("", ""), ("_locked_down", ", under lock_down.sql"))
+        for name, what in (
+            ("values", "has a big value in the own row"),
+            ("infinity", "sets expires_at to infinity"),
+            ("lock", "locks the own row and disconnects ten times"),
+            ("answers", "has refresh tokens that Spotify blames on the app"),
+            ("codes", "exchanges made-up codes"),
+        )
+    ),
     Goal("decrypt_share", "share of a token from the database that is decrypting", "at most", 0.05),
 )
 

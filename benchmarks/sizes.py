@@ -19,6 +19,9 @@ class Size:
         starved_refreshes: that hang at once.
         starved_rounds: bursts of them.
         cached_users: in one process's cache.
+        tenant_rounds: interleaved ones of a tenant's attacks.
+        tenant_calls: for each of the other users in one round.
+        tenant_octets: of a big value.
         imports: fresh interpreters of each kind.
     """
 
@@ -33,6 +36,9 @@ class Size:
     starved_refreshes: int
     starved_rounds: int
     cached_users: int
+    tenant_rounds: int
+    tenant_calls: int
+    tenant_octets: int
     imports: int
 
 
@@ -48,6 +54,9 @@ FULL = Size(
     starved_refreshes=200,
     starved_rounds=10,
     cached_users=100_000,
+    tenant_rounds=5,
+    tenant_calls=25,
+    tenant_octets=8_000_000,
     imports=31,
 )
 QUICK = Size(
@@ -62,5 +71,8 @@ QUICK = Size(
     starved_refreshes=8,
     starved_rounds=1,
     cached_users=50,
+    tenant_rounds=1,
+    tenant_calls=2,
+    tenant_octets=80_000,
     imports=1,
 )

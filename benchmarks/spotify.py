@@ -9,13 +9,13 @@ import json
 import sys
 import time
 
-from spotconn.testing import FakeSpotify
+from benchmarks.strict_spotify import StrictSpotify
 from support.fleet_worker import lines
 
 
 async def main(accounts: str, latency: str) -> None:
     """Serve until the standard input ends."""
-    spotify = FakeSpotify(latency=(float(latency), float(latency)))
+    spotify = StrictSpotify(latency=(float(latency), float(latency)))
     grants: list[tuple[str, str | None]] = []
     for number in range(int(accounts)):
         spotify.add_account(str(number))

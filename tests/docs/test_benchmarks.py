@@ -40,6 +40,11 @@ KEYS = {
     "bytes_per_cached_user",
     "import_overhead",
     "decrypt_share",
+    *(
+        f"tenant_{name}{level}"
+        for name in ("values", "infinity", "lock", "answers", "codes")
+        for level in ("", "_locked_down")
+    ),
 }
 
 

@@ -79,11 +79,7 @@ class EmbeddedPostgres:
         """
         if self._supervisor is not None:
             raise RuntimeError("this server is already running")
-        settings = {
-            "binaries": str(self._binaries or postgres_binaries()),
-            "options": self._options,
-            "password": self._password,
-        }
+        self._binaries = self._binaries or postgres_binaries()
         self._owner = os.getpid()
         self._supervisor = subprocess.Popen(  # noqa: S603  our own program
             [sys.executable, "-I", "-S", str(SUPERVISOR)],
@@ -93,7 +89,7 @@ class EmbeddedPostgres:
             start_new_session=True,
         )
         atexit.register(self.stop)
-        self._send_command(json.dumps(settings))
+        self._send_command()
         return self
 
     def stop(self) -> None:
@@ -136,11 +132,15 @@ class EmbeddedPostgres:
         """Stop the server."""
         self.stop()
 
-    def _send_command(self, line: str) -> None:
+    def _settings(self) -> str:
+        return json.dumps({"binaries": str(self._binaries), "options": self._options, "password": self._password})
+
+    def _send_command(self, line: str = "") -> None:
+        """Send a line, by default the settings; no argument and no local of a frame holds the password."""
         supervisor = self._supervisor
         if supervisor is None or supervisor.stdin is None or supervisor.stdout is None:
             raise RuntimeError("this server is not running")
-        supervisor.stdin.write(line + "\n")
+        supervisor.stdin.write((line or self._settings()) + "\n")
         supervisor.stdin.flush()
         answer: dict[str, Any] = json.loads(supervisor.stdout.readline() or '{"error": "its supervisor ended"}')
         if "error" in answer:

@@ -3,8 +3,12 @@
 `EmbeddedPostgres` runs it with the standard library alone. Its standard input is a pipe whose other end only the
 parent holds: the first line is the settings, each further line is a command, and the end of the input, also by SIGKILL
 of the parent, means stop. The server is a child of this program, so no signal can reach an unrelated process.
+
+As root, the folder stays root's: other accounts, the server's too, may pass through it and can plant nothing there. The
+server owns the subfolder with its data, and root changes nothing by name in that one.
 """
 
+import contextlib
 import json
 import os
 import pwd
@@ -23,6 +27,8 @@ START_TIMEOUT = 30.0
 """Seconds for initdb to end, and again for the server to be ready."""
 STOP_TIMEOUT = 10.0
 """Seconds after each signal to stop before the next, harder one."""
+MAX_STATE = 4096
+"""Characters that are read of the server's state."""
 TRIES = 5
 """Ports to try; another program can take one that was found free."""
 
@@ -50,20 +56,21 @@ class Supervisor:
         self._binaries = Path(settings["binaries"])
 
     def prepare(self) -> None:
-        """As root, choose the account of the server, and give it binaries that it can reach."""
+        """Create the folder of the data; as root, choose its owner, and give that account binaries it can reach."""
+        self._data.mkdir(mode=0o700)
         if os.geteuid() == 0:
             self._become_nobody()
             self._binaries = self._reachable(self._binaries)
 
     def initialize(self) -> None:
-        """Create the data folder, with a superuser that logs in by password."""
-        password_file = self.folder / "password"
-        password_file.write_text(self._password, encoding="ascii")
-        os.chown(password_file, self._account.get("user", -1), self._account.get("group", -1))
-        password_file.chmod(0o600)
-        method = ("--auth-local=scram-sha-256", "--auth-host=scram-sha-256", f"--pwfile={password_file}")
-        self._run("initdb", "-D", str(self._data), "-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8", *method)
-        password_file.unlink()
+        """Fill the data folder, with a superuser that logs in by password."""
+        password = self._password_pipe()
+        try:
+            method = ("--auth-local=scram-sha-256", "--auth-host=scram-sha-256", f"--pwfile=/dev/fd/{password}")
+            options = ("-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8", *method)
+            self._run("initdb", "-D", str(self._data), *options, pass_fds=(password,))
+        finally:
+            os.close(password)
 
     def start(self) -> None:
         """Start the server on its last port, or on a free one.
@@ -95,7 +102,8 @@ class Supervisor:
         self._server = None
 
     def remove(self) -> None:
-        """Remove the folder."""
+        """Remove the folder. `shutil.rmtree` follows no links, not even those planted while it runs."""
+        self.folder.chmod(0o700)  # no other process of the server's account adds to it meanwhile
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
@@ -103,12 +111,23 @@ class Supervisor:
         return self.folder / "data"
 
     def _become_nobody(self) -> None:
-        # The server refuses to run as root. Only the folder of this program changes its owner.
+        # The server refuses to run as root. Nobody else can write in the folder, so these names are this program's own.
         if not _is_open_to_all(self.folder.parent):
             raise RuntimeError(f"the server runs as nobody, which may not enter {self.folder.parent}; set TMPDIR")
         nobody = pwd.getpwnam("nobody")
         self._account |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
+        self.folder.chmod(0o711)
+        os.chown(self._data, nobody.pw_uid, nobody.pw_gid, follow_symlinks=False)
+
+    def _password_pipe(self) -> int:
+        """Return the reading end of a pipe with the password, which so is in no file and in no argument."""
+        reading, writing = os.pipe()
+        if "user" in self._account and "group" in self._account:
+            with contextlib.suppress(OSError):  # where /dev/fd/ is a copy and has no owner
+                os.fchown(reading, self._account["user"], self._account["group"])
+        with open(writing, "w", encoding="ascii") as pipe:  # noqa: PTH123  a descriptor
+            pipe.write(self._password)
+        return reading
 
     def _reachable(self, binaries: Path) -> Path:
         """Return binaries that the account of the server can run, copied if it may not enter the folders above them."""
@@ -122,7 +141,7 @@ class Supervisor:
             shutil.copytree(libraries, self.folder / libraries.name)
         return self.folder / "package" / installed.name / binaries.name
 
-    def _run(self, program: str, *arguments: str) -> None:
+    def _run(self, program: str, *arguments: str, pass_fds: tuple[int, ...] = ()) -> None:
         done = subprocess.run(  # noqa: S603  our own binary and arguments
             [str(self._binaries / program), *arguments],
             cwd=self.folder,
@@ -131,6 +150,7 @@ class Supervisor:
             text=True,
             timeout=START_TIMEOUT,
             check=False,
+            pass_fds=pass_fds,
             **self._account,
         )
         if done.returncode != 0:
@@ -139,7 +159,7 @@ class Supervisor:
     def _started(self) -> bool:
         options = {"listen_addresses": "127.0.0.1", "unix_socket_directories": ""} | self._options
         arguments = [f"--{name}={value}" for name, value in (options | {"port": str(self.port)}).items()]
-        with self._log.open("ab") as log:
+        with open(self._log, "ab", opener=_private) as log:
             self._server = subprocess.Popen(  # noqa: S603  our own binary and arguments
                 [str(self._binaries / "postgres"), "-D", str(self._data), *arguments],
                 cwd=self.folder,
@@ -160,8 +180,8 @@ class Supervisor:
     def _is_ready(self, pid: int) -> bool:
         # postmaster.pid: line 1 is the server's pid, line 8 its state.
         try:
-            lines = (self._data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
+            lines = _read_untrusted(self._data / "postmaster.pid").splitlines()
+        except OSError:
             return False
         return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"  # noqa: PLR2004  line 8
 
@@ -171,6 +191,17 @@ class Supervisor:
 
     def _log_end(self) -> str:
         return "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-10:])
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def _read_untrusted(path: Path) -> str:
+    """Return the start of a file in the server's folder, where a link or a pipe may stand in its place."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(descriptor, encoding="utf-8", errors="replace") as file:  # noqa: PTH123  a descriptor
+        return file.read(MAX_STATE)
 
 
 def _is_open_to_all(folder: Path) -> bool:
