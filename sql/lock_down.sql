@@ -12,8 +12,12 @@ set local client_min_messages = warning;
 -- It is set until the transaction ends: for this statement alone where each statement is a transaction of its own.
 set local spotconn.transaction = 'on';
 
+-- No object in the search path of the login takes the place of a type or an operator below; the end puts the path back.
 do $$
 begin
+    perform
+        pg_catalog.set_config('spotconn.search_path', pg_catalog.current_setting('search_path'), true),
+        pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     if pg_catalog.current_setting('spotconn.transaction', true) is distinct from 'on' then
         raise exception 'this file has to be applied within one transaction'
             using errcode = 'no_active_sql_transaction',
@@ -24,10 +28,11 @@ $$;
 
 do $$
 begin
-    perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('spotconn'));
     if pg_catalog.to_regclass('spotconn.connection') is null then
         raise exception 'schema spotconn is missing' using hint = 'Apply schema.sql first: spotconn schema --apply --lock-down.';
     end if;
+    -- One application at a time: this locks the schema until the transaction ends, and only its owner can.
+    comment on schema spotconn is 'What the library spotconn keeps for itself.';
 end
 $$;
 
@@ -36,10 +41,17 @@ revoke all on public.spotify_connections from public, anon, authenticated;
 grant select (id, user_id, spotify_user_id, expires_at, connected_at, display_name, email, scope), delete
     on public.spotify_connections to authenticated;
 
--- schema.sql checks whether this function exists.
+-- schema.sql checks whether this function exists, or that of the weaker level.
+drop function if exists spotconn.writes_closed();
 create or replace function spotconn.locked_down() returns boolean
 language sql immutable set search_path = pg_catalog, pg_temp
 return true;
 
 revoke all on function spotconn.locked_down() from public, anon, authenticated, service_role;
 grant execute on function spotconn.locked_down() to spotconn;
+
+do $$
+begin
+    perform pg_catalog.set_config('search_path', pg_catalog.current_setting('spotconn.search_path'), true);
+end
+$$;

@@ -8,8 +8,12 @@ set local client_min_messages = warning;
 -- It is set until the transaction ends: for this statement alone where each statement is a transaction of its own.
 set local spotconn.transaction = 'on';
 
+-- No object in the search path of the login takes the place of a type or an operator below; the end puts the path back.
 do $$
 begin
+    perform
+        pg_catalog.set_config('spotconn.search_path', pg_catalog.current_setting('search_path'), true),
+        pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     if pg_catalog.current_setting('spotconn.transaction', true) is distinct from 'on' then
         raise exception 'this file has to be applied within one transaction'
             using errcode = 'no_active_sql_transaction',
@@ -21,11 +25,63 @@ $$;
 do $$
 declare
     wanted constant text[] := array['anon', 'authenticated', 'service_role', 'authenticator'];
+    named constant text[] := pg_catalog.regexp_split_to_array(
+        coalesce(pg_catalog.current_setting('spotconn.owner', true), ''), '\s*,\s*'
+    );
+    stranger record;
     own text;
     missing text;
     expected record;
 begin
-    perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('spotconn'));
+    if pg_catalog.to_regnamespace('auth') is null then
+        begin
+            create schema auth;
+        exception
+            when duplicate_schema or unique_violation then
+                null;  -- another application was first
+        end;
+    end if;
+    -- One application at a time: a comment, here the one that stands, locks the schema until the transaction ends, and only
+    -- its owner can. Another login can make nothing in it.
+    if (
+        select pg_catalog.pg_has_role(nspowner, 'usage') from pg_catalog.pg_namespace where nspname = 'auth'
+    ) then
+        execute pg_catalog.format(
+            'comment on schema auth is %L',
+            pg_catalog.obj_description('auth'::pg_catalog.regnamespace, 'pg_namespace')
+        );
+    end if;
+
+    -- As in schema.sql: the owner could let auth.uid() return any user.
+    with recursive mine as (
+        select oid from pg_catalog.pg_roles where rolname = current_user
+        union
+        select roleid
+        from mine
+        join pg_catalog.pg_auth_members as membership on member = mine.oid
+        where not pg_catalog.to_jsonb(membership) @> '{"inherit_option": false, "set_option": false}'
+    ), found as (
+        select 'schema auth' as object, nspowner as owner from pg_catalog.pg_namespace where nspname = 'auth'
+        union all
+        select 'relation auth.users', relowner from pg_catalog.pg_class
+        where relnamespace = 'auth'::pg_catalog.regnamespace and relname = 'users'
+        union all
+        select 'function ' || oid::pg_catalog.regprocedure, proowner from pg_catalog.pg_proc
+        where pronamespace = 'auth'::pg_catalog.regnamespace and proname in ('uid', 'role', 'jwt')
+    )
+    select object, rolname into stranger
+    from found
+    left join pg_catalog.pg_roles as role on role.oid = owner
+    where rolname is null or not (
+        rolsuper or rolname = any (named)
+        or role.oid in (select oid from mine) and rolname not in ('anon', 'authenticated', 'authenticator')
+    )
+    limit 1;
+    if found then
+        raise exception '% belongs to the role %, which could act as every user', stranger.object, stranger.rolname
+            using hint = 'Nothing was changed. If another login made it, drop it; if it is yours, change its owner, or name '
+                'the role: spotconn schema --apply --owner ROLE (in SQL: set local spotconn.owner = ''ROLE'').';
+    end if;
 
     if exists (
         select from pg_catalog.pg_class
@@ -78,7 +134,6 @@ $body$)
         ) as existing on true
     loop
         if expected.oid is null then
-            create schema if not exists auth;
             execute pg_catalog.format(
                 'create function auth.%I() returns %s language sql stable as %L',
                 expected.name, expected.type, expected.body
@@ -130,3 +185,9 @@ create table if not exists auth.users (
     email text,
     created_at timestamptz default now()
 );
+
+do $$
+begin
+    perform pg_catalog.set_config('search_path', pg_catalog.current_setting('spotconn.search_path'), true);
+end
+$$;

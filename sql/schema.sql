@@ -8,8 +8,12 @@ set local client_min_messages = warning;
 -- It is set until the transaction ends: for this statement alone where each statement is a transaction of its own.
 set local spotconn.transaction = 'on';
 
+-- No object in the search path of the login takes the place of a type or an operator below; the end puts the path back.
 do $$
 begin
+    perform
+        pg_catalog.set_config('spotconn.search_path', pg_catalog.current_setting('search_path'), true),
+        pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     if pg_catalog.current_setting('spotconn.transaction', true) is distinct from 'on' then
         raise exception 'this file has to be applied within one transaction'
             using errcode = 'no_active_sql_transaction',
@@ -20,7 +24,6 @@ $$;
 
 do $$
 begin
-    perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('spotconn'));
     if not exists (
         select from pg_catalog.pg_class
         where relnamespace = pg_catalog.to_regnamespace('auth') and relname = 'users'
@@ -45,6 +48,16 @@ begin
     if not pg_catalog.pg_has_role(current_user, 'spotconn', 'usage') then
         execute pg_catalog.format('grant spotconn to %I', current_user);
     end if;
+    if pg_catalog.to_regnamespace('spotconn') is null then
+        begin
+            create schema spotconn;
+        exception
+            when duplicate_schema or unique_violation then
+                null;  -- another application was first
+        end;
+    end if;
+    -- One application at a time: this locks the schema until the transaction ends, and only its owner can.
+    comment on schema spotconn is 'What the library spotconn keeps for itself.';
 end
 $$;
 
@@ -127,6 +140,60 @@ create table if not exists public.spotify_connections (
     unique (user_id)
 );
 
+-- What stood here before is kept if its owner may be trusted with all tokens: no policy binds an owner. That is a superuser,
+-- the login that applies this file, a role that it is a member of, or one that the setting spotconn.owner names (several with
+-- commas between them). A client role is not, which the policies are to bind. A trigger may be of
+-- another role than its table.
+do $$
+declare
+    named constant text[] := pg_catalog.regexp_split_to_array(
+        coalesce(pg_catalog.current_setting('spotconn.owner', true), ''), '\s*,\s*'
+    );
+    stranger record;
+begin
+    with recursive mine as (
+        select oid from pg_catalog.pg_roles where rolname = current_user
+        union
+        select roleid
+        from mine
+        join pg_catalog.pg_auth_members as membership on member = mine.oid
+        -- PostgreSQL 16 and later: with neither option the login only administers that role.
+        where not pg_catalog.to_jsonb(membership) @> '{"inherit_option": false, "set_option": false}'
+    ), found as (
+        select 'schema ' || nspname as object, nspowner as owner from pg_catalog.pg_namespace where nspname = 'spotconn'
+        union all
+        select 'relation ' || oid::pg_catalog.regclass, relowner from pg_catalog.pg_class
+        where relnamespace = 'spotconn'::pg_catalog.regnamespace
+            or oid = 'public.spotify_connections'::pg_catalog.regclass
+        union all
+        select 'function ' || oid::pg_catalog.regprocedure, proowner from pg_catalog.pg_proc
+        where pronamespace = 'spotconn'::pg_catalog.regnamespace
+        union all
+        select pg_catalog.format('the function of trigger %s on %s', tgname, tgrelid::pg_catalog.regclass), proowner
+        from pg_catalog.pg_trigger
+        join pg_catalog.pg_proc as proc on proc.oid = tgfoid
+        join pg_catalog.pg_class as relation on relation.oid = tgrelid
+        where not tgisinternal and (
+            relnamespace = 'spotconn'::pg_catalog.regnamespace
+            or tgrelid = 'public.spotify_connections'::pg_catalog.regclass
+        )
+    )
+    select object, rolname into stranger
+    from found
+    left join pg_catalog.pg_roles as role on role.oid = owner
+    where rolname is null or not (
+        rolsuper or rolname = any (named)
+        or role.oid in (select oid from mine) and rolname not in ('anon', 'authenticated', 'authenticator')
+    )
+    limit 1;
+    if found then
+        raise exception '% belongs to the role %, which could read and change every token', stranger.object, stranger.rolname
+            using hint = 'Nothing was changed. If another login made it, drop it; if it is yours, change its owner, or name '
+                'the role: spotconn schema --apply --owner ROLE (in SQL: set local spotconn.owner = ''ROLE'').';
+    end if;
+end
+$$;
+
 alter table public.spotify_connections add column if not exists scope text;
 
 comment on column public.spotify_connections.expires_at is
@@ -164,14 +231,17 @@ revoke all on public.spotify_connections from public, anon, authenticated, servi
 grant select, insert, update, delete on public.spotify_connections to service_role, spotconn;
 grant usage on schema public to spotconn;
 
--- The function locked_down marks a database to which lock_down.sql was applied; it stays in force here.
+-- The functions locked_down and writes_closed mark a database to which lock_down.sql or close_writes.sql was applied; that
+-- stays in force here.
 do $$
 begin
-    if pg_catalog.to_regprocedure('spotconn.locked_down()') is null then
-        grant select, insert, update, delete on public.spotify_connections to authenticated;
-    else
+    if pg_catalog.to_regprocedure('spotconn.locked_down()') is not null then
         grant select (id, user_id, spotify_user_id, expires_at, connected_at, display_name, email, scope), delete
             on public.spotify_connections to authenticated;
+    elsif pg_catalog.to_regprocedure('spotconn.writes_closed()') is not null then
+        grant select, delete on public.spotify_connections to authenticated;
+    else
+        grant select, insert, update, delete on public.spotify_connections to authenticated;
     end if;
 end
 $$;
@@ -180,7 +250,6 @@ $$;
 -- The schema spotconn: the library's own tables and functions. PostgREST does not expose it.
 --------------------------------------------------------------------------------------------------------------------
 
-create schema if not exists spotconn;
 revoke all on schema spotconn from public;
 grant usage on schema spotconn to spotconn, service_role;
 
@@ -1031,6 +1100,56 @@ end
 $$;
 
 --------------------------------------------------------------------------------------------------------------------
+-- Bounds of what the client roles write
+--------------------------------------------------------------------------------------------------------------------
+
+-- Bounds what a role changes in the table that the policies bind, the library's own aside: one value of 80 MB would cost each
+-- reader of a batch as much. No CHECK does: it would also be enforced when the library saves what replaces the token of such a
+-- row, and its DETAIL prints the row. A value that stood there before may stay. Length is that of the value as it is read, of
+-- which a compressed one knows without being unpacked.
+create or replace function spotconn.check_bounds() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    wrong record;
+begin
+    if not pg_catalog.row_security_active(tg_relid) then
+        return new;
+    end if;
+    select written.name, written.bound into wrong
+    from (values
+        ('access_token', 8192, new.access_token, old.access_token),
+        ('refresh_token', 8192, new.refresh_token, old.refresh_token),
+        ('spotify_user_id', 1024, new.spotify_user_id, old.spotify_user_id),
+        ('display_name', 1024, new.display_name, old.display_name),
+        ('email', 1024, new.email, old.email),
+        ('scope', 1024, new.scope, old.scope)
+    ) as written (name, bound, value, before)
+    where pg_catalog.octet_length(value) > bound and value is distinct from before
+    limit 1;
+    if found then
+        raise exception '%: a client may write at most % octets', wrong.name, wrong.bound
+            using errcode = 'check_violation', schema = tg_table_schema, table = tg_table_name, column = wrong.name;
+    end if;
+    select written.name into wrong
+    from (values
+        ('expires_at', new.expires_at, old.expires_at),
+        ('connected_at', new.connected_at, old.connected_at)
+    ) as written (name, value, before)
+    where value not between '2000-01-01 00:00+00' and '2200-01-01 00:00+00' and value is distinct from before
+    limit 1;
+    if found then
+        raise exception '%: a client may write times from 2000 to 2200', wrong.name
+            using errcode = 'check_violation', schema = tg_table_schema, table = tg_table_name, column = wrong.name;
+    end if;
+    return new;
+end
+$$;
+
+create or replace trigger spotconn_check_bounds
+    before insert or update on public.spotify_connections
+    for each row when (current_user <> 'spotconn') execute function spotconn.check_bounds();
+
+--------------------------------------------------------------------------------------------------------------------
 -- Notifications of changes to the table, for processes that cache connections
 --------------------------------------------------------------------------------------------------------------------
 
@@ -1097,3 +1216,9 @@ grant execute on function
     spotconn.seconds_left(timestamptz, timestamptz),
     spotconn.runs(timestamptz, timestamptz, timestamptz)
 to service_role;
+
+do $$
+begin
+    perform pg_catalog.set_config('search_path', pg_catalog.current_setting('spotconn.search_path'), true);
+end
+$$;

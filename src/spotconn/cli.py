@@ -58,24 +58,38 @@ def schema(
     plain_postgres: Annotated[
         bool, typer.Option("--plain-postgres", help="Before it, what Supabase already has.")
     ] = False,
+    close_writes: Annotated[bool, typer.Option("--close-writes", help="After it, clients write no row.")] = False,
     lock_down: Annotated[bool, typer.Option("--lock-down", help="After it, take the tokens from clients.")] = False,
-    undo_lock_down: Annotated[bool, typer.Option("--undo-lock-down", help="Only the SQL that undoes it.")] = False,
+    undo_lock_down: Annotated[bool, typer.Option("--undo-lock-down", help="Only the SQL that undoes either.")] = False,
     no_transaction: Annotated[bool, typer.Option("--no-transaction", help="Print no BEGIN and no COMMIT.")] = False,
     apply: Annotated[bool, typer.Option("--apply", help="Apply it, also beside a running service.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Change nothing; end with 5 if it is not applied.")] = False,
     client_id: Annotated[
         str | None, typer.Option(help="With --apply: the app of the connections whose app is not known.")
     ] = None,
+    owner: Annotated[str | None, typer.Option(help="With --apply: a role that may own what is there.")] = None,
     as_json: Json = False,
 ) -> None:
     """Print the SQL of the schema, apply it to the database of DATABASE_URL, or check that it is applied."""
-    parts = Parts(plain_postgres=plain_postgres, lock_down=lock_down, undo_lock_down=undo_lock_down)
-    check_options(parts, apply=apply, check=check, no_transaction=no_transaction, client_id=client_id, as_json=as_json)
+    parts = Parts(
+        plain_postgres=plain_postgres, close_writes=close_writes, lock_down=lock_down, undo_lock_down=undo_lock_down
+    )
+    check_options(
+        parts,
+        apply=apply,
+        check=check,
+        no_transaction=no_transaction,
+        client_id=client_id,
+        owner=owner,
+        as_json=as_json,
+    )
     if apply:
-        done = run(apply_schema(parts, client_id), stopped="stopped; spotconn schema --check says what was applied")
+        done = run(
+            apply_schema(parts, client_id, owner), stopped="stopped; spotconn schema --check says what was applied"
+        )
         write_json(done) if as_json else write(done.text())
     elif check:
-        found = run(check_schema(lock_down=lock_down))
+        found = run(check_schema(close_writes=close_writes, lock_down=lock_down))
         write_json(found) if as_json else write(found.text())
     else:
         write(schema_sql(**parts, transaction=not no_transaction))

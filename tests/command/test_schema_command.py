@@ -126,7 +126,8 @@ async def test_the_lock_down_there_and_back(schema: Schema, scratch: asyncpg.Con
     assert refused.stderr == "spotconn: the database is not locked down: spotconn schema --apply --lock-down\n"
     done = await schema("--apply", "--lock-down")
     assert done.stdout == "applied schema.sql, lock_down.sql: version 3 (before: version 3)\n"
-    assert json.loads((await schema("--check", "--lock-down", "--json")).stdout) == {"version": 3, "locked_down": True}
+    checked = json.loads((await schema("--check", "--lock-down", "--json")).stdout)
+    assert checked == {"version": 3, "locked_down": True, "writes_closed": True}
     await scratch.execute("grant select (access_token) on public.spotify_connections to authenticated")
     assert (await schema("--check", "--lock-down")).exit_code == 5
     assert (await schema("--check")).exit_code == 0
@@ -135,6 +136,45 @@ async def test_the_lock_down_there_and_back(schema: Schema, scratch: asyncpg.Con
     undone = await schema("--apply", "--undo-lock-down")
     assert undone.stdout == "applied lock_down_undo.sql: version 3 (before: version 3, locked down)\n"
     assert (await schema("--check", "--lock-down")).exit_code == 5
+
+
+async def test_the_weaker_level_there_and_back(schema: Schema, scratch: asyncpg.Connection) -> None:
+    """It is checked by what is in force; a lock-down satisfies it and is not weakened by it; the undo opens both."""
+    await schema("--apply")
+    refused = await schema("--check", "--close-writes")
+    assert refused.exit_code == 5
+    assert refused.stderr == "spotconn: clients can write tokens: spotconn schema --apply --close-writes\n"
+    done = await schema("--apply", "--close-writes")
+    assert done.stdout == "applied schema.sql, close_writes.sql: version 3 (before: version 3)\n"
+    checked = json.loads((await schema("--check", "--close-writes", "--json")).stdout)
+    assert checked == {"version": 3, "locked_down": False, "writes_closed": True}
+    await scratch.execute("grant update (scope) on public.spotify_connections to authenticated")
+    assert (await schema("--check", "--close-writes")).exit_code == 5
+    assert (await schema("--apply")).stdout == "applied schema.sql: version 3 (before: version 3)\n"
+    assert (await schema("--check", "--close-writes")).stdout == "version 3, writes closed\n"
+    await schema("--apply", "--lock-down")
+    assert (await schema("--check", "--close-writes")).stdout == "version 3, locked down\n"
+    refused = await schema("--apply", "--close-writes")
+    assert refused.exit_code == 5
+    assert "the database is locked down, which closes the writes, too. Nothing was changed." in refused.stderr
+    undone = await schema("--apply", "--undo-lock-down")
+    assert undone.stdout == "applied lock_down_undo.sql: version 3 (before: version 3, locked down)\n"
+    assert (await schema("--check")).stdout == "version 3\n"
+
+
+async def test_the_owner_of_what_stands_is_named(schema: Schema, scratch: asyncpg.Connection) -> None:
+    """A table of another role is refused, and adopted once that role is named."""
+    await schema("--apply")
+    owner = f"owner_{uuid4().hex}"
+    await scratch.execute(f"create role {owner}; alter table public.spotify_connections owner to {owner}")
+    try:
+        refused = await schema("--apply")
+        assert refused.exit_code == 5
+        assert f"public.spotify_connections belongs to the role {owner}, which could" in refused.stderr
+        assert (await schema("--apply", "--owner", owner)).exit_code == 0
+        assert (await schema("--apply", "--owner", f"none, {owner}")).exit_code == 0
+    finally:
+        await scratch.execute(f"alter table public.spotify_connections owner to postgres; drop role {owner}")
 
 
 async def test_the_lock_down_is_undone_where_it_can_be(schema: Schema) -> None:
@@ -189,6 +229,10 @@ async def test_a_database_that_is_not_utf8(schema: Schema, prepared: Database, s
         ("--check", "--plain-postgres"),
         ("--check", "--undo-lock-down"),
         ("--undo-lock-down", "--lock-down"),
+        ("--close-writes", "--lock-down"),
+        ("--check", "--undo-lock-down", "--close-writes"),
+        ("--owner", "postgres"),
+        ("--apply", "--owner", "it's"),
         ("--client-id", CLIENT_ID),
         ("--apply", "--undo-lock-down", "--client-id", CLIENT_ID),
     ],

@@ -1,28 +1,13 @@
 """Databases without anything, for the SQL files."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
-from uuid import uuid4
+from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
 
 from spotconn.testing import apply_schema
 from support.database import Database, Dsn
-
-
-@asynccontextmanager
-async def scratch_database(server: Database) -> AsyncGenerator[Dsn]:
-    name = f"scratch_{uuid4().hex}"
-    maintenance = await asyncpg.connect(server.server.dsn())
-    await maintenance.execute(f"create database {name}")
-
-    def of(login: str = "") -> str:
-        return server.server.dsn(name, user=login, password=login) if login else server.server.dsn(name)
-
-    yield of
-    await maintenance.execute(f"drop database {name} with (force)")
-    await maintenance.close()
+from support.scratch import scratch_database
 
 
 @pytest.fixture

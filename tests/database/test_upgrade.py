@@ -168,7 +168,7 @@ async def test_version_2_becomes_what_a_new_database_has(
     assert not any(
         "tell_change" in str(row) or "prove_telling" in str(row) for rows in upgraded.values() for row in rows
     )
-    assert len(upgraded["triggers"]) == 2
+    assert len(upgraded["triggers"]) == 3
 
 
 async def test_the_documented_table_becomes_what_a_new_database_has(

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from spotconn._command.console import open_admin
 from spotconn._command.output import USAGE, fail, print_line
 from spotconn._database.acquire import acquire
-from spotconn._database.application import apply, look
+from spotconn._database.application import apply, level, look
 from spotconn._database.errors import APPLY_SCHEMA
 from spotconn._database.idle_sessions import Session
 from spotconn._database.pool import close_pool, open_pool
@@ -22,6 +22,7 @@ from spotconn.models import check_client_id
 from spotconn.store import ConnectionStore
 
 LOCK_DOWN = "spotconn schema --apply --lock-down"
+CLOSE_WRITES = "spotconn schema --apply --close-writes"
 
 # No prepared statements: a pooler may be in between.
 _POOL: dict[str, Any] = {"max_size": 1, "statement_cache_size": 0}
@@ -31,6 +32,7 @@ class Parts(TypedDict):
     """The choice of SQL files: arguments of `spotconn.schema_sql`."""
 
     plain_postgres: bool
+    close_writes: bool
     lock_down: bool
     undo_lock_down: bool
 
@@ -62,39 +64,55 @@ class Checked(BaseModel):
     Attributes:
         version: of the schema.
         locked_down: whether the client roles are without the tokens.
+        writes_closed: whether they can write no row; so it is where they are without the tokens.
     """
 
     version: int
     locked_down: bool
+    writes_closed: bool
 
     def text(self) -> str:
         """Return it for people."""
-        return f"version {self.version}{', locked down' if self.locked_down else ''}\n"
+        return f"version {self.version}{level(locked_down=self.locked_down, writes_closed=self.writes_closed)}\n"
 
 
 def check_options(
-    parts: Parts, *, apply: bool, check: bool, no_transaction: bool, client_id: str | None, as_json: bool
+    parts: Parts,
+    *,
+    apply: bool,
+    check: bool,
+    no_transaction: bool,
+    client_id: str | None,
+    owner: str | None,
+    as_json: bool,
 ) -> None:
     """End the command where its options do not go together."""
     undo = parts["undo_lock_down"]
+    closes = parts["close_writes"] or parts["lock_down"]
     wrong = {
         "--apply and --check do not go together": apply and check,
         "--no-transaction is for the SQL that is printed": no_transaction and (apply or check),
-        "--undo-lock-down stands alone": undo and (parts["plain_postgres"] or parts["lock_down"]),
-        "--check goes together with --lock-down alone": check and (parts["plain_postgres"] or undo),
+        "--undo-lock-down stands alone": undo and (parts["plain_postgres"] or closes),
+        "--close-writes and --lock-down do not go together: the second closes the writes, too": (
+            parts["close_writes"] and parts["lock_down"]
+        ),
+        "--check goes together with --close-writes and --lock-down alone": check and (parts["plain_postgres"] or undo),
         "--json goes together with --apply or --check: SQL is printed as it is": as_json and not (apply or check),
         "--client-id goes together with --apply": client_id is not None and (not apply or undo),
+        "--owner goes together with --apply": owner is not None and (not apply or undo),
+        "--owner: expected the name of a role": owner is not None and not set(owner).isdisjoint("'\\\0"),
     }
     for text in (text for text, is_wrong in wrong.items() if is_wrong):
         fail(text, USAGE)
 
 
-async def apply_schema(parts: Parts, client_id: str | None) -> Applied:
+async def apply_schema(parts: Parts, client_id: str | None, owner: str | None) -> Applied:
     """Apply the schema to the database that the environment names, and say what was there.
 
     Args:
         parts: of the SQL. plain_postgres.sql is applied also where the database lacks what Supabase has.
         client_id: of the app to record afterwards for connections whose app is not known.
+        owner: a role that may own what stood there before; several with commas between them.
 
     Raises:
         ValueError: the client id is malformed; nothing was applied.
@@ -115,7 +133,8 @@ async def apply_schema(parts: Parts, client_id: str | None) -> Applied:
             parts = {**parts, "plain_postgres": True}
         names = files_to_apply(**parts)
         print_line(f"applies {', '.join(names)}")
-        await apply(session, schema_sql(**parts, transaction=False), waiting=_print_waiting)
+        named = "" if owner is None else f"set local spotconn.owner = '{owner}';\n"
+        await apply(session, named + schema_sql(**parts, transaction=False), waiting=_print_waiting)
         after = await look(session)
     assigned = None if client_id is None else await _assign(client_id)
     return Applied(before=str(before), files=list(names), version=after.version or 0, assigned=assigned)
@@ -130,15 +149,16 @@ async def _assign(client_id: str) -> int:
         return await admin.assign_app(client_id)
 
 
-async def check_schema(*, lock_down: bool) -> Checked:
+async def check_schema(*, close_writes: bool, lock_down: bool) -> Checked:
     """Check what `ConnectionStore.open` needs, and change nothing.
 
     Args:
+        close_writes: whether the client roles must be unable to write.
         lock_down: whether the client roles must be without the tokens.
 
     Raises:
         SchemaMismatch: the schema is missing or of another version.
-        ConfigurationError: it is not locked down; or as `ConnectionStore.open`.
+        ConfigurationError: it is not locked down, or writes are not closed; or as `ConnectionStore.open`.
         RowSecurityError, DatabaseUnavailable: as `ConnectionStore.open`.
     """
     async with _session() as session:
@@ -150,7 +170,9 @@ async def check_schema(*, lock_down: bool) -> Checked:
         pass
     if lock_down and not found.locked_down:
         raise ConfigurationError(f"the database is not locked down: {LOCK_DOWN}")
-    return Checked(version=found.version, locked_down=found.locked_down)
+    if close_writes and not found.writes_closed:
+        raise ConfigurationError(f"clients can write tokens: {CLOSE_WRITES}")
+    return Checked(version=found.version, locked_down=found.locked_down, writes_closed=found.writes_closed)
 
 
 @asynccontextmanager

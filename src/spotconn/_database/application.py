@@ -62,10 +62,17 @@ select
             and rolname in ('anon', 'authenticated')
             and pg_catalog.has_column_privilege(client.oid, attrelid, attnum, 'select, insert, update')
     ) as locked_down,
+    array['spotconn.locked_down()', 'spotconn.writes_closed()'] && (select pg_catalog.array_agg(name) from present)
+        and not exists (
+            select from pg_catalog.pg_roles as client, pg_catalog.pg_class as relation
+            join pg_catalog.pg_namespace as schema on schema.oid = relnamespace
+            where (nspname, relname) = ('public', 'spotify_connections') and rolname in ('anon', 'authenticated')
+                and pg_catalog.has_any_column_privilege(client.oid, relation.oid, 'insert, update')
+        ) as writes_closed,
     pg_catalog.current_setting('server_encoding') as encoding
 """
-# Others who hold what the files lock: the tables, or the lock of another application of them. Of another login's
-# transaction a plain login does not see when it began.
+# Others who hold what the files lock: the tables, or a schema, as another application does. A plain login does not see
+# when another login's transaction began.
 _HOLDERS = """
 select distinct activity.pid, activity.usename, activity.state,
     extract(epoch from pg_catalog.clock_timestamp() - activity.xact_start)::float8 as seconds
@@ -80,8 +87,8 @@ where lock.granted and lock.pid <> pg_catalog.pg_backend_pid()
             join pg_catalog.pg_namespace as schema on schema.oid = relnamespace
             where nspname = 'spotconn' or (nspname, relname) in (('public', 'spotify_connections'), ('auth', 'users'))
         )
-        or lock.locktype = 'advisory'
-            and lock.objid::bigint = (pg_catalog.hashtext('spotconn')::bigint & 4294967295)
+        or lock.classid = 'pg_catalog.pg_namespace'::pg_catalog.regclass and lock.mode = 'ShareUpdateExclusiveLock'
+            and lock.objid in (select oid from pg_catalog.pg_namespace where nspname in ('auth', 'spotconn'))
     )
 order by seconds desc nulls last
 limit 3
@@ -97,6 +104,7 @@ class Found:
         has_table: whether `public.spotify_connections` is there.
         version: of the schema spotconn; None if that is missing.
         locked_down: whether lock_down.sql is in force.
+        writes_closed: whether close_writes.sql is in force, or lock_down.sql.
         encoding: of the database.
     """
 
@@ -104,13 +112,19 @@ class Found:
     has_table: bool
     version: int | None
     locked_down: bool
+    writes_closed: bool
     encoding: str
 
     def __str__(self) -> str:
         """Return it as a phrase."""
         if self.version is None:
             return "the table without the schema spotconn" if self.has_table else "no schema"
-        return f"version {self.version}" + (", locked down" if self.locked_down else "")
+        return f"version {self.version}{level(locked_down=self.locked_down, writes_closed=self.writes_closed)}"
+
+
+def level(*, locked_down: bool, writes_closed: bool) -> str:
+    """Return what clients may not do, to be put behind a version."""
+    return ", locked down" if locked_down else ", writes closed" if writes_closed else ""
 
 
 async def look(session: Session) -> Found:

@@ -12,7 +12,7 @@ from spotconn.errors import SchemaMismatch
 SCHEMA_VERSION = 3
 """The version of the schema that this library needs, as `spotconn.schema_version()` returns it."""
 
-SqlFile = Literal["schema.sql", "plain_postgres.sql", "lock_down.sql", "lock_down_undo.sql"]
+SqlFile = Literal["schema.sql", "plain_postgres.sql", "close_writes.sql", "lock_down.sql", "lock_down_undo.sql"]
 
 _PART = re.compile(
     r"--[^\n]*"  # a comment
@@ -41,41 +41,56 @@ def read_sql(name: SqlFile) -> str:
     return (folder / name).read_text(encoding="utf-8")
 
 
-def files_to_apply(*, plain_postgres: bool, lock_down: bool, undo_lock_down: bool) -> list[SqlFile]:
+def files_to_apply(*, plain_postgres: bool, close_writes: bool, lock_down: bool, undo_lock_down: bool) -> list[SqlFile]:
     """Return the SQL files to apply, in their order.
 
     Raises:
-        ValueError: `undo_lock_down` together with another.
+        ValueError: `undo_lock_down` together with another, or `close_writes` with `lock_down`.
     """
+    if close_writes and lock_down:
+        raise ValueError("close_writes: lock_down closes the writes, too; choose one")
     if undo_lock_down:
-        if plain_postgres or lock_down:
-            raise ValueError("undo_lock_down: it stands alone, without plain_postgres and lock_down")
+        if plain_postgres or close_writes or lock_down:
+            raise ValueError("undo_lock_down: it stands alone, without plain_postgres, close_writes and lock_down")
         return ["lock_down_undo.sql"]
-    chosen: dict[SqlFile, bool] = {"plain_postgres.sql": plain_postgres, "schema.sql": True, "lock_down.sql": lock_down}
+    chosen: dict[SqlFile, bool] = {
+        "plain_postgres.sql": plain_postgres,
+        "schema.sql": True,
+        "close_writes.sql": close_writes,
+        "lock_down.sql": lock_down,
+    }
     return [name for name, is_chosen in chosen.items() if is_chosen]
 
 
 def schema_sql(
-    *, plain_postgres: bool = False, lock_down: bool = False, undo_lock_down: bool = False, transaction: bool = True
+    *,
+    plain_postgres: bool = False,
+    close_writes: bool = False,
+    lock_down: bool = False,
+    undo_lock_down: bool = False,
+    transaction: bool = True,
 ) -> str:
     """Return the SQL that `spotconn schema` prints, to be applied as a whole.
 
     Args:
         plain_postgres: put before it what Supabase already has.
-        lock_down: add what takes the token columns away from the client roles.
-        undo_lock_down: return only the SQL that undoes the lock-down.
+        close_writes: add what lets the client roles read and delete rows, and write none.
+        lock_down: add what takes the token columns away from the client roles, and their writes.
+        undo_lock_down: return only the SQL that undoes either.
         transaction: put BEGIN and COMMIT around it. Without them it has to be applied within a transaction of yours.
 
     Raises:
-        ValueError: `undo_lock_down` together with another.
+        ValueError: `undo_lock_down` together with another, or `close_writes` with `lock_down`.
     """
-    names = files_to_apply(plain_postgres=plain_postgres, lock_down=lock_down, undo_lock_down=undo_lock_down)
+    names = files_to_apply(
+        plain_postgres=plain_postgres, close_writes=close_writes, lock_down=lock_down, undo_lock_down=undo_lock_down
+    )
     text = "\n".join(read_sql(name) for name in names)
     return f"begin;\n\n{text}\ncommit;\n" if transaction else text
 
 
 def schema_statements(
-    *, plain_postgres: bool = False, lock_down: bool = False, undo_lock_down: bool = False
+    *, plain_postgres: bool = False, close_writes: bool = False, lock_down: bool = False, undo_lock_down: bool = False
 ) -> list[str]:
     """Return the statements of that SQL, for a migration tool whose driver takes one at a time.
 
@@ -83,13 +98,16 @@ def schema_statements(
 
     Args:
         plain_postgres: put before them what Supabase already has.
-        lock_down: add what takes the token columns away from the client roles.
-        undo_lock_down: return only what undoes the lock-down.
+        close_writes: add what lets the client roles read and delete rows, and write none.
+        lock_down: add what takes the token columns away from the client roles, and their writes.
+        undo_lock_down: return only what undoes either.
 
     Raises:
-        ValueError: `undo_lock_down` together with another.
+        ValueError: `undo_lock_down` together with another, or `close_writes` with `lock_down`.
     """
-    names = files_to_apply(plain_postgres=plain_postgres, lock_down=lock_down, undo_lock_down=undo_lock_down)
+    names = files_to_apply(
+        plain_postgres=plain_postgres, close_writes=close_writes, lock_down=lock_down, undo_lock_down=undo_lock_down
+    )
     return [statement for name in names for statement in _statements(read_sql(name))]
 
 

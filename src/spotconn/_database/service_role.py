@@ -44,7 +44,7 @@ def set_timeouts(seconds: float) -> str:
 
 _BECOME_SERVICE_ROLE = (
     f"{set_timeouts(TIMEOUT)}, pg_catalog.set_config('role', 'service_role', true), "
-    "pg_catalog.set_config('search_path', '', true), "
+    "pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true), "
     "pg_catalog.row_security_active('public.spotify_connections') as is_bound"
 )
 BIND_NOBODY = "as a superuser: ALTER ROLE service_role BYPASSRLS"
