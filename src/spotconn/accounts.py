@@ -1,30 +1,26 @@
 """`SpotifyAccounts`: requests to accounts.spotify.com, and GET /v1/me of the Web API."""
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Literal, Self, TypeVar
+from uuid import UUID
 
 import httpx
 
 from spotconn._affinity import Affinity
 from spotconn._observer import NOBODY
+from spotconn._spotify.admission import Admission, Kind
 from spotconn._spotify.answers import read_grant, read_profile
 from spotconn._spotify.authorization import GrantType, authorization_request_url, base_url
 from spotconn._spotify.http import HttpClient, Response
 from spotconn._spotify.retry import BeginBy, is_not_processed, may_pass, retry
-from spotconn._spotify.throttle import Throttle
 from spotconn._tracebacks import scrubbed
-from spotconn.errors import ConfigurationError, ReauthorizationRequired, SpotconnError, SpotifyUnavailable
-from spotconn.models import Profile, TokenGrant, is_client_id, is_token
+from spotconn.errors import ConfigurationError, ReauthorizationRequired
+from spotconn.models import LARGEST_TOKEN, Profile, TokenGrant, fingerprint, is_client_id, is_token
 
 T = TypeVar("T")
-
-MOST_CALLS = 100
-"""Calls under way at once; the others wait, and are not sent if Spotify asks this app to wait meanwhile."""
 
 
 @scrubbed
@@ -34,8 +30,8 @@ class SpotifyAccounts:
     Every call has one deadline in seconds, retries included. It retries only `SpotifyUnavailable`, with growing,
     jittered pauses, never sooner than Spotify's Retry-After. No attempt begins in the second half of the time: one
     that is cut off too early could lose an answer with the only refresh token still good. A Retry-After holds for all
-    calls of this object to the same service, for any user; after invalid_client only one call per growing pause
-    is made, to see whether it still holds.
+    calls of one kind (refreshes, code exchanges, profiles), for any user. After invalid_client for one user, that user
+    waits for growing pauses; after it for a second user all do, and one call per pause is made to see whether it holds.
 
     Args:
         client_id: of the app.
@@ -78,8 +74,7 @@ class SpotifyAccounts:
         self._api_url = base_url(api_url, name="api_url")
         self._clock = clock
         self._http = HttpClient(http, self.affinity, self._accounts_url, self._api_url)
-        self._slots = asyncio.Semaphore(MOST_CALLS)
-        self._token_throttle, self._profile_throttle = Throttle(), Throttle()
+        self._admission = Admission()
         self.observer = NOBODY
 
     def __repr__(self) -> str:
@@ -131,6 +126,7 @@ class SpotifyAccounts:
         *,
         redirect_uri: str,
         code_verifier: str,
+        user_id: UUID | None = None,
         timeout: float = 10,  # noqa: ASYNC109  the deadline is over all attempts
     ) -> TokenGrant:
         """Exchange an authorization code for tokens (RFC 6749, section 4.1.3; RFC 7636, section 4.5).
@@ -142,6 +138,7 @@ class SpotifyAccounts:
             code: from the callback.
             redirect_uri: as in the authorization URL.
             code_verifier: the one whose challenge was in the authorization URL.
+            user_id: who connects: what Spotify refuses for this user alone stops no other.
             timeout: seconds in all.
 
         Raises:
@@ -150,13 +147,14 @@ class SpotifyAccounts:
             SpotifyUnavailable: no usable answer in time.
         """
         form = {"code": code, "redirect_uri": redirect_uri, "code_verifier": code_verifier}
-        attempt = partial(self._request_grant, "authorization_code", form)
+        attempt = partial(self._request_grant, "authorization_code", form, user_id)
         return await self._retry(attempt, on=is_not_processed, timeout=timeout)
 
     async def refresh(
         self,
         refresh_token: str,
         *,
+        user_id: UUID | None = None,
         timeout: float = 10,  # noqa: ASYNC109  as above
         begin_within: float | None = None,
     ) -> TokenGrant:
@@ -164,18 +162,20 @@ class SpotifyAccounts:
 
         Args:
             refresh_token: as stored.
+            user_id: whose it is, if known; what Spotify refuses for this user alone stops no other.
             timeout: seconds in all.
             begin_within: seconds in which an attempt may begin; None for half of `timeout`.
 
         Raises:
             ReauthorizationRequired: Spotify no longer accepts the refresh token, or it cannot be one.
-            ConfigurationError: Spotify refuses this app or its request.
+            ConfigurationError: Spotify refuses this app, or finds the request malformed.
             SpotifyUnavailable: no usable answer in time.
         """
-        if not is_token(refresh_token):  # stored by another client of the table; Spotify could not know it
+        # Another client of the table may have stored what Spotify could not know.
+        if not is_token(refresh_token) or len(refresh_token) > LARGEST_TOKEN:
             raise ReauthorizationRequired("invalid", datetime.fromtimestamp(self._clock(), UTC))
         form = {"refresh_token": refresh_token}
-        attempt = partial(self._request_grant, "refresh_token", form)
+        attempt = partial(self._request_grant, "refresh_token", form, user_id or fingerprint(refresh_token))
         return await self._retry(attempt, on=may_pass, timeout=timeout, begin_within=begin_within)
 
     async def profile(self, access_token: str, *, timeout: float = 10) -> Profile:  # noqa: ASYNC109  as above
@@ -221,35 +221,26 @@ class SpotifyAccounts:
         begin_within = timeout / 2 if begin_within is None else begin_within
         return await retry(attempt, on=on, timeout=timeout, begin_within=begin_within, clock=self._clock)
 
-    async def _request_grant(self, grant_type: GrantType, form: dict[str, str], begin_by: BeginBy) -> TokenGrant:
+    async def _request_grant(
+        self, grant_type: GrantType, form: dict[str, str], user: Hashable, begin_by: BeginBy
+    ) -> TokenGrant:
         data = {"grant_type": grant_type, **form}
         if self._basic is None:
             data["client_id"] = self._client_id
         url = f"{self._accounts_url}/api/token"
-        async with self._admitted(self._token_throttle, begin_by):
+        kind = Kind.REFRESH if grant_type == "refresh_token" else Kind.EXCHANGE
+        self.affinity.check()
+        async with self._admission.admitted(kind, begin_by, user):
             sent = self._clock()
             status, headers, body = await self._send("POST", url, begin_by, data=data, auth=self._basic)
             return read_grant(status, headers, body, now=sent, grant_type=grant_type, client_id=self._client_id)
 
     async def _request_profile(self, access_token: str, begin_by: BeginBy) -> Profile:
         authorization = {"Authorization": f"Bearer {access_token}"}
-        async with self._admitted(self._profile_throttle, begin_by):
+        self.affinity.check()
+        async with self._admission.admitted(Kind.PROFILE, begin_by):
             status, headers, body = await self._send("GET", f"{self._api_url}/v1/me", begin_by, headers=authorization)
             return read_profile(status, headers, body, now=self._clock())
-
-    @asynccontextmanager
-    async def _admitted(self, throttle: Throttle, begin_by: BeginBy) -> AsyncGenerator[None]:
-        """Context manager: wait for a slot, check the throttle, and record the outcome of the block in it."""
-        self.affinity.check()
-        loop = asyncio.get_running_loop()
-        async with _slot(self._slots, begin_by):
-            throttle.check(loop.time())
-            try:
-                yield
-            except SpotconnError as outcome:
-                throttle.record(outcome, loop.time())
-                raise
-            throttle.record(None, loop.time())
 
     async def _send(
         self,
@@ -265,21 +256,6 @@ class SpotifyAccounts:
         return await self._http.send(
             method, url, begin_by=begin_by, observed=observed, headers=headers, data=data, auth=auth
         )
-
-
-@asynccontextmanager
-async def _slot(slots: asyncio.Semaphore, begin_by: BeginBy) -> AsyncGenerator[None]:
-    begin_by.check()
-    try:
-        async with asyncio.timeout(begin_by.remaining):
-            await slots.acquire()
-    except TimeoutError:
-        raise SpotifyUnavailable("too many calls to Spotify are under way here", answered=False) from None
-    try:
-        begin_by.check()
-        yield
-    finally:
-        slots.release()
 
 
 def _credential(value: str, *, name: str) -> str:

@@ -181,7 +181,11 @@ class ConnectFlow:
             raise ConnectFailed("code_rejected", "the callback holds no authorization code; start again")
         requested = Stopwatch(self._clock)
         grant = await self._accounts.exchange_code(
-            callback.code, redirect_uri=self._redirect_uri, code_verifier=code_verifier, timeout=TIMEOUT
+            callback.code,
+            redirect_uri=self._redirect_uri,
+            code_verifier=code_verifier,
+            user_id=user_id,
+            timeout=TIMEOUT,
         )
         grant = self._completed(grant)
         profile = await self._accounts.profile(grant.access_token, timeout=max(TIMEOUT - requested.elapsed, 0.0))

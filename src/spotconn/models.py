@@ -22,6 +22,9 @@ Source: developer.spotify.com/blog/2026-06-18-refresh-token-expiration.
 LONGEST_EXPIRES_IN = 86_400
 """Seconds that an access token can live; Spotify sends 3600. An end further ahead counts as past."""
 
+LARGEST_TOKEN, LARGEST_TEXT = 8_192, 1_024
+"""Octets of a token, and of an id, a name, an address or a scope of an answer of Spotify; some 400 and 60 are usual."""
+
 _TOKEN = re.compile(r"[!#-&(-\[\]-~]+")
 _NO_VALUES = frozenset({"null", "none", "undefined"})
 _SCOPES = re.compile(r"""[^\s,"'\[\]{}\\]+""")

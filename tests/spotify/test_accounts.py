@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from spotconn._spotify import clients as _clients
-from spotconn._spotify.http import LARGEST_BODY
+from spotconn._spotify.decoding import LARGEST_BODY
 from spotconn.accounts import SpotifyAccounts
 from spotconn.errors import (
     ConfigurationError,

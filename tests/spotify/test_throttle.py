@@ -14,6 +14,7 @@ from spotconn import (
     TokenManager,
 )
 from spotconn._backoff import Backoff
+from spotconn._spotify.circuit_breaker import CircuitBreaker
 from spotconn._spotify.marks import Mark, marked
 from spotconn._spotify.throttle import LONGEST_RETRY_AFTER, Throttle
 from spotconn._tokens import local_backoff
@@ -22,10 +23,14 @@ from spotconn.testing import Answer, FakeSpotify
 from support.connections import connect
 
 
+def throttled(seconds: float) -> SpotifyUnavailable:
+    return marked(SpotifyUnavailable("429", retry_after=seconds), Mark.OF_ONE_APP)
+
+
 def test_retry_after_stops_every_call_until_then() -> None:
     """After an answer with Retry-After nothing passes until it has run out, and the error says how long that is."""
     throttle = Throttle()
-    throttle.record(SpotifyUnavailable("429", retry_after=60), now=1000)
+    throttle.record(throttled(60), now=1000)
     with pytest.raises(SpotifyUnavailable) as raised:
         throttle.check(now=1059)
     assert (raised.value.retry_after, raised.value.answered) == (1, False)
@@ -35,7 +40,7 @@ def test_retry_after_stops_every_call_until_then() -> None:
 def test_a_broken_retry_after_does_not_stop_calls_for_ever() -> None:
     """However long Spotify asks to wait, after a day a call passes."""
     throttle = Throttle()
-    throttle.record(SpotifyUnavailable("429", retry_after=1e12), now=0)
+    throttle.record(throttled(1e12), now=0)
     with pytest.raises(SpotifyUnavailable):
         throttle.check(now=LONGEST_RETRY_AFTER - 1)
     throttle.check(now=LONGEST_RETRY_AFTER)
@@ -53,41 +58,74 @@ def refusal() -> ConfigurationError:
     return marked(ConfigurationError("invalid_client"), Mark.OF_ONE_APP)
 
 
+def open_circuit() -> CircuitBreaker:
+    breaker = CircuitBreaker()
+    for user in ("a", "b"):
+        breaker.record(refusal(), 0, user)
+    return breaker
+
+
 def test_a_fault_of_this_host_says_nothing_of_the_app() -> None:
     """A refused app stays refused when a probe fails before Spotify has judged it."""
-    throttle = Throttle()
-    throttle.record(refusal(), now=0)
-    throttle.record(marked(ConfigurationError("certificate"), Mark.NOT_PROCESSED), now=1)
+    breaker = open_circuit()
+    breaker.record(marked(ConfigurationError("certificate"), Mark.NOT_PROCESSED), 1, "c")
+    breaker.record(ConfigurationError("invalid_request"), 1, "c")
+    breaker.check(2, "c")
     with pytest.raises(ConfigurationError, match="invalid_client"):
-        throttle.check(now=0.1)
+        breaker.check(2.1, "d")
 
 
 def test_a_refused_app_is_probed_by_one_call_per_growing_pause() -> None:
     """While Spotify refuses the app, of a thousand calls a second only the probes pass, and ever fewer."""
-    throttle = Throttle()
+    breaker = open_circuit()
     probes: list[float] = []
     for tick in range(600_000):
         now = tick / 1000
         try:
-            throttle.check(now)
+            breaker.check(now, tick)
         except ConfigurationError:
             continue
         probes.append(now)
-        throttle.record(refusal(), now)
+        breaker.record(refusal(), now, tick)
     assert 9 <= len(probes) <= 14
     assert all(150 <= later - earlier <= 301 for earlier, later in zip(probes[-2:], probes[-1:], strict=False))
 
 
 def test_a_probe_under_way_keeps_the_others_out() -> None:
     """Until the probe has its answer, no second call passes; after a grant all calls pass."""
-    throttle = Throttle()
-    throttle.check(now=0)
-    throttle.record(refusal(), now=0)
-    throttle.check(now=1)
+    breaker = open_circuit()
+    breaker.check(1, "c")
     with pytest.raises(ConfigurationError, match="invalid_client"):
-        throttle.check(now=1.1)
-    throttle.record(None, now=1.2)
-    throttle.check(now=1.3)
+        breaker.check(1.1, "d")
+    breaker.record(None, 1.2, "c")
+    for user in ("a", "b", "c", "d"):
+        breaker.check(1.3, user)
+
+
+def test_one_user_opens_no_circuit_and_keeps_none_open() -> None:
+    """However often the calls of one user are refused, only that user is held back, and others probe beside it."""
+    breaker = CircuitBreaker()
+    for now in range(1000):
+        breaker.check(now, "b")
+        try:
+            breaker.check(now, "a")
+        except ConfigurationError:
+            continue
+        breaker.record(refusal(), now, "a")
+    breaker.record(refusal(), 1000, "b")
+    breaker.check(1000.1, "c")
+    breaker.check(1400, "a")
+    breaker.record(refusal(), 1400, "a")
+    breaker.check(1400.1, "c")
+
+
+def test_a_call_that_spotify_accepts_ends_what_was_refused_before() -> None:
+    """Refusals of two users with a grant in between open nothing."""
+    breaker = CircuitBreaker()
+    breaker.record(refusal(), 0, "a")
+    breaker.record(None, 1, "b")
+    breaker.record(refusal(), 2, "c")
+    breaker.check(2, "d")
 
 
 def test_pauses_grow_to_their_longest_with_jitter() -> None:
@@ -132,7 +170,7 @@ async def test_retry_after_holds_for_every_user_of_the_process(
 async def test_a_refused_app_is_not_asked_about_every_user(
     store: ConnectionStore, spotify: FakeSpotify, users: list[UUID], accounts: SpotifyAccounts
 ) -> None:
-    """With a wrong secret, 300 requests for three users cost one call, and one per pause; no user is marked."""
+    """With a wrong secret, 300 requests for three users cost a call for each, and few per pause; no user is marked."""
     begun = asyncio.get_running_loop().time()
     for user in users:
         await connect(store, spotify, user, account=str(user), ttl=-1)
@@ -143,7 +181,7 @@ async def test_a_refused_app_is_not_asked_about_every_user(
         for user in users * 100:
             with pytest.raises(ConfigurationError, match="SPOTIFY_CLIENT_SECRET"):
                 await tokens.get_valid_token(user)
-    assert spotify.token_calls <= 1 + (asyncio.get_running_loop().time() - begun) / 0.5
+    assert spotify.token_calls <= 3 * (1 + (asyncio.get_running_loop().time() - begun) / 0.5)
     assert not any([(await store.get(user)).failure for user in users])
 
 
@@ -220,7 +258,7 @@ async def test_no_attempt_begins_in_the_second_half_of_its_time(
 
 async def test_a_call_that_finds_no_slot_is_not_made(spotify: FakeSpotify, monkeypatch: pytest.MonkeyPatch) -> None:
     """While as many calls as allowed are under way, another waits for half of its time and then gives up unsent."""
-    monkeypatch.setattr("spotconn.accounts.MOST_CALLS", 1)
+    monkeypatch.setattr("spotconn._spotify.admission.MOST_CALLS", 1)
     spotify.add_account("alice")
     refresh_token = spotify.authorize("alice").refresh_token or ""
     async with spotify.serve() as url, SpotifyAccounts("demo-client", "demo-secret", accounts_url=url) as narrow:

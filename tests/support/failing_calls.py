@@ -149,9 +149,9 @@ async def throttled(setup: Setup) -> None:
 
 
 async def refused(setup: Setup) -> None:
-    """Let Spotify refuse the app, with an access token that has ended."""
+    """Let Spotify refuse what the app asks for, with an access token that has ended."""
     await expired(setup)
-    setup.spotify.script(*[Answer(status=400, json={"error": "invalid_client"})] * 1000)
+    setup.spotify.script(*[Answer(status=400, json={"error": "unsupported_grant_type"})] * 1000)
 
 
 @dataclass(frozen=True)

@@ -505,6 +505,7 @@ class Accounts(SpotifyAccounts):
         self,
         refresh_token: str,
         *,
+        user_id: UUID | None = None,  # noqa: ARG002
         timeout: float = 10,  # noqa: ARG002, ASYNC109  as there
         begin_within: float | None = None,  # noqa: ARG002
     ) -> TokenGrant:

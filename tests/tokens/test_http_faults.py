@@ -119,10 +119,11 @@ class Failing(SpotifyAccounts):
         self,
         refresh_token: str,
         *,
+        user_id: UUID | None = None,
         timeout: float = 10,  # noqa: ASYNC109  the deadline is over all attempts
         begin_within: float | None = None,
     ) -> TokenGrant:
-        del refresh_token, timeout, begin_within
+        del refresh_token, user_id, timeout, begin_within
         raise self.failure
 
 

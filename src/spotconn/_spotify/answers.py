@@ -20,12 +20,12 @@ from spotconn.errors import (
     SpotconnError,
     SpotifyUnavailable,
 )
-from spotconn.models import LONGEST_EXPIRES_IN, Profile, TokenGrant, is_token
+from spotconn.models import LARGEST_TEXT, LARGEST_TOKEN, LONGEST_EXPIRES_IN, Profile, TokenGrant, is_token
 
 GREATEST_EXPIRES_IN = 365 * 24 * 3600
 """Seconds; Spotify sends 3600. More than LONGEST_EXPIRES_IN counts as that; an even greater value is unreadable."""
 
-LONGEST_TEXT = 200
+LONGEST_REFUSAL = 200
 """Characters of a text of Spotify that an error repeats."""
 
 OK, BAD_REQUEST, UNAUTHORIZED, TOO_MANY_REQUESTS, SERVER_ERRORS = 200, 400, 401, 429, 500
@@ -67,7 +67,7 @@ def read_grant(
     Raises:
         ReauthorizationRequired: invalid_grant on a refresh.
         ConnectFailed: invalid_grant on a code exchange ("code_rejected").
-        ConfigurationError: Spotify refuses this app or its request, independently of the user.
+        ConfigurationError: Spotify refuses this app, or finds the request malformed.
         SpotifyUnavailable: any other answer.
     """
     answer = _json_object(body)
@@ -160,7 +160,9 @@ def _scope(value: object, grant_type: GrantType) -> frozenset[str] | None:
     A refresh without a scope leaves the scopes as they were (RFC 6749, section 6), and no scope is empty (section 3.3).
     In the answer to a code, a scope that is stated is what was granted in place of what was asked for (section 5.1).
     """
-    if not isinstance(value, str) or (grant_type == "refresh_token" and not value.split()):
+    if not isinstance(value, str) or len(value.encode("utf-8", "replace")) > LARGEST_TEXT:
+        return None
+    if grant_type == "refresh_token" and not value.split():
         return None
     return frozenset(value.split())
 
@@ -177,7 +179,7 @@ def _is_usable(answer: dict[str, Any]) -> bool:
 
 
 def _is_token(value: object) -> bool:
-    return isinstance(value, str) and is_token(value)
+    return isinstance(value, str) and len(value) <= LARGEST_TOKEN and is_token(value)
 
 
 def _is_lifetime(value: object) -> bool:
@@ -197,10 +199,14 @@ def _profile(answer: dict[str, Any]) -> Profile:
 
 
 def _text(value: object) -> str | None:
-    """Return `value` as Postgres can store it: without NUL and lone surrogates, both of which JSON allows."""
+    """Return `value` as Postgres can store it: without NUL and lone surrogates, both of which JSON allows.
+
+    None where it is no text, or too large.
+    """
     if not isinstance(value, str):
         return None
-    return value.replace("\0", "").encode("utf-8", "ignore").decode("utf-8") or None
+    encoded = value.replace("\0", "").encode("utf-8", "ignore")
+    return encoded.decode("utf-8") or None if len(encoded) <= LARGEST_TEXT else None
 
 
 def _refusal_text(body: bytes) -> str:
@@ -209,7 +215,7 @@ def _refusal_text(body: bytes) -> str:
     if text.startswith("{"):
         text = str(_object(_json_object(body).get("error")).get("message", ""))
     printable = "".join(letter for letter in text if letter.isprintable())
-    return "" if printable.startswith("<") else printable[:LONGEST_TEXT]
+    return "" if printable.startswith("<") else printable[:LONGEST_REFUSAL]
 
 
 def _oauth_error(
@@ -229,6 +235,14 @@ def _oauth_error(
         case "invalid_grant" if status == BAD_REQUEST:
             stated = _stated(code, description)
             return ConnectFailed("code_rejected", f"Spotify rejected the authorization code ({stated}); start again")
+        case "invalid_request" | "invalid_scope" if status == BAD_REQUEST and grant_type == "refresh_token":
+            # What differs from one user's request to the next is the refresh token alone.
+            malformed = ConfigurationError(
+                f"Spotify finds a refresh request malformed ({_stated(code, description)}): if it is that of one user, "
+                "the stored refresh token is at fault and the user connects again; if it is that of many, compare the "
+                "client id with Spotify's dashboard"
+            )
+            return marked(malformed, Mark.OF_ONE_CALL)
         case "invalid_request" | "unsupported_grant_type" | "invalid_scope" if status == BAD_REQUEST:
             return ConfigurationError(
                 f"Spotify refuses the request of this app ({_stated(code, description)}): compare its redirect URI and "
@@ -246,8 +260,9 @@ def _stated(code: str, description: object) -> str:
 
 def _unavailable(status: int, headers: Mapping[str, str], now: float) -> SpotifyUnavailable:
     failure = SpotifyUnavailable(f"Spotify answered with status {status}", retry_after=retry_after(headers, now))
-    if status == TOO_MANY_REQUESTS or status >= SERVER_ERRORS:
-        marked(failure, Mark.NOT_PROCESSED)
+    if status != TOO_MANY_REQUESTS and status < SERVER_ERRORS:
+        return failure  # what was sent may be the cause: it says nothing of other calls
+    marked(failure, Mark.NOT_PROCESSED)
     return failure if failure.retry_after is None else marked(failure, Mark.OF_ONE_APP)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -11,13 +11,11 @@ import httpx
 
 from spotconn._affinity import Affinity, keep_from_children
 from spotconn._spotify.clients import Clients, client_factory
+from spotconn._spotify.decoding import check_size, limit
 from spotconn._spotify.failures import failure_of
 from spotconn._spotify.marks import Mark, marked
 from spotconn._spotify.retry import BeginBy
 from spotconn.errors import ConfigurationError, SpotifyUnavailable
-
-LARGEST_BODY = 64 * 1024
-"""Bytes of an answer that are read; a grant or a profile has about one thousand."""
 
 # Not compressed, so that a small answer cannot unpack into a large one.
 _HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
@@ -162,7 +160,7 @@ def _with_first_hook(
 
 
 class _Reader:
-    """Reads a response once, at most `LARGEST_BODY` bytes of it.
+    """Reads a response once, within bounds.
 
     Attributes:
         on_status: is called with the status of the response.
@@ -177,36 +175,13 @@ class _Reader:
         """Read the response. Other hooks can still read it.
 
         Raises:
-            SpotifyUnavailable: it is too large.
+            SpotifyUnavailable: it is too large, or encoded in a way that is not read.
         """
         # A client of the caller's own may have had this connection before.
         _protect(response.extensions.get("network_stream"))
         self.on_status(response.status_code)
-        if isinstance(response.stream, httpx.AsyncByteStream):
-            response.stream = _Limited(response.stream)
+        limit(response)
         body = await response.aread()
-        _check_size(len(body))
+        check_size(len(body))
         self.answer = Response(response.status_code, response.headers, body)
         return self.answer
-
-
-class _Limited(httpx.AsyncByteStream):
-    """A stream that ends with SpotifyUnavailable once it is too long."""
-
-    def __init__(self, stream: httpx.AsyncByteStream) -> None:
-        self._stream = stream
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        size = 0
-        async for chunk in self._stream:
-            size += len(chunk)
-            _check_size(size)
-            yield chunk
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-
-def _check_size(size: int) -> None:
-    if size > LARGEST_BODY:
-        raise SpotifyUnavailable(f"Spotify gave an unreadable answer: over {LARGEST_BODY} bytes")

@@ -15,10 +15,12 @@ class Mark(Enum):
     Attributes:
         NOT_PROCESSED: Spotify did not act on the request, so a single-use code in it is still unspent.
         OF_ONE_APP: it concerns this app for every user, and no other app.
+        OF_ONE_CALL: what was sent in this very call may be the cause, so it says nothing of other users yet.
     """
 
     NOT_PROCESSED = "_not_processed"
     OF_ONE_APP = "_of_one_app"
+    OF_ONE_CALL = "_of_one_call"
 
 
 def marked(error: _E, *marks: Mark) -> _E:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from uuid import UUID
 
 from spotconn._observer import Observer
 from spotconn._stopwatch import Stopwatch
@@ -100,6 +101,7 @@ class Apps:
         refresh_token: str,
         client_ids: Iterable[str],
         *,
+        user_id: UUID,
         timeout: float,  # noqa: ASYNC109  the deadline is over all apps
         clock: Callable[[], float],
     ) -> Granted | NotGranted:
@@ -110,6 +112,7 @@ class Apps:
         Args:
             refresh_token: as stored.
             client_ids: of apps of this process.
+            user_id: whose token.
             timeout: seconds in all.
             clock: returns seconds since the epoch.
         """
@@ -124,7 +127,10 @@ class Apps:
                 break
             try:
                 grant = await self.accounts[client_id].refresh(
-                    refresh_token, timeout=timeout / 2 + begin_within, begin_within=begin_within
+                    refresh_token,
+                    user_id=user_id,
+                    timeout=timeout / 2 + begin_within,
+                    begin_within=begin_within,
                 )
             except ReauthorizationRequired:
                 refused_by.append(client_id)

@@ -69,7 +69,7 @@ class Policy:
         try:
             newer = await self.source.renew(user_id, stored)
         except SpotconnError as error:
-            if isinstance(error, _FOR_ALL) and not self._is_of_one_app(error):
+            if isinstance(error, _FOR_ALL) and not self._is_of_some(error):
                 raise
             failure = renewed(error)
         else:
@@ -82,8 +82,11 @@ class Policy:
         until = token.ends - self.times.margin
         return Answer(user_id, token, until if self.clock() < until else token.ends)
 
-    def _is_of_one_app(self, error: SpotconnError) -> bool:
-        return isinstance(error, OtherApp) or (len(self.apps.accounts) > 1 and has_mark(error, Mark.OF_ONE_APP))
+    def _is_of_some(self, error: SpotconnError) -> bool:
+        """Return whether an error is that of one user, or of one of several apps."""
+        if isinstance(error, OtherApp) or has_mark(error, Mark.OF_ONE_CALL):
+            return True
+        return len(self.apps.accounts) > 1 and has_mark(error, Mark.OF_ONE_APP)
 
     def _freshness(self, stored: StoredToken) -> Freshness:
         return freshness_of(stored.ends - self.clock(), window=self.times.window, margin=self.times.margin)

@@ -15,6 +15,7 @@ from spotconn._tokens.apps import Apps, Granted
 from spotconn._tokens.arguments import Times
 from spotconn._tokens.local_backoff import LocalBackoffs
 from spotconn._tokens.refusal_wave import RefusalWave
+from spotconn._tokens.request_budget import RequestBudget
 from spotconn._tokens.stored_token import StoredToken, reauthorization
 from spotconn._tokens.unsaved_grants import UnsavedGrant, UnsavedGrants
 from spotconn.errors import ConfigurationError, SpotconnError, SpotifyUnavailable
@@ -63,6 +64,7 @@ class LeaseHolder:
         self._times = times
         self._clock = clock
         self._wave = RefusalWave()
+        self._budget = RequestBudget()
         self._rejected = Counter[str]()
         self._requests: dict[RefreshTurn, bool] = {}
         self.observer: Observer = NOBODY
@@ -104,17 +106,30 @@ class LeaseHolder:
         if late or self._affinity.closed or self._unsaved.holds(turn.user_id):
             await self._store.fail_refresh(turn, RefreshFailure())
             return None
+        if error := self._too_soon(turn.user_id, stored):
+            await self._store.fail_refresh(turn, RefreshFailure())
+            raise error
         self._requests[turn] = False
         try:
             return await self._ask(turn, stored)
         finally:
             del self._requests[turn]
 
+    def _too_soon(self, user_id: UUID, stored: Connection) -> SpotconnError | None:
+        """Return why Spotify is not asked now, whatever access token another writer has put into the row."""
+        now = loop_time()
+        held = self._backoffs.error(user_id, fingerprint(stored.texts.refresh_token), now)
+        return held or self._budget.spend(user_id, now)
+
     async def _ask(self, turn: RefreshTurn, stored: Connection) -> StoredToken | None:
         began = Stopwatch(self._clock)
         try:
             answer = await self._apps.refresh(
-                stored.refresh_token, turn.client_ids, timeout=self._times.timeout, clock=self._clock
+                stored.refresh_token,
+                turn.client_ids,
+                user_id=turn.user_id,
+                timeout=self._times.timeout,
+                clock=self._clock,
             )
         except Exception as error:
             # A cancelled request is not among these: it may have reached Spotify, and its lease runs out by itself.
@@ -198,7 +213,8 @@ class LeaseHolder:
             failure = RefreshFailure(reason="unavailable", retry_after=error.retry_after)
         else:
             failure = RefreshFailure(refused_by=refused_by)
-            self._backoffs.begin(turn.user_id, stored.fingerprint, error, loop_time())
+            sent = fingerprint(stored.texts.refresh_token)
+            self._backoffs.begin(turn.user_id, stored.fingerprint, error, loop_time(), refresh_token=sent)
         try:
             await self._store.fail_refresh(turn, failure)
         except SpotconnError as unrecorded:

@@ -1,4 +1,4 @@
-"""Backoff that only this process observes, user by user and for one token of each."""
+"""Backoff that only this process observes, user by user and for the tokens of one row of each."""
 
 from dataclasses import dataclass
 from uuid import UUID
@@ -12,7 +12,7 @@ MOST_BACKOFFS = 10_000
 
 @dataclass(slots=True)
 class _Held:
-    about: str
+    about: frozenset[str]
     error: SpotconnError
     backoff: Backoff
 
@@ -20,30 +20,34 @@ class _Held:
 class LocalBackoffs:
     """Holds back requests for single users, each with the error that is the reason.
 
-    It is about the stored access token that could not be replaced, named by its fingerprint: another row is not held
-    back. The last `MOST_BACKOFFS` users are remembered. Times are seconds of one steady clock.
+    It is about the stored access token that could not be replaced and the refresh token that was sent for that, each
+    named by its fingerprint. A row that holds others is not held back. The last `MOST_BACKOFFS` users are remembered.
+    Times are seconds of one steady clock.
     """
 
     def __init__(self) -> None:
         self._backoffs: dict[UUID, _Held] = {}
 
     def error(self, user_id: UUID, about: str, now: float) -> SpotconnError | None:
-        """Return a new error like the one that began the backoff of a user, or None if there is none."""
+        """Return a new error like the one that began the backoff of a user about a token, or None if there is none."""
         held = self._backoffs.get(user_id)
-        if held is None or held.about != about or not (remaining := held.backoff.remaining(now)):
+        if held is None or about not in held.about or not (remaining := held.backoff.remaining(now)):
             return None
         again = renewed(held.error)
         if isinstance(again, TryLater):
             again.retry_after = remaining
         return again
 
-    def begin(self, user_id: UUID, about: str, error: SpotconnError, now: float) -> bool:
+    def begin(
+        self, user_id: UUID, about: str, error: SpotconnError, now: float, *, refresh_token: str | None = None
+    ) -> bool:
         """Back off: as long as the error says, else longer with each failure in a row, 1 s to 30 s.
 
-        Return whether it is the first one about this token.
+        Return whether it is the first one about these tokens.
         """
+        tokens = frozenset({about} if refresh_token is None else {about, refresh_token})
         held = self._backoffs.pop(user_id, None)
-        first = held is None or held.about != about
+        first = held is None or held.about.isdisjoint(tokens)
         backoff = Backoff(first=1, longest=30) if held is None or first else held.backoff
         if isinstance(error, TryLater) and error.retry_after is not None:
             backoff.until = now + error.retry_after
@@ -51,7 +55,7 @@ class LocalBackoffs:
             backoff.failed(now)
         if len(self._backoffs) >= MOST_BACKOFFS:
             del self._backoffs[next(iter(self._backoffs))]
-        self._backoffs[user_id] = _Held(about, renewed(error), backoff)
+        self._backoffs[user_id] = _Held(tokens, renewed(error), backoff)
         return first
 
     def end(self, user_id: UUID) -> None:

@@ -1,0 +1,80 @@
+"""A circuit breaker for all calls that prove the credentials of one app."""
+
+from collections.abc import Hashable
+
+from spotconn._backoff import Backoff
+from spotconn._spotify.marks import Mark, has_mark, marked
+from spotconn._tracebacks import renewed
+from spotconn.errors import ConfigurationError, SpotconnError, SpotifyUnavailable
+
+MOST_REFUSED = 1_000
+"""Users remembered whose calls were refused."""
+
+
+class CircuitBreaker:
+    """Stops the calls of an app whose credentials Spotify refuses.
+
+    What a call sends is written by its user, and may be the cause of its refusal. So a refusal stops the calls of that
+    user alone, for pauses that grow from 1 s to 5 min. Once the calls of two users are refused and none is accepted in
+    between, the circuit is open for all others too: one call per such a pause probes whether it still is. A user whose
+    call was refused probes in pauses of its own, which keep no other user from probing. The first call that Spotify
+    does not refuse closes the circuit. All times are seconds of one monotonic clock.
+    """
+
+    def __init__(self) -> None:
+        self._refusal: ConfigurationError | None = None
+        self._refused: dict[Hashable, Backoff] = {}
+        self._others = _new_backoff()
+
+    def check(self, now: float, user: Hashable) -> None:
+        """Check whether a call of a user may be made now.
+
+        Raises:
+            ConfigurationError: Spotify refuses this app, and it is not yet time to try again.
+        """
+        if self._refusal is None:
+            return
+        backoff = self._refused.get(user)
+        if backoff is None:
+            if not self._is_open:
+                return
+            backoff = self._others
+        if backoff.remaining(now):
+            error = renewed(self._refusal)
+            raise error if self._is_open else marked(error, Mark.OF_ONE_CALL)
+        # This call is the probe; the others are refused until its answer is recorded or the pause is over.
+        backoff.failed(now)
+
+    def record(self, outcome: SpotconnError | None, now: float, user: Hashable) -> None:
+        """Record the outcome of a call of a user: its error, or None for a grant.
+
+        The refusal of a call is marked as that of one call.
+        """
+        if isinstance(outcome, SpotifyUnavailable) or has_mark(outcome, Mark.NOT_PROCESSED):
+            return  # Spotify has not judged the app
+        if isinstance(outcome, ConfigurationError):
+            if not has_mark(outcome, Mark.OF_ONE_APP):
+                return  # a malformed request may be refused before that
+            self._refusal = renewed(outcome)
+            self._refuse(user, now)
+            marked(outcome, Mark.OF_ONE_CALL)
+        else:  # a success, or a refusal of something else: Spotify accepts the app
+            self._refusal = None
+            self._refused.clear()
+            self._others = _new_backoff()
+
+    @property
+    def _is_open(self) -> bool:
+        return len(self._refused) > 1
+
+    def _refuse(self, user: Hashable, now: float) -> None:
+        if user in self._refused:
+            return  # its pause has begun with the call
+        if len(self._refused) >= MOST_REFUSED:
+            del self._refused[next(iter(self._refused))]
+        self._refused[user] = _new_backoff()
+        self._refused[user].failed(now)
+
+
+def _new_backoff() -> Backoff:
+    return Backoff(first=1, longest=300)
