@@ -18,12 +18,14 @@ from spotconn._command.output import (
     output_errors,
     print_line,
     write,
+    write_field,
     write_json,
     write_line,
 )
 from spotconn._command.report import report
 from spotconn._command.schema import Parts, apply_schema, check_options, check_schema
 from spotconn._database.schema import schema_sql
+from spotconn._printable import LONGEST_FIELD, LONGEST_SCOPES
 from spotconn._settings import read_retired_client_ids
 from spotconn.cipher import AesGcmSivCipher
 from spotconn.errors import NotConnected
@@ -127,7 +129,7 @@ def status(user: User, *, as_json: Json = False) -> None:
         return
     for name, value in found.model_dump(mode="json", exclude_none=True).items():
         text = " ".join(sorted(cast("list[str]", value))) if isinstance(value, list) else value
-        write_line(f"{name.replace('_', ' ')}: {text}")
+        write_field(name.replace("_", " "), text, longest=LONGEST_SCOPES if name == "scope" else LONGEST_FIELD)
 
 
 async def _status(user: str) -> ConnectionStatus:
@@ -185,9 +187,9 @@ def stats(*, as_json: Json = False) -> None:
     for name, number in found.model_dump(exclude={"by_key", "by_app"}).items():
         write_line(f"{name.replace('_', ' ')}: {number}")
     for key_id, number in found.by_key.items():
-        write_line(f"under key {key_id}: {number}")
+        write_field(f"under key {key_id}", number)
     for client_id, number in found.by_app.items():
-        write_line(f"of app {client_id}: {number}")
+        write_field(f"of app {client_id}", number)
 
 
 async def _stats() -> ConnectionStats:

@@ -25,6 +25,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import ClassVar, Literal
 
+from spotconn._printable import shown
+
 ReauthorizationReason = Literal["expired", "revoked", "invalid", "other_app"]
 ConnectFailure = Literal["denied", "state_mismatch", "state_expired", "code_rejected", "not_allowed"]
 
@@ -162,8 +164,8 @@ class OtherApp(ConfigurationError):
         self.client_id = client_id
         self.known: tuple[str, ...] = tuple(known)
         super().__init__(
-            f"the connection belongs to the app {client_id}, and this process has {', '.join(self.known)}: add the app "
-            "to SPOTCONN_OTHER_APPS (other_apps) or, if you have given it up, to SPOTCONN_RETIRED_CLIENT_IDS "
+            f"the connection belongs to the app {shown(client_id)}, and this process has {', '.join(self.known)}: add "
+            "the app to SPOTCONN_OTHER_APPS (other_apps) or, if you have given it up, to SPOTCONN_RETIRED_CLIENT_IDS "
             "(retired_client_ids)"
         )
 

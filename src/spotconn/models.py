@@ -1,15 +1,15 @@
-"""The values that pass between the rooms: frozen, with every secret kept out of their repr."""
+"""The values that pass between the rooms: frozen, with every token kept out of their repr and their dumps."""
 
 import hashlib
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, Field
 
+from spotconn._value import Value
 from spotconn.errors import ReauthorizationReason
 
 REFRESH_TOKEN_MONTHS = 6
@@ -17,7 +17,6 @@ REFRESH_TOKEN_MONTHS = 6
 
 Source: developer.spotify.com/blog/2026-06-18-refresh-token-expiration.
 """
-
 
 LONGEST_EXPIRES_IN = 86_400
 """Seconds that an access token can live; Spotify sends 3600. An end further ahead counts as past."""
@@ -66,20 +65,10 @@ Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
 """Text that a Postgres column can hold."""
 
 
-class Value(BaseModel):
-    """A frozen value whose validation errors never show the input."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    if not TYPE_CHECKING:  # a checker would take it as leave to assign any attribute
-
-        def __setattr__(self, name: str, value: object) -> None:
-            """Refuse in words of our own: pydantic's would repeat the value, which may be a token."""
-            raise AttributeError(f"{name}: a {type(self).__name__} is frozen")
-
-
 class TokenGrant(Value):
     """What Spotify's token endpoint granted (RFC 6749, section 5.1).
+
+    `model_dump`, JSON and what a web framework makes of them leave the tokens out.
 
     Attributes:
         access_token: for the Web API.
@@ -91,11 +80,19 @@ class TokenGrant(Value):
         scope: the granted scopes; None where Spotify did not say.
     """
 
-    access_token: Token = Field(repr=False)
-    refresh_token: Token | None = Field(default=None, repr=False)
+    access_token: Token = Field(repr=False, exclude=True)
+    refresh_token: Token | None = Field(default=None, repr=False, exclude=True)
     expires_at: AwareDatetime
     expires_in: float | None = Field(default=None, gt=0, le=LONGEST_EXPIRES_IN)
     scope: frozenset[str] | None = None
+
+    def dump_with_tokens(self) -> dict[str, object]:
+        """Return all fields with the tokens, ready for JSON, to hand the grant over in secret.
+
+        `TokenGrant.model_validate` takes it back.
+        """
+        tokens: dict[str, object] = {"access_token": self.access_token, "refresh_token": self.refresh_token}
+        return self.model_dump(mode="json") | tokens
 
 
 class Profile(Value):
@@ -131,34 +128,37 @@ class RecordedFailure(Value):
     retry_at: AwareDatetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTexts:
+class StoredTexts(Value):
     """The token columns of a row as they are stored, encrypted where the store has a cipher."""
 
-    access_token: str = field(repr=False)
-    refresh_token: str = field(repr=False)
+    access_token: str = Field(repr=False, exclude=True)
+    refresh_token: str = Field(repr=False, exclude=True)
+
+    def __init__(self, access_token: str, refresh_token: str) -> None:
+        """Take the texts in the order of the columns."""
+        texts = {"access_token": access_token, "refresh_token": refresh_token}
+        super().__init__(**texts)
 
 
-@dataclass(frozen=True, slots=True)
 class StoredAccessToken:
-    """An access token as it was read.
+    """An access token as it was read. It is no dataclass, which serializers would write out with the token.
 
-    Attributes:
-        access_token: for the Web API.
-        fingerprint: of its text as stored.
-        remaining: seconds until it ends, by the database's clock when it was read; not over 0 for one that cannot be
-            sent.
-        scope: the granted scopes; None where they were never recorded.
+    `fingerprint` is that of its text as stored; the others are as in `Connection`.
     """
 
-    access_token: str = field(repr=False)
-    fingerprint: str
-    remaining: float
-    scope: frozenset[str] | None
+    __slots__ = ("access_token", "fingerprint", "remaining", "scope")
+
+    def __init__(self, access_token: str, fingerprint: str, remaining: float, scope: frozenset[str] | None) -> None:
+        self.access_token = access_token
+        self.fingerprint = fingerprint
+        self.remaining = remaining
+        self.scope = scope
 
 
 class Connection(Value):
     """A stored connection.
+
+    `model_dump`, JSON and what a web framework makes of them leave the tokens and `texts` out.
 
     Attributes:
         id: the row's id.
@@ -186,8 +186,8 @@ class Connection(Value):
     id: UUID
     user_id: UUID
     spotify_user_id: str
-    access_token: str = Field(repr=False)
-    refresh_token: str = Field(repr=False)
+    access_token: str = Field(repr=False, exclude=True)
+    refresh_token: str = Field(repr=False, exclude=True)
     expires_at: AwareDatetime
     remaining: float
     connected_at: AwareDatetime | None
@@ -200,7 +200,7 @@ class Connection(Value):
     recovered: FailureReason | None = None
     saves: int | None = None
     family: UUID | None = None
-    texts: StoredTexts = Field(repr=False)
+    texts: StoredTexts = Field(repr=False, exclude=True)
 
     def __eq__(self, other: object) -> bool:
         """Return whether both are the same row in the same state, whenever read and under whichever key stored."""

@@ -7,8 +7,9 @@ from uuid import UUID
 
 from pydantic import AwareDatetime
 
+from spotconn._value import Value
 from spotconn.errors import ReauthorizationReason
-from spotconn.models import REFRESH_TOKEN_MONTHS, Connection, RecordedFailure, Value, add_months
+from spotconn.models import REFRESH_TOKEN_MONTHS, Connection, RecordedFailure, add_months
 
 
 class ConnectionStatus(Value):

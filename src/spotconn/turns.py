@@ -6,7 +6,8 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, Field, model_validator
 
-from spotconn.models import Connection, Value
+from spotconn._value import Value
+from spotconn.models import Connection
 
 
 class Outcome(Enum):

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from spotconn import ConnectionStore, Profile
-from spotconn._command.output import printable
+from spotconn._printable import printable
 from spotconn.cli import app
 from support.bulk import add_connections
 from support.connections import grant

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from spotconn._command.finding import Finding
 from spotconn._command.probe import Probe
 from spotconn._database.statements import APPS
+from spotconn._printable import shown
 from spotconn._settings import Settings, read_client, read_other_apps, read_retired_client_ids
 from spotconn.errors import ConfigurationError
 
@@ -105,7 +106,7 @@ def apps_finding(counts: Mapping[str | None, int], *, known: Collection[str], re
 def _strange_texts(strange: Mapping[str, int]) -> Iterator[str]:
     most = sorted(strange.items(), key=lambda app: app[1], reverse=True)
     for client_id, count in most[:MOST_NAMED]:
-        yield f"{count} connections belong to the app {client_id}, which this process does not have"
+        yield f"{count} connections belong to the app {shown(client_id)}, which this process does not have"
     if rest := most[MOST_NAMED:]:
         yield f"{sum(count for _, count in rest)} to {len(rest)} other apps that it does not have"
 

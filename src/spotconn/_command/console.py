@@ -21,6 +21,7 @@ from spotconn._command.output import (
     write_json,
     write_line,
 )
+from spotconn._printable import shown
 from spotconn._settings import read_database_url, read_encryption
 from spotconn.admin import ConnectionAdmin
 from spotconn.cipher import AesGcmSivCipher, cipher_for
@@ -103,7 +104,7 @@ def _row(overview: ConnectionOverview, retired: Collection[str]) -> str:
         due = "now, its app is retired"
     failed = overview.failure
     failure = "" if failed is None else f"  {failed.reason} since {failed.since:%Y-%m-%d %H:%M} UTC"
-    return f"{overview.user_id}  connect again {due}{failure}  {overview.spotify_user_id}"
+    return f"{overview.user_id}  connect again {due}{failure}  {shown(overview.spotify_user_id)}"
 
 
 def duration(text: str) -> timedelta:

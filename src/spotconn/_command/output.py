@@ -1,46 +1,35 @@
 """Results on standard output, and messages in one line on standard error, whatever their encoding and contents.
 
-Tenants write names, addresses and ids. So control characters are shown, not sent to the terminal, and what the encoding
-of a stream lacks is written as an escape sequence of Python.
+Tenants write names, addresses and ids. So control characters are shown, not sent to the terminal, a field of a line is
+cut where it is long, and what the encoding of a stream lacks is written as an escape sequence of Python. JSON is for
+programs: it is ASCII, and has each text whole.
 """
 
 import json
 import os
 import sys
-import unicodedata
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO
 
 from pydantic import BaseModel
 
+from spotconn._printable import LONGEST_FIELD, printable, shown
+
 UNHEALTHY, USAGE, ASK_USER, TRY_LATER, CALL_ENGINEER, OUTPUT_LOST, STOPPED = 1, 2, 3, 4, 5, 6, 130
 """Exit codes."""
-
-_NOT_SENT = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Unicode categories: controls (C0, DEL, C1), format characters (bidi overrides), surrogates and line separators."""
-_JOINERS = {"\u200c", "\u200d"}
-"""Format characters that words and emoji are made of."""
-
-
-def printable(text: str) -> str:
-    r"""Return a text for one line, with escapes such as \x1b for what would steer a terminal or break the line."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(_escaped(char) if _steers(char) else char for char in text)
-
-
-def _steers(char: str) -> bool:
-    return unicodedata.category(char) in _NOT_SENT and char not in _JOINERS
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode()
+LONGEST_MESSAGE = 4_000
+"""Characters of a message on standard error."""
 
 
 def write_line(line: str) -> None:
     """Write one line of the result."""
     write(printable(line) + "\n")
+
+
+def write_field(name: str, value: object, *, longest: int = LONGEST_FIELD) -> None:
+    """Write a name and a value, which others may have written, as one line of the result."""
+    write_line(f"{shown(name)}: {shown(str(value), longest)}")
 
 
 def write_json(value: BaseModel | dict[str, Any]) -> None:
@@ -94,7 +83,7 @@ def print_line(text: str) -> None:
     if sys.stderr is None:
         return
     try:
-        sys.stderr.write(_encodable(printable(text), sys.stderr) + "\n")
+        sys.stderr.write(_encodable(shown(text, LONGEST_MESSAGE), sys.stderr) + "\n")
         sys.stderr.flush()
     except (OSError, ValueError):
         _silence(sys.stderr)

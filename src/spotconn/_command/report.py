@@ -8,7 +8,8 @@ from rich.text import Text
 
 from spotconn._command.doctor import examine
 from spotconn._command.finding import Finding
-from spotconn._command.output import printable, write, write_json
+from spotconn._command.output import write, write_json
+from spotconn._printable import printable
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 """Of a terminal, by the state of a finding."""

@@ -7,7 +7,6 @@ in between were missed.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Self
 from uuid import UUID
 
@@ -15,19 +14,23 @@ from spotconn._tokens.stored_token import StoredToken
 from spotconn.errors import AskUser
 
 
-@dataclass(slots=True)
 class CacheEntry(StoredToken):
     """A cached token. Its times are seconds since the epoch by the clock of this process.
 
-    Attributes:
+    Args:
+        token: as it was read.
         since: when it was cached. It does not count before that, by a clock that was set back.
         fresh_until: the end of the time in which the hot path serves it.
         until: the end of the time in which it counts at all.
     """
 
-    since: float
-    fresh_until: float
-    until: float
+    __slots__ = ("fresh_until", "since", "until")
+
+    def __init__(self, token: StoredToken, *, since: float, fresh_until: float, until: float) -> None:
+        super().__init__(token.access_token, token.fingerprint, token.ends, token.scope)
+        self.since = since
+        self.fresh_until = fresh_until
+        self.until = until
 
 
 class PendingRead:
@@ -119,15 +122,7 @@ class ConnectionCache:
         self.entries.pop(pending.user_id, None)
         if len(self.entries) >= self._size:
             del self.entries[next(iter(self.entries))]
-        self.entries[pending.user_id] = CacheEntry(
-            token.access_token,
-            token.fingerprint,
-            token.ends,
-            token.scope,
-            since=now,
-            fresh_until=min(stale_at, until),
-            until=until,
-        )
+        self.entries[pending.user_id] = CacheEntry(token, since=now, fresh_until=min(stale_at, until), until=until)
 
     def supersede(self, pending: PendingRead) -> None:
         """Invalidate a user, except for the read whose row was just written by this process."""

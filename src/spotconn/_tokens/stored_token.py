@@ -1,27 +1,28 @@
 """A stored access token as a process sees it, with its end by the clock of that process."""
 
-from dataclasses import dataclass, field
 from typing import Self
 
 from spotconn.errors import ReauthorizationRequired
 from spotconn.models import Connection, RecordedFailure, StoredAccessToken
 
 
-@dataclass(slots=True)
 class StoredToken:
-    """An access token of a user.
+    """An access token of a user. It is no dataclass, which a crash reporter might write out with the token.
 
-    Attributes:
+    Args:
         access_token: for the Web API.
         fingerprint: of its text as stored; of the token itself where it is not saved yet.
         ends: when it ends, in seconds since the epoch by the clock of this process.
         scope: the granted scopes; None where they were never recorded.
     """
 
-    access_token: str = field(repr=False)
-    fingerprint: str
-    ends: float
-    scope: frozenset[str] | None
+    __slots__ = ("access_token", "ends", "fingerprint", "scope")
+
+    def __init__(self, access_token: str, fingerprint: str, ends: float, scope: frozenset[str] | None) -> None:
+        self.access_token = access_token
+        self.fingerprint = fingerprint
+        self.ends = ends
+        self.scope = scope
 
     @classmethod
     def of(cls, stored: Connection | StoredAccessToken, read_at: float) -> Self:
