@@ -405,10 +405,11 @@ return p_stored ~ '^[!#-&(-\[\]-~]+$' and pg_catalog.lower(p_stored) not in ('nu
 
 -- Whether a time that was set at p_since and ends at p_until still runs. One with more left than its length shows that the
 -- clock was set back, and is void; a second is allowed for small corrections of the clock. So is one that ends in more than
--- a year. Any time may be stored, so all that is computed is computed from p_now.
+-- a day, the longest pause that is recorded here: a false one shuts a user out for no longer. Any time may be stored, so
+-- all that is computed is computed from p_now.
 create or replace function spotconn.runs(p_since timestamptz, p_until timestamptz, p_now timestamptz) returns boolean
 language sql stable set search_path = pg_catalog, pg_temp
-return coalesce(p_now < p_until and p_until < p_now + interval '1 year' and p_now + interval '1 second' >= p_since, false);
+return coalesce(p_now < p_until and p_until < p_now + interval '25 hours' and p_now + interval '1 second' >= p_since, false);
 
 -- A connection with what is known of its refresh token. The planner would take two equal columns for a rare row and read
 -- whole tables for a batch; from the COALESCE it concludes nothing.
@@ -655,6 +656,9 @@ begin
         raise exception 'connected_at lies in the future' using errcode = 'SC001';
     end if;
     perform spotconn.act_as(p_user_id);
+    -- A locked row holds a connection of the pool no longer than this; the caller tries again. Longer than elsewhere: the
+    -- user would have to authorize anew.
+    perform pg_catalog.set_config('lock_timeout', '2s', true);
     insert into public.spotify_connections as stored (
         user_id, spotify_user_id, access_token, refresh_token, expires_at, connected_at, scope, display_name, email
     )
@@ -709,6 +713,7 @@ declare
     deleted boolean;
 begin
     perform spotconn.act_as(p_user_id);
+    perform pg_catalog.set_config('lock_timeout', '500ms', true);  -- as in spotconn.finish_refresh
     delete from public.spotify_connections as stored where stored.user_id = p_user_id;
     deleted := found;
     delete from spotconn.refresh_state as state where state.user_id = p_user_id;
@@ -799,6 +804,7 @@ declare
     moment timestamptz;
 begin
     perform spotconn.act_as(p_user_id);
+    perform pg_catalog.set_config('lock_timeout', '500ms', true);  -- as in spotconn.finish_refresh
     -- The first look takes no lock, and most callers return from it. A turn is decided on the row that is locked; where the
     -- lock met no row, another may have been inserted meanwhile.
     for look in 1..5 loop
@@ -961,6 +967,7 @@ declare
     second_opinion boolean;
 begin
     perform spotconn.act_as(p_user_id);
+    perform pg_catalog.set_config('lock_timeout', '500ms', true);  -- as in spotconn.finish_refresh
     select stored.connected_at into connected from public.spotify_connections as stored
         where stored.user_id = p_user_id and spotconn.fingerprint(stored.refresh_token) = p_fingerprint
         for no key update;

@@ -4,7 +4,6 @@ It acts as `service_role`, which row level security does not bind, in one short 
 not belong in a service that answers users.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -17,17 +16,7 @@ from spotconn._database.bound_pool import BoundPool, check_users
 from spotconn._database.errors import map_errors
 from spotconn._database.move import Mover
 from spotconn._database.pool import may_convert, open_pool
-from spotconn._database.rekey import (
-    COUNT_OLD,
-    LEASED,
-    LOCK,
-    LOCK_ROWS,
-    LONGEST_WAIT,
-    MAX_PASSES,
-    READ_OLD,
-    WRITE,
-    Rewriter,
-)
+from spotconn._database.rekey import Rekey
 from spotconn._database.rows import overview, statistics
 from spotconn._database.service_role import TIMEOUT, ServiceRole
 from spotconn._database.statements import (
@@ -39,6 +28,7 @@ from spotconn._database.statements import (
     EXPIRING,
     FAILING,
     KEYS,
+    LOCK_ROWS,
     OF_NO_APP,
     RECHECK,
     STATS,
@@ -136,8 +126,9 @@ class ConnectionAdmin:
         return statistics(*[await self._database.fetch(query) for query in (STATS, KEYS, APPS)])
 
     async def rekey(self, *, progress: Callable[[RekeyProgress], object] | None = None) -> RekeyProgress:
-        """Encrypt every stored token with the first key of the ring, plain text too.
+        """Encrypt every stored token with the first key of the ring.
 
+        Plain text is encrypted, too, unless the cipher requires encryption: then it may be a stranger's, and is left.
         It may run beside live refreshes, which win and are waited for, and may be stopped and run again. Give every
         process the new ring first: if one still encrypts with another key, the rekey ends with ConfigurationError.
 
@@ -145,30 +136,16 @@ class ConnectionAdmin:
             progress: called after each batch.
 
         Returns:
-            The counts, once a last count has found every value under the first key.
+            The counts, once a last look has found nothing more to rewrite; also of what does not decrypt and is left.
 
         Raises:
-            DecryptionError: some connections do not decrypt, or are refused as plain text; all others are rewritten.
-            ConfigurationError: there is no cipher, or live processes keep writing under another key.
+            ConfigurationError: there is no cipher, or others keep writing under another key.
             RowSecurityError: the login may not become service_role.
             DatabaseUnavailable, SchemaMismatch: it ended early; run it again.
         """
-        cipher = self._cipher
-        if cipher is None:
+        if self._cipher is None:
             raise ConfigurationError("rekey needs keys: set SPOTCONN_ENCRYPTION_KEYS, or pass a cipher")
-        rewriter = Rewriter(cipher, total=await self._remaining(cipher))
-        remaining = rewriter.total
-        for _ in range(MAX_PASSES):
-            await asyncio.sleep(min(rewriter.wait, LONGEST_WAIT))  # for the refreshes whose rows the last pass left
-            rewriter.begin_pass()
-            async for rows in self._database.batches(READ_OLD, cipher.current_prefix):
-                await self._rewrite(rewriter, rows)
-                if progress is not None:
-                    progress(rewriter.progress)
-            remaining = await self._remaining(cipher)
-            if remaining <= len(rewriter.unreadable):
-                break
-        return rewriter.conclude(remaining)
+        return await Rekey(self._database, self._cipher).run(progress)
 
     async def recheck(self, *, since: datetime) -> int:
         """Let connections that Spotify refused be tried again, after refusals that an outage may have caused.
@@ -243,7 +220,8 @@ class ConnectionAdmin:
     async def _add_states(self, users: list[UUID]) -> None:
         try:
             async with self._database.transaction() as connection:
-                await map_errors(connection.execute("set local lock_timeout = '500ms'", timeout=TIMEOUT))
+                # A turn at a refresh waits half a second for these states.
+                await map_errors(connection.execute("set local lock_timeout = '200ms'", timeout=TIMEOUT))
                 await map_errors(connection.execute(ADD_STATES, users, timeout=TIMEOUT))
         except (ValueError, DatabaseUnavailable):
             # A user is being deleted, or has been. Live refreshes of the others must not wait for that.
@@ -267,24 +245,6 @@ class ConnectionAdmin:
         async for rows in self._database.batches(query, *args):
             for row in rows:
                 yield overview(row)
-
-    async def _remaining(self, cipher: AesGcmSivCipher) -> int:
-        """Return the number of connections with a value that is not under the first key."""
-        (row,) = await self._database.fetch(COUNT_OLD, cipher.current_prefix)
-        return int(row[0])
-
-    async def _rewrite(self, rewriter: Rewriter, rows: list[asyncpg.Record]) -> None:
-        rewritten = rewriter.rewrite(rows)
-        if not rewritten:
-            return
-        async with self._database.transaction() as connection:
-            await map_errors(connection.execute(LOCK, timeout=TIMEOUT))
-            await map_errors(connection.execute(LOCK_ROWS, list(rewritten), timeout=TIMEOUT))
-            rewriter.leave(rewritten, await map_errors(connection.fetch(LEASED, list(rewritten), timeout=TIMEOUT)))
-            columns = zip(*rewritten.values(), strict=True) if rewritten else ((),) * 5
-            saved = await map_errors(connection.fetch(WRITE, *columns, timeout=TIMEOUT))
-            check_users(connection, {row["user_id"] for row in saved} <= set(rewritten))
-        rewriter.count(attempted=len(rewritten), saved=len(saved))
 
 
 def _in_utc(since: datetime) -> datetime:

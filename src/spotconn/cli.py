@@ -1,8 +1,8 @@
 """The command `spotconn`.
 
 Exit codes: 0 done; 1 `doctor` found something to mend; 2 wrong usage; 3 the user must connect; 4 try later;
-5 settings, schema, grants or keys are wrong; 6 the output cannot be written; 130 stopped with Ctrl-C. Results go to
-standard output, all else to standard error.
+5 settings, schema, grants or keys are wrong; 6 the output cannot be written; 7 `rekey` is done but for rows
+that do not decrypt; 130 stopped with Ctrl-C. Results go to standard output, all else to standard error.
 """
 
 import os
@@ -14,7 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from spotconn._command.console import duration, moment, open_admin, open_store, run, write_list
 from spotconn._command.output import (
+    ROWS_LEFT,
     UNHEALTHY,
+    fail,
     output_errors,
     print_line,
     write,
@@ -40,7 +42,7 @@ app: typer.Typer = typer.Typer(
     help="Stored Spotify connections: the database, the keys and the users' tokens.",
     epilog="Exit codes: 0 done, 1 doctor found something to mend, 2 wrong usage, 3 the user must connect, "
     "4 try later, 5 settings, schema, grants or keys are wrong, 6 the output cannot be written, "
-    "130 stopped with Ctrl-C.",
+    "7 rekey is done but for rows that do not decrypt, 130 stopped with Ctrl-C.",
 )
 
 
@@ -231,7 +233,14 @@ def rekey(*, as_json: Json = False) -> None:
     if as_json:
         write_json(done)
     else:
-        write_line(f"{done.done} connections rewritten; no value under another key is left")
+        write_line(f"{done.done} connections rewritten, {done.encrypted} of them from plain text")
+    if done.remaining:
+        fail(
+            f"{done.remaining} connections are left as they are: {done.plain_text} in plain text, which this service "
+            f"refuses, {done.unknown_key} under keys that the ring lacks, {done.unreadable} damaged or altered; "
+            "spotconn doctor says what to do",
+            ROWS_LEFT,
+        )
 
 
 async def _rekey() -> RekeyProgress:

@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from contextvars import Context
 from functools import partial
 from typing import Any, ClassVar, Literal
 from uuid import UUID
@@ -147,7 +148,9 @@ class Events:
             self._waiting.append(event)
             if self._thread is None:
                 loop = asyncio.get_running_loop()
-                self._thread = threading.Thread(target=self._drain, args=(self._hook, loop), daemon=True)
+                # In a context of its own: a free-threaded Python gives it that of the first event otherwise.
+                run = Context().run
+                self._thread = threading.Thread(target=run, args=(self._drain, self._hook, loop), daemon=True)
                 with suppress(RuntimeError):  # no thread to be had now: the next event tries again
                     self._thread.start()
                     return

@@ -150,8 +150,21 @@ class RekeyProgress(Value):
         total: connections with a value under another key, or none, when it began.
         done: connections rewritten so far.
         lost: rewrites that came second to another write; these connections are looked at again.
+        encrypted: connections among those rewritten that held a value in plain text.
+        plain_text: connections left in plain text, because the cipher requires encryption.
+        unknown_key: connections left under a key that the ring lacks.
+        unreadable: connections left that are damaged or altered, or were moved from another row.
     """
 
     total: int
     done: int
     lost: int
+    encrypted: int = 0
+    plain_text: int = 0
+    unknown_key: int = 0
+    unreadable: int = 0
+
+    @property
+    def remaining(self) -> int:
+        """How many connections are left as they are: the sum of the last three."""
+        return self.plain_text + self.unknown_key + self.unreadable

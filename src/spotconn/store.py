@@ -17,6 +17,7 @@ from spotconn._database.acquire import TIMEOUT
 from spotconn._database.bound_pool import BoundPool
 from spotconn._database.change_feed import ChangeFeed
 from spotconn._database.errors import APPLY_SCHEMA, map_errors
+from spotconn._database.halves import read_in_halves
 from spotconn._database.pending_connects import PendingConnects
 from spotconn._database.pool import detect_pooler, may_convert, open_pool
 from spotconn._database.refreshes import Refreshes
@@ -25,16 +26,8 @@ from spotconn._database.session import borrow
 from spotconn._database.verification import verify
 from spotconn._tracebacks import scrubbed, scrubbed_context
 from spotconn.cipher import NoCipher, TokenCipher
-from spotconn.errors import DecryptionError, NotConnected, SchemaMismatch
-from spotconn.models import (
-    Connection,
-    Profile,
-    RecordedFailure,
-    TokenGrant,
-    check_client_id,
-    check_connected_at,
-    parse_user_id,
-)
+from spotconn.errors import NotConnected, SchemaMismatch, SpotconnError
+from spotconn.models import Connection, Profile, RecordedFailure, TokenGrant, check_connected_at, parse_user_id
 from spotconn.turns import RefreshFailure, RefreshTurn
 
 if TYPE_CHECKING:
@@ -49,7 +42,7 @@ class ConnectionStore:
         pool: of a login role that is a member of the role `spotconn`; behind a transaction pooler, made with
             `statement_cache_size=0`. The store does not close it.
         cipher: encrypts the tokens at rest; without one they are stored as they are.
-        timeout: seconds to wait for a connection, and again for the answer to a statement.
+        timeout: seconds to wait for other writes of the user, again for a connection, and again for an answer.
         listen_dsn: where a `TokenManager` listens for changes: of the same database, complete and without a transaction
             pooler in between. Without it the manager relies on its `cache_ttl`.
 
@@ -145,21 +138,22 @@ class ConnectionStore:
             raise NotConnected("no Spotify connection is stored for this user")
         return self._rows.connection(row, user_id)
 
-    async def get_many(self, user_ids: Iterable[UUID | str]) -> dict[UUID, Connection | DecryptionError]:
+    async def get_many(self, user_ids: Iterable[UUID | str]) -> dict[UUID, Connection | SpotconnError]:
         """Return the connections of several users in one statement, each read under row level security as its user.
 
         Args:
             user_ids: some hundred at a time, because all rows are in memory together.
 
         Returns:
-            By user id, the connection, or the error of one that does not decrypt. Users without one are left out.
+            By user id, the connection, or the error of one that cannot be read. Users without one are left out.
 
         Raises:
             ValueError: a user id is no UUID.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: none could be read.
         """
         wanted = list({parse_user_id(user_id) for user_id in user_ids})
-        return self._rows.connections(await self.pool.rows_of(wanted, statements.GET_MANY))
+        rows, errors = await read_in_halves(lambda some: self.pool.rows_of(some, statements.GET_MANY), wanted)
+        return errors | self._rows.connections(rows)
 
     async def save(
         self,
@@ -189,8 +183,7 @@ class ConnectionStore:
         """
         user_id = parse_user_id(user_id)
         check_connected_at(connected_at)
-        check_client_id(client_id)
-        values = (*self._rows.values(user_id, grant, profile), connected_at, grant.expires_in, age, client_id)
+        values = self._rows.values(user_id, grant, profile, connected_at=connected_at, age=age, client_id=client_id)
         try:
             row = await self.pool.row_of(user_id, statements.SAVE, *values)
         finally:
@@ -220,9 +213,9 @@ class ConnectionStore:
         return row is not None and bool(row["deleted"])
 
     def watch(self, watcher: Callable[[UUID], None]) -> None:
-        """Call `watcher` with the user id after each `save` and `delete` through this store, also a failed one.
+        """Call `watcher` with the user id after each `save` and `delete` here, also a failed one.
 
-        It is called, too, if `finish_refresh` finds that another write came first. It must neither block nor raise.
+        Also if `finish_refresh` finds that another write came first. It must neither block nor raise.
         """
         self._watchers.append(watcher)
 
@@ -275,11 +268,14 @@ class ConnectionStore:
 
     @scrubbed_context
     async def as_user(self, user_id: UUID | str) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
-        """Context manager: a transaction for the caller's own SQL, under the same row level security as the store's.
+        """Context manager: a transaction for SQL that you wrote, under the same row level security as the store's.
 
-        The transaction commits at the end of the block. An exception rolls it back and passes through unchanged.
-        The connection returns clean to the pool, and to a pooler, unless the block itself ends the transaction: leave
-        that to its end. Ask for tokens before the block: within, they need another connection; a pool of one has none.
+        It does not confine SQL that others wrote, such as injected or generated: one SELECT in it reaches any user, by
+        a function of the schema `spotconn` or by another claim. Pass values as arguments only.
+
+        It commits at the end of the block; an exception rolls it back and passes through unchanged. Then the connection
+        is closed, so that nothing is left to the next user of the pool; the pool opens another, in some 10 ms. Do not
+        end the transaction yourself, and ask for tokens before the block: within, a pool of one has none.
 
         Raises:
             ValueError: the user id is no UUID.

@@ -147,21 +147,22 @@ async def test_an_app_is_assigned_and_retired(command: Command, store: Connectio
 
 
 async def test_a_rekey(command: Command, store: ConnectionStore, user: UUID) -> None:
-    """From plain text to a key, and to another; the second line counts what is under it."""
+    """From plain text to a key, and to another; what it may not encrypt or cannot read is left, and ends with 7."""
     await store.save(user, grant(), ALICE)
     assert "SPOTCONN_ENCRYPTION_KEYS" in said(await command("rekey"))
     one = {"SPOTCONN_ENCRYPTION_KEYS": KEYS[0]}
-    refused = (await command("rekey", **one, SPOTCONN_REQUIRE_ENCRYPTED="1")).stderr
-    assert "are in plain text" in refused
-    assert "run spotconn rekey with SPOTCONN_REQUIRE_ENCRYPTED=0" in refused
-    assert "do not decrypt" not in refused
-    assert "1 connections rewritten" in (await command("rekey", **one)).stdout
+    refused = await command("rekey", **one, SPOTCONN_REQUIRE_ENCRYPTED="1")
+    assert (refused.exit_code, refused.stdout) == (7, "0 connections rewritten, 0 of them from plain text\n")
+    assert "1 connections are left as they are: 1 in plain text, which this service refuses, 0 under" in refused.stderr
+    encrypted = await command("rekey", **one)
+    assert (encrypted.exit_code, encrypted.stdout) == (0, "1 connections rewritten, 1 of them from plain text\n")
     two = {"SPOTCONN_ENCRYPTION_KEYS": ",".join(reversed(KEYS))}
-    assert json.loads((await command("rekey", "--json", **two)).stdout) == {"total": 1, "done": 1, "lost": 0}
+    done = json.loads((await command("rekey", "--json", **two)).stdout)
+    assert {name for name, count in done.items() if count} == {"total", "done"}
     assert f"under key {AesGcmSivCipher([KEYS[1]]).key_ids[0]}: 2\n" in (await command("stats", **two)).stdout
     lacking = await command("rekey", SPOTCONN_ENCRYPTION_KEYS=AesGcmSivCipher.generate_key())
-    assert lacking.exit_code == 5
-    assert "do not decrypt" in lacking.stderr
+    assert lacking.exit_code == 7
+    assert "1 under keys that the ring lacks" in lacking.stderr
 
 
 async def test_a_move(command: Command, database: Database, users: list[UUID]) -> None:

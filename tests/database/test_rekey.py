@@ -14,19 +14,17 @@ from spotconn import (
     Connection,
     ConnectionAdmin,
     ConnectionStore,
-    DecryptionError,
     Outcome,
     Profile,
     RefreshFailure,
     RekeyProgress,
 )
 from spotconn._database import service_role
-from spotconn._database.rekey import Rewriter
+from spotconn._database.rekey import Rekey
 from spotconn.models import fingerprint
 from support.bulk import access_token_of, add_connections, refresh_token_of
 from support.connections import grant
 from support.database import Database
-from support.lock_waits import until_waiting
 
 ALICE = Profile(spotify_user_id="alice")
 OLD_KEY, NEW_KEY = AesGcmSivCipher.generate_key(), AesGcmSivCipher.generate_key()
@@ -61,7 +59,7 @@ async def test_every_value_ends_under_the_first_key(
     assert (await house.stats()).plain_text == 2
     seen: list[RekeyProgress] = []
     done = await house.rekey(progress=seen.append)
-    assert done == seen[-1] == RekeyProgress(total=2, done=2, lost=0)
+    assert done == seen[-1] == RekeyProgress(total=2, done=2, lost=0, encrypted=1)
     async with ConnectionStore.open(database.dsn, cipher=ONLY_NEW) as store:
         assert {user: readable(await store.get(user)) for user in users} == before
     stats = await house.stats()
@@ -94,16 +92,16 @@ async def test_a_rekey_loses_to_each_live_write(
         for user in users:
             await store.save(user, grant("before", minutes=-1), ALICE)
         turn = await store.begin_refresh(refreshed, seen=SEEN)
-        rewrite = ConnectionAdmin._rewrite
+        rewrite = Rekey._rewrite
 
-        async def interrupted(self: ConnectionAdmin, rewriter: Rewriter, rows: list[asyncpg.Record]) -> None:
-            if not rewriter.lost:
+        async def interrupted(self: Rekey, rows: list[asyncpg.Record]) -> None:
+            if not self.progress.lost:
                 assert await store.finish_refresh(turn, grant("refreshed")) is not None
                 await store.save(reconnected, grant("reconnected"), ALICE)
                 await store.delete(gone)
-            await rewrite(self, rewriter, rows)
+            await rewrite(self, rows)
 
-        monkeypatch.setattr(ConnectionAdmin, "_rewrite", interrupted)
+        monkeypatch.setattr(Rekey, "_rewrite", interrupted)
         assert await house.rekey() == RekeyProgress(total=3, done=2, lost=3)
     async with ConnectionStore.open(database.dsn, cipher=ONLY_NEW) as store:
         assert (await store.get(refreshed)).refresh_token == "refresh-refreshed"
@@ -202,36 +200,32 @@ async def test_a_refresh_that_begins_between_read_and_lock_is_seen(
     database: Database,
     house: ConnectionAdmin,
     user: UUID,
-    admin: asyncpg.Connection,
     monkeypatch: pytest.MonkeyPatch,
     *,
     locked: bool,
 ) -> None:
     """Its row is left for later, also where its transaction still holds the row's lock when the rekey asks for it."""
-    rewrite, interrupted = ConnectionAdmin._rewrite, False
+    rewrite, interrupted = Rekey._rewrite, False
     session = await asyncpg.connect(database.dsn)
     transaction = session.transaction()
 
-    async def begin_first(self: ConnectionAdmin, rewriter: Rewriter, rows: list[asyncpg.Record]) -> None:
+    async def begin_first(self: Rekey, rows: list[asyncpg.Record]) -> None:
         nonlocal interrupted
         if interrupted:
-            return await rewrite(self, rewriter, rows)
+            return await rewrite(self, rows)
         interrupted = True
         await transaction.start()
         lease = "select outcome from spotconn.begin_refresh($1, $2, interval '1 second')"
         assert await session.fetchval(lease, user, bytes.fromhex(SEEN)) == "granted"
-        if not locked:
-            await transaction.commit()
-            return await rewrite(self, rewriter, rows)
-        rewriting = asyncio.create_task(rewrite(self, rewriter, rows))
-        pids = await admin.fetch("select pid from pg_stat_activity where usename = 'operator'")
-        await until_waiting(admin, *(row["pid"] for row in pids))
+        if locked:
+            await rewrite(self, rows)
+            return await transaction.commit()
         await transaction.commit()
-        return await rewriting
+        return await rewrite(self, rows)
 
     async with ConnectionStore.open(database.dsn, cipher=OLD) as store:
         before = await store.save(user, grant("before", minutes=-1), ALICE)
-    monkeypatch.setattr(ConnectionAdmin, "_rewrite", begin_first)
+    monkeypatch.setattr(Rekey, "_rewrite", begin_first)
     seen: list[RekeyProgress] = []
     try:
         done = await house.rekey(progress=seen.append)
@@ -249,14 +243,13 @@ async def test_a_refresh_that_begins_between_read_and_lock_is_seen(
 async def test_what_does_not_decrypt_is_told_and_the_rest_is_done(
     database: Database, house: ConnectionAdmin, users: list[UUID], admin: asyncpg.Connection
 ) -> None:
-    """A value under an unknown key stays as it is, is named by its user, and holds up nothing else."""
+    """A value under an unknown key stays as it is, is counted, and holds up nothing else."""
     strange = AesGcmSivCipher([AesGcmSivCipher.generate_key()])
     for user, cipher in zip(users, (OLD, strange, None), strict=True):
         async with ConnectionStore.open(database.dsn, cipher=cipher) as store:
             await store.save(user, grant("a"), ALICE)
     before = await admin.fetchrow(ROWS.replace("order", "where user_id = $1 order"), users[1])
-    with pytest.raises(DecryptionError, match=f"^1 connections .*{users[1]}"):
-        await house.rekey()
+    assert await house.rekey() == RekeyProgress(total=3, done=2, lost=0, encrypted=1, unknown_key=1)
     assert await admin.fetchrow(ROWS.replace("order", "where user_id = $1 order"), users[1]) == before
     assert (await house.stats()).by_key == {NEW.key_ids[0]: 4, strange.key_ids[0]: 2}
 
@@ -267,14 +260,14 @@ async def test_a_process_that_still_writes_under_an_old_key_is_told(
     """Where values come back under an old key, the rekey ends with an error and not with a false proof."""
     async with ConnectionStore.open(database.dsn, cipher=OLD) as store:
         await store.save(user, grant("a"), ALICE)
-        left = ConnectionAdmin._remaining
+        look = Rekey._look
 
-        async def undone(self: ConnectionAdmin, cipher: AesGcmSivCipher) -> int:
+        async def undone(self: Rekey) -> None:
             await store.save(user, grant("b"), ALICE)
-            return await left(self, cipher)
+            await look(self)
 
-        monkeypatch.setattr(ConnectionAdmin, "_remaining", undone)
-        with pytest.raises(ConfigurationError, match="same SPOTCONN_ENCRYPTION_KEYS"):
+        monkeypatch.setattr(Rekey, "_look", undone)
+        with pytest.raises(ConfigurationError, match=f"user {user}.* same SPOTCONN_ENCRYPTION_KEYS"):
             await house.rekey()
 
 

@@ -449,7 +449,14 @@ class Pool(BoundPool):
         self.checked = True
         self._harness = harness
 
-    async def row_of(self, user_id: UUID, query: str, *args: object, read: bool = False) -> Any:  # noqa: ARG002
+    async def row_of(  # as there
+        self,
+        user_id: UUID,
+        query: str,
+        *args: object,
+        read: bool = False,  # noqa: ARG002
+        ahead: bool = False,  # noqa: ARG002
+    ) -> Any:
         return await self._answer(query, user_id, *args)
 
     async def rows_of(self, user_ids: list[UUID], query: str, *, reuse: bool = False) -> Any:  # noqa: ARG002

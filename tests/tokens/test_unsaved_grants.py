@@ -134,8 +134,10 @@ async def test_a_reconnect_through_the_same_process_is_stronger(
     with proxy.hold(b"finish_refresh") as held:
         proxy.heal()
         await held.reached()
-        reconnected = await connect(behind, spotify, user, account="bob")
-        assert await tokens.get_valid_token(user) == reconnected.access_token != old
+        reconnecting = asyncio.create_task(connect(behind, spotify, user, account="bob"))  # after the write under way
+        await asyncio.sleep(0)
+    reconnected = await reconnecting
+    assert await tokens.get_valid_token(user) == reconnected.access_token != old
     await until(lambda: not tokens._source.refresher.unsaved._unsaved)
     after = await behind.get(user)
     assert (after.access_token, after.spotify_user_id) == (reconnected.access_token, "bob")

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from spotconn._printable import LONGEST_FIELD, printable, shown
 
-UNHEALTHY, USAGE, ASK_USER, TRY_LATER, CALL_ENGINEER, OUTPUT_LOST, STOPPED = 1, 2, 3, 4, 5, 6, 130
+UNHEALTHY, USAGE, ASK_USER, TRY_LATER, CALL_ENGINEER, OUTPUT_LOST, ROWS_LEFT, STOPPED = 1, 2, 3, 4, 5, 6, 7, 130
 """Exit codes."""
 LONGEST_MESSAGE = 4_000
 """Characters of a message on standard error."""

@@ -5,9 +5,10 @@ from uuid import UUID
 
 from spotconn._database import statements
 from spotconn._database.bound_pool import BoundPool
+from spotconn._database.halves import read_in_halves
 from spotconn._database.rows import RowConverter
 from spotconn._database.shared_reads import SharedReads
-from spotconn.errors import DecryptionError, NotConnected
+from spotconn.errors import NotConnected, SpotconnError
 from spotconn.models import StoredAccessToken
 
 
@@ -36,11 +37,13 @@ class AccessTokens:
             raise NotConnected("no Spotify connection is stored for this user")
         return self._rows.access_token(row, user_id)
 
-    async def get_many(self, user_ids: Iterable[UUID]) -> dict[UUID, StoredAccessToken | DecryptionError]:
-        """Return those of several users in one statement, with the error in place of one that does not decrypt.
+    async def get_many(self, user_ids: Iterable[UUID]) -> dict[UUID, StoredAccessToken | SpotconnError]:
+        """Return those of several users in one statement, with the error in place of one that cannot be read.
 
         Raises:
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: none could be read.
         """
-        rows = await self._pool.rows_of(list(set(user_ids)), statements.GET_ACCESS_TOKENS)
-        return {row["user_id"]: self._rows.access_token_or_error(row) for row in rows}
+        rows, errors = await read_in_halves(
+            lambda some: self._pool.rows_of(some, statements.GET_ACCESS_TOKENS), list(set(user_ids))
+        )
+        return errors | {row["user_id"]: self._rows.access_token_or_error(row) for row in rows}

@@ -14,6 +14,7 @@ from spotconn._database.idle_sessions import IdleSessions, Session, is_open
 from spotconn._database.pool import close_pool
 from spotconn._database.repetition import answer
 from spotconn._database.value_types import check_types
+from spotconn._database.write_queues import WriteQueues
 from spotconn._observer import NOBODY, Observer
 from spotconn._stopwatch import Stopwatch
 from spotconn.errors import DatabaseUnavailable, RowSecurityError
@@ -49,6 +50,7 @@ class BoundPool:
         self.affinity: Affinity = Affinity(name, loop=loop, transports=self._transports, after_fork=self.terminate)
         self.observer: Observer = NOBODY
         self._idle = IdleSessions(pool, timeout=timeout)
+        self._writes = WriteQueues()
         self.checked: bool = False
 
     def acquire(self, *, reuse: bool = False) -> AbstractAsyncContextManager[Session]:
@@ -84,16 +86,22 @@ class BoundPool:
 
         return await self.read(read)
 
-    async def row_of(self, user_id: UUID, query: str, *args: object, read: bool = False) -> asyncpg.Record | None:
+    async def row_of(
+        self, user_id: UUID, query: str, *args: object, read: bool = False, ahead: bool = False
+    ) -> asyncpg.Record | None:
         """Return the first row of a statement about one user, who is its first argument and its column `user_id`.
+
+        All that are no reads wait for each other, at most `timeout` seconds and before they acquire a connection.
 
         Args:
             user_id: of that user.
             query: the statement.
             args: further ones of it. A stopwatch is read once a connection has been acquired.
             read: whether the statement changes nothing, so that it may be repeated on another connection.
+            ahead: whether it comes before the writes of the user that wait already.
 
         Raises:
+            DatabaseUnavailable: its turn did not come in time; and as `acquire`.
             RowSecurityError: the row belongs to another user.
         """
 
@@ -109,7 +117,8 @@ class BoundPool:
 
         if read:
             return await self.read(ask)
-        async with self.acquire() as session:
+        self.affinity.check()  # else a child of fork would wait for its parent's writes
+        async with self._writes.turn(user_id, seconds=self.timeout, ahead=ahead), self.acquire() as session:
             return await ask(session)
 
     async def rows_of(self, user_ids: list[UUID], query: str, *, reuse: bool = False) -> list[asyncpg.Record]:
@@ -177,6 +186,7 @@ class BoundPool:
             RuntimeError: in another event loop.
         """
         if self.affinity.close():
+            self._writes.close()
             await self._idle.aclose()
             await close_pool(self._pool, seconds=self.timeout)
 

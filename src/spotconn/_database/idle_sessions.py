@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from contextvars import Context
 from typing import TYPE_CHECKING, TypeAlias
 
 import asyncpg
@@ -65,7 +66,7 @@ class IdleSessions:
             return False
         self._free.append((session, now))
         if self._timer is None:
-            self._timer = loop.call_later(HOLD, self._expire, loop)
+            self._timer = loop.call_later(HOLD, self._expire, loop, context=Context())
         return True
 
     def forget(self, session: Session) -> None:
@@ -88,7 +89,7 @@ class IdleSessions:
         self._give_back([session for session, since in self._free if since <= idle_since])
         self._free = [(session, since) for session, since in self._free if since > idle_since]
         first = min((since for _, since in self._free), default=None)
-        self._timer = None if first is None else loop.call_at(first + HOLD, self._expire, loop)
+        self._timer = None if first is None else loop.call_at(first + HOLD, self._expire, loop, context=Context())
 
     def _is_last(self) -> bool:
         """Return whether the pool has no other connection for those who wait past this library."""
@@ -97,7 +98,8 @@ class IdleSessions:
     def _give_back(self, sessions: list[Session]) -> None:
         for session in sessions:
             self.forget(session)
-            task = asyncio.create_task(self._release(session), name="spotconn-release")
+            # In a context of its own, as the timers: others have used it since the call that has opened it.
+            task = asyncio.create_task(self._release(session), name="spotconn-release", context=Context())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 

@@ -201,6 +201,7 @@ class Refreshes:
             user_id,
             statements.FINISH_REFRESH,
             *(replaced, held, access_text, refresh_text, *life, scope, *lease, rejected, saves, family, client_id),
+            ahead=True,  # what Spotify has granted is saved first
         )
 
 

@@ -2,23 +2,36 @@
 
 A rewrite changes only the text of the tokens, and what is known of a refresh token is carried over to its new text. It
 is saved only over the values that were read, so a concurrent refresh, reconnect or disconnect always wins. A row whose
-refresh is under way is left for later: that refresh is saved over the text that was sent.
+refresh is under way is left for later: that refresh is saved over the text that was sent. So is one that another
+transaction has locked, because the rows of a batch that are locked already hold up the writes of their users.
 """
 
-from dataclasses import dataclass, field
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Callable
+from enum import Enum
+from typing import NamedTuple
 from uuid import UUID
 
 import asyncpg
 
-from spotconn.cipher import MARK, AesGcmSivCipher, TokenColumn
+from spotconn._database.bound_pool import check_users
+from spotconn._database.errors import map_errors
+from spotconn._database.service_role import TIMEOUT, ServiceRole
+from spotconn.cipher import MARK, VERSION, AesGcmSivCipher, TokenColumn
 from spotconn.errors import ConfigurationError, DecryptionError
 from spotconn.models import digest
 from spotconn.overview import RekeyProgress
 
 MAX_PASSES = 5
 """Passes over all connections. The second rewrites what the first lost to concurrent writes."""
+MOST_NAMED = 3
+"""Users that an error names."""
 LONGEST_WAIT = 30.0
 """Seconds that a pass waits for refreshes under way at most."""
+LOCKED_WAIT = 1.0
+"""Seconds that a pass waits for transactions that hold a row."""
 
 COUNT_OLD = """
 select count(*) from public.spotify_connections
@@ -30,10 +43,9 @@ where user_id >= $1 and not (starts_with(access_token, $3) and starts_with(refre
 order by user_id
 limit $2
 """
-# The lock keeps two of these transactions from a deadlock over rows.
-LOCK = "select pg_advisory_xact_lock(hashtext('spotconn.rekey'))"
-LOCK_ROWS = """
-select user_id from public.spotify_connections where user_id = any($1::uuid[]) order by user_id for no key update
+LOCK_FREE_ROWS = """
+select user_id from public.spotify_connections where user_id = any($1::uuid[]) order by user_id
+for no key update skip locked
 """
 # In a statement of its own, after the rows are locked: nobody acquires a lease without that lock.
 LEASED = """
@@ -58,109 +70,161 @@ with rewritten as (
 )
 select user_id from rewritten
 """
+_KEY_ID = re.compile(rf"{VERSION}\.([0-9a-f]{{8}})\.")
 
 
-@dataclass
-class Rewriter:
-    """Converts rows under old keys to the arguments of `WRITE`, and counts.
+class State(Enum):
+    """What a row is to a rekey. Of its two values the worse one counts, which comes later here."""
 
-    Attributes:
+    OLD = 0
+    """Under another key of the ring, or in plain text that the cipher reads: to be rewritten."""
+    PLAIN_TEXT = 1
+    """In plain text, which the cipher refuses."""
+    UNKNOWN_KEY = 2
+    """Under a key that the ring lacks."""
+    UNREADABLE = 3
+    """Damaged, altered, or of another row."""
+
+
+class _Rewritten(NamedTuple):
+    """The arguments of `WRITE` for a row."""
+
+    user_id: UUID
+    old: bytes
+    fingerprint: bytes
+    access_token: str
+    refresh_token: str
+
+
+class Rekey:
+    """Rewrites all rows that are not under the first key of a ring.
+
+    Args:
+        database: of the admin.
         cipher: with whose first key all tokens are to be encrypted.
-        total: connections to rewrite.
-        done: connections rewritten.
-        lost: rewrites that lost to a concurrent write, or were left for later.
-        wait: seconds until the refreshes are over whose rows were left for later in this pass.
-        unreadable: users with a value that did not decrypt in this pass.
-        plain_text: those of them with a value in plain text, which the cipher refuses.
     """
 
-    cipher: AesGcmSivCipher
-    total: int
-    done: int = 0
-    lost: int = 0
-    wait: float = 0.0
-    unreadable: set[UUID] = field(default_factory=set[UUID])
-    plain_text: set[UUID] = field(default_factory=set[UUID])
+    def __init__(self, database: ServiceRole, cipher: AesGcmSivCipher) -> None:
+        self._database = database
+        self._cipher = cipher
+        self._total = self._done = self._lost = self._encrypted = 0
+        self._wait = 0.0
+        self._rest = Counter[State]()
+        self._old: list[UUID] = []
 
     @property
     def progress(self) -> RekeyProgress:
         """The progress so far."""
-        return RekeyProgress(total=self.total, done=self.done, lost=self.lost)
+        return RekeyProgress(
+            total=self._total,
+            done=self._done,
+            lost=self._lost,
+            encrypted=self._encrypted,
+            plain_text=self._rest[State.PLAIN_TEXT],
+            unknown_key=self._rest[State.UNKNOWN_KEY],
+            unreadable=self._rest[State.UNREADABLE],
+        )
 
-    def begin_pass(self) -> None:
-        """Begin a pass over all connections."""
-        self.unreadable.clear()
-        self.plain_text.clear()
-        self.wait = 0.0
-
-    def rewrite(self, rows: list[asyncpg.Record]) -> dict[UUID, tuple[object, ...]]:
-        """Return the arguments of `WRITE` by user, without the rows that do not decrypt."""
-        return {row["user_id"]: arguments for row in rows if (arguments := self._row(row)) is not None}
-
-    def leave(self, rewritten: dict[UUID, tuple[object, ...]], leased: list[asyncpg.Record]) -> None:
-        """Leave the rows for later whose refresh is under way."""
-        for row in leased:
-            if rewritten.pop(row["user_id"], None) is not None:
-                self.wait = max(self.wait, row["remaining"])
-                self.lost += 1
-
-    def count(self, *, attempted: int, saved: int) -> None:
-        """Count a batch."""
-        self.done += saved
-        self.lost += attempted - saved
-
-    def conclude(self, remaining: int) -> RekeyProgress:
-        """Return the counts, if no value under another key remains.
-
-        Args:
-            remaining: connections that have such a value.
+    async def run(self, report: Callable[[RekeyProgress], object] | None) -> RekeyProgress:
+        """Pass over all rows until none is left that can be rewritten, and call `report` after each batch.
 
         Raises:
-            DecryptionError: some values do not decrypt.
-            ConfigurationError: live processes keep writing under another key.
+            ConfigurationError: some are left, because others write or hold them all the time.
+            RowSecurityError, DatabaseUnavailable, SchemaMismatch: as `ServiceRole.fetch`.
         """
-        if remaining > len(self.unreadable) and self.wait:
-            raise ConfigurationError(f"{remaining} connections are left, some of them being refreshed: run rekey again")
-        if remaining > len(self.unreadable):
-            raise ConfigurationError(
-                f"{remaining} connections are again under another key: a running process still encrypts with it; "
-                "give every process the same SPOTCONN_ENCRYPTION_KEYS, then run rekey again"
-            )
-        if self.plain_text:
-            raise DecryptionError(
-                f"{len(self.plain_text)} connections are in plain text, which this service refuses (among them user "
-                f"{_some(self.plain_text)}); all that decrypts is rewritten; where your own service wrote them, run "
-                "spotconn rekey with SPOTCONN_REQUIRE_ENCRYPTED=0"
-            )
-        if remaining:
-            raise DecryptionError(
-                f"{remaining} connections do not decrypt with this ring of keys (among them user "
-                f"{_some(self.unreadable)}); all others are rewritten; spotconn doctor says what to do"
-            )
-        return self.progress
+        ((self._total,),) = await self._database.fetch(COUNT_OLD, self._cipher.current_prefix)
+        for _ in range(MAX_PASSES):
+            await asyncio.sleep(min(self._wait, LONGEST_WAIT))  # for what the last pass left
+            self._wait = 0.0
+            async for rows in self._database.batches(READ_OLD, self._cipher.current_prefix):
+                await self._rewrite(rows)
+                if report is not None:
+                    report(self.progress)
+            await self._look()
+            if not self._rest[State.OLD]:
+                return self.progress
+        raise self._not_done()
 
-    def _row(self, row: asyncpg.Record) -> tuple[object, ...] | None:
-        old = f"{row['access_token']} {row['refresh_token']}"
-        access_token, refresh_token = self._value(row, "access_token"), self._value(row, "refresh_token")
-        if access_token is None or refresh_token is None:
-            return None
-        return (row["user_id"], digest(old), digest(row["refresh_token"]), access_token, refresh_token)
+    async def _rewrite(self, rows: list[asyncpg.Record]) -> None:
+        plain_text = {row["user_id"] for row in rows if not (_is_marked(row, "access") and _is_marked(row, "refresh"))}
+        rewritten = {row["user_id"]: self._rewritten(row) for row in rows if self._state(row) is State.OLD}
+        if not rewritten:
+            return
+        async with self._database.transaction() as session:
+            free = await map_errors(session.fetch(LOCK_FREE_ROWS, list(rewritten), timeout=TIMEOUT))
+            leased = await map_errors(session.fetch(LEASED, list(rewritten), timeout=TIMEOUT))
+            ready = self._ready(rewritten, {row["user_id"] for row in free}, leased)
+            columns = zip(*ready, strict=True) if ready else ((),) * len(_Rewritten._fields)
+            saved = await map_errors(session.fetch(WRITE, *columns, timeout=TIMEOUT))
+            users = {row["user_id"] for row in saved}
+            check_users(session, users <= rewritten.keys())
+        self._done += len(users)
+        self._lost += len(rewritten) - len(users)
+        self._encrypted += len(users & plain_text)
 
-    def _value(self, row: asyncpg.Record, column: TokenColumn) -> str | None:
-        """Return the text to store; None for one that does not decrypt, whose user is counted."""
+    def _ready(
+        self, rewritten: dict[UUID, _Rewritten], free: set[UUID], leased: list[asyncpg.Record]
+    ) -> list[_Rewritten]:
+        """Leave the rows for later that another transaction holds, or whose refresh is under way."""
+        if len(free) < len(rewritten):
+            self._wait = max(self._wait, LOCKED_WAIT)
+        for row in leased:
+            free.discard(row["user_id"])
+            self._wait = max(self._wait, row["remaining"])
+        return [row for row in rewritten.values() if row.user_id in free]
+
+    async def _look(self) -> None:
+        """Look what is left."""
+        rest, old = Counter[State](), list[UUID]()
+        async for rows in self._database.batches(READ_OLD, self._cipher.current_prefix):
+            for row in rows:
+                state = self._state(row)
+                rest[state] += 1
+                if state is State.OLD and len(old) < MOST_NAMED:
+                    old.append(row["user_id"])
+        self._rest, self._old = rest, old
+
+    def _not_done(self) -> ConfigurationError:
+        text = f"{self._rest[State.OLD]} connections are left (among them user {', '.join(map(str, self._old))})"
+        if self._wait:
+            return ConfigurationError(
+                f"{text}, some of them being refreshed or held by another transaction: run rekey again"
+            )
+        return ConfigurationError(
+            f"{text} that are again under another key or in plain text: a running process still encrypts with it, or "
+            "these users write old values back; give every process the same SPOTCONN_ENCRYPTION_KEYS, then run rekey "
+            "again"
+        )
+
+    def _state(self, row: asyncpg.Record) -> State:
+        states = self._value_state(row, "access_token"), self._value_state(row, "refresh_token")
+        return max(states, key=lambda state: state.value)
+
+    def _value_state(self, row: asyncpg.Record, column: TokenColumn) -> State:
         stored: str = row[column]
-        if stored.startswith(self.cipher.current_prefix):
+        if not stored.startswith(self._cipher.current_prefix):
+            try:
+                self._cipher.decrypt(stored, user_id=row["user_id"], column=column)
+            except DecryptionError:
+                if not stored.startswith(MARK):
+                    return State.PLAIN_TEXT
+                key = _KEY_ID.match(stored)
+                return State.UNKNOWN_KEY if key and key[1] not in self._cipher.key_ids else State.UNREADABLE
+        return State.OLD
+
+    def _rewritten(self, row: asyncpg.Record) -> _Rewritten:
+        old = f"{row['access_token']} {row['refresh_token']}"
+        access_token, refresh_token = self._text(row, "access_token"), self._text(row, "refresh_token")
+        return _Rewritten(row["user_id"], digest(old), digest(row["refresh_token"]), access_token, refresh_token)
+
+    def _text(self, row: asyncpg.Record, column: TokenColumn) -> str:
+        """Return the text to store."""
+        stored: str = row[column]
+        if stored.startswith(self._cipher.current_prefix):
             return stored
-        user_id = row["user_id"]
-        try:
-            token = self.cipher.decrypt(stored, user_id=user_id, column=column)
-        except DecryptionError:
-            self.unreadable.add(user_id)
-            if not stored.startswith(MARK):
-                self.plain_text.add(user_id)
-            return None
-        return self.cipher.encrypt(token, user_id=user_id, column=column)
+        token = self._cipher.decrypt(stored, user_id=row["user_id"], column=column)
+        return self._cipher.encrypt(token, user_id=row["user_id"], column=column)
 
 
-def _some(users: set[UUID]) -> str:
-    return ", ".join(map(str, sorted(users)[:3]))
+def _is_marked(row: asyncpg.Record, kind: str) -> bool:
+    return bool(row[f"{kind}_token"].startswith(MARK))

@@ -15,6 +15,7 @@ from spotconn.models import (
     StoredAccessToken,
     StoredTexts,
     TokenGrant,
+    check_client_id,
     fingerprint,
     is_token,
     read_scope,
@@ -37,12 +38,22 @@ class RowConverter:
         """Return the text to store for a token."""
         return self.cipher.encrypt(token, user_id=user_id, column=column)
 
-    def values(self, user_id: UUID, grant: TokenGrant, profile: Profile) -> tuple[object, ...]:
+    def values(
+        self,
+        user_id: UUID,
+        grant: TokenGrant,
+        profile: Profile,
+        *,
+        connected_at: datetime | None,
+        age: float,
+        client_id: str | None,
+    ) -> tuple[object, ...]:
         """Return what to store for a grant and its account, in the sequence of `spotconn.save_connection`.
 
         Raises:
-            ValueError: the grant has no refresh token.
+            ValueError: the grant has no refresh token, or `client_id` is malformed.
         """
+        check_client_id(client_id)
         if grant.refresh_token is None:
             raise ValueError("grant: a connection needs a refresh token")
         return (
@@ -53,6 +64,10 @@ class RowConverter:
             scope_text(grant.scope),
             profile.display_name,
             profile.email,
+            connected_at,
+            grant.expires_in,
+            age,
+            client_id,
         )
 
     def connection(self, row: asyncpg.Record, user_id: UUID) -> Connection:

@@ -1,4 +1,7 @@
-"""A session for the caller's own SQL in one transaction, with its state restored afterwards.
+"""A session for the caller's own SQL in one transaction, which leaves nothing to the next user of the pool.
+
+The connection is closed at the end. Nothing less is certain: type codecs, query loggers, the state of procedural
+languages and of the random generator cannot be looked up, or not be restored.
 
 Behind a transaction pooler the session of the server belongs to another client as soon as the transaction ends. So the
 state that outlives the transaction is reset in a second one that is chained to it: in the same message, on the same
@@ -30,7 +33,7 @@ _NOT_SAVED = (
 )
 _RESET = (
     "set session authorization default; reset all; select pg_catalog.pg_advisory_unlock_all(); close all; unlisten *; "
-    "discard temp"
+    "discard temp; discard sequences"
 )
 # Prepared statements of the caller and of asyncpg's cursors, whose names are the same in every process. Those of the
 # pooler itself must stay.
@@ -53,10 +56,10 @@ _TRACKED_SETTINGS = ("application_name", "client_encoding", "DateStyle", "standa
 
 @asynccontextmanager
 async def borrow(session: Session, *, seconds: float) -> AsyncGenerator[None]:
-    """Context manager: a transaction after which role, settings, locks and other state of the session are restored.
+    """Context manager: a transaction after which the session is restored, for a pooler, and its connection closed.
 
     It commits at the end of the block. An exception rolls it back and passes through unchanged, as does an error of
-    the commit. A session that cannot be restored is closed, also when the block itself has ended the transaction.
+    the commit.
 
     Raises:
         DatabaseUnavailable: nothing of the block was saved, or the commit was not answered and may have happened; the
@@ -69,16 +72,20 @@ async def borrow(session: Session, *, seconds: float) -> AsyncGenerator[None]:
     with terminate_on_error(session):
         await map_errors(within(transaction.start(), seconds=seconds))
     try:
-        yield
-    except BaseException:
-        with suppress(Exception):  # an error of the rollback would replace that of the block
-            await _end(session, transaction, f"{_ROLLBACK}; {restoring}", seconds=seconds)
-        raise
-    if connection.is_closed():
-        if _was_in_transaction(connection):
-            raise DatabaseUnavailable(_NOT_SAVED)
-    else:
-        await _commit(session, transaction, f"{_COMMIT}; {restoring}", seconds=seconds)
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):  # an error of the rollback would replace that of the block
+                await _end(session, transaction, f"{_ROLLBACK}; {restoring}", seconds=seconds)
+            raise
+        if connection.is_closed():
+            if _was_in_transaction(connection):
+                raise DatabaseUnavailable(_NOT_SAVED)
+        else:
+            await _commit(session, transaction, f"{_COMMIT}; {restoring}", seconds=seconds)
+    finally:
+        with suppress(Exception):  # it has been lost, or does not end in time: then it is cut
+            await connection.close(timeout=seconds)
 
 
 async def _commit(session: Session, transaction: "Transaction", statements: str, *, seconds: float) -> None:
@@ -124,9 +131,7 @@ def _restoring(session: Session) -> str:
     """Return the statements that restore the present state of a session."""
     current = {name: getattr(session.get_settings(), name, None) for name in _TRACKED_SETTINGS}
     restored = [f"set {name} = {_literal(value)}" for name, value in current.items() if value is not None]
-    # asyncpg has no public API for this. With a cache its prepared statements are meant to stay.
-    caches = getattr(session, "_stmt_cache_enabled", True)
-    return "; ".join([_RESET, *restored, *([] if caches else [_DEALLOCATE_STATEMENTS])])
+    return "; ".join([_RESET, *restored, _DEALLOCATE_STATEMENTS])
 
 
 def _literal(text: str) -> str:

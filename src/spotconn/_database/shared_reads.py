@@ -104,7 +104,7 @@ class SharedReads:
         caller = _Caller(user_id, loop.time(), loop.create_future())
         self._waiting.append(caller)
         if self._timer is None:
-            self._timer = loop.call_later(PATIENCE, self._expire, loop)
+            self._timer = loop.call_later(PATIENCE, self._expire, loop, context=Context())
         return await caller.outcome
 
     async def _read(self) -> None:
@@ -166,7 +166,7 @@ class SharedReads:
         _settle(self._take(came_by=loop.time() - PATIENCE), _ALONE)
         self._timer = None
         if self._waiting:
-            self._timer = loop.call_at(self._waiting[0].since + PATIENCE, self._expire, loop)
+            self._timer = loop.call_at(self._waiting[0].since + PATIENCE, self._expire, loop, context=Context())
 
 
 def _settle(callers: Iterable[_Caller], outcome: Answer) -> None:

@@ -81,7 +81,7 @@ TABLE: dict[str, Verdict] = {
         "something that a view, trigger or function of the project uses is not in the state for it: correct it"
     ),
     "55P02": _setting("a parameter of the database URL cannot be set there: leave it out"),
-    "55P03": _passes("another session holds the lock: try again later"),
+    "55P03": _passes("another transaction holds the row, or another lock that is needed: try again later"),
     "57": _passes(),
     "57014": _passes(
         "the statement was cancelled, by statement_timeout of the login or by an operator: if it goes on, "

@@ -77,6 +77,9 @@ where stored.user_id = any($1::uuid[])
 order by stored.user_id
 on conflict (user_id) do nothing
 """
+LOCK_ROWS = """
+select user_id from public.spotify_connections where user_id = any($1::uuid[]) order by user_id for no key update
+"""
 OF_NO_APP = "select user_id from spotconn.connection where user_id = any($1::uuid[]) and client_id is null"
 # Each in a statement of its own, after the connections are locked, so that it sees what their lock was waited for.
 # As spotconn.enter_state: what speaks of another refresh token than the stored one is void.

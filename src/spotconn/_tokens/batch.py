@@ -19,7 +19,7 @@ from spotconn._tokens.stored_token import StoredToken
 from spotconn._tokens.throttle_wait import ThrottleWait
 from spotconn._tokens.user_ids import UserIdReader, UserIds
 from spotconn._tracebacks import Failure, renewed
-from spotconn.errors import DatabaseUnavailable, DecryptionError, NotConnected, SpotconnError
+from spotconn.errors import DatabaseUnavailable, NotConnected, SpotconnError
 from spotconn.overview import TokensProgress
 from spotconn.store import ConnectionStore
 
@@ -251,7 +251,7 @@ class _Run:
         except DatabaseUnavailable as error:
             return {user_id: renewed(error) for user_id in user_ids}
         return {
-            user_id: row if isinstance(row, DecryptionError) else StoredToken.of(row, read_at)
+            user_id: row if isinstance(row, SpotconnError) else StoredToken.of(row, read_at)
             for user_id, row in rows.items()
         }
 
