@@ -17,7 +17,7 @@ WORKERS ?= 6
 PYTEST = $(GUARD) $(BIN)/python -m pytest -rs
 PARALLEL = -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo profile example test long soak model chaos check audit bench docs package dist clean
+.PHONY: help demo profile example facts test long soak model chaos check audit bench docs package dist clean
 
 help: ## list the targets (what make does without one)
 	@sed -n 's/^\([a-z]*\):.*## /\1 ## /p' $(firstword $(MAKEFILE_LIST)) | awk -F ' ## ' '{ printf "make %-9s%s\n", $$1, $$2 }'
@@ -32,6 +32,10 @@ profile: .venv/demo-installed ## a profile page with "Connect Spotify" on http:/
 # One of examples/*.py: make example NAME=tekore_client, with ARGS="ID ..." where DATABASE_URL is set.
 example: .venv/examples-installed ## run one of the examples: NAME=tekore_client
 	@$(GUARD) $(BIN)/python examples/$(NAME).py $(ARGS)
+
+# From sql/ into src/spotconn/_command/expected_facts.tsv; a test says when it has to run.
+facts: .venv/dev-installed ## write anew what the doctor compares the catalog of a database with
+	PYTHONPATH=src:tests $(GUARD) $(BIN)/python tests/support/expected_facts.py
 
 # -rs: what is skipped, such as the browser tests on a system without Chromium, is listed with the reason.
 test: .venv/dev-installed ## the tests, without the longer forms; COVERAGE=--cov measures what they reach

@@ -9,8 +9,6 @@ import os
 from typing import Annotated, cast
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from spotconn._command.console import duration, moment, open_admin, open_store, run, write_list
 from spotconn._command.output import (
@@ -24,6 +22,7 @@ from spotconn._command.output import (
     write_json,
     write_line,
 )
+from spotconn._command.rekey import rekey_with_bar, rows_left
 from spotconn._command.report import report
 from spotconn._command.schema import Parts, apply_schema, check_options, check_schema
 from spotconn._database.schema import schema_sql
@@ -32,7 +31,7 @@ from spotconn._settings import read_retired_client_ids
 from spotconn.cipher import AesGcmSivCipher
 from spotconn.errors import NotConnected
 from spotconn.manager import TokenManager
-from spotconn.overview import ConnectionStats, ConnectionStatus, RekeyProgress
+from spotconn.overview import ConnectionStats, ConnectionStatus
 
 app: typer.Typer = typer.Typer(
     no_args_is_help=True,
@@ -229,27 +228,13 @@ async def _failing(*, as_json: bool) -> None:
 @app.command()
 def rekey(*, as_json: Json = False) -> None:
     """Encrypt every stored token with the first of SPOTCONN_ENCRYPTION_KEYS; may be stopped and run again."""
-    done = run(_rekey(), stopped="stopped; what was done stays done, run it again to go on")
+    done = run(rekey_with_bar(), stopped="stopped; what was done stays done, run it again to go on")
     if as_json:
         write_json(done)
     else:
         write_line(f"{done.done} connections rewritten, {done.encrypted} of them from plain text")
     if done.remaining:
-        fail(
-            f"{done.remaining} connections are left as they are: {done.plain_text} in plain text, which this service "
-            f"refuses, {done.unknown_key} under keys that the ring lacks, {done.unreadable} damaged or altered; "
-            "spotconn doctor says what to do",
-            ROWS_LEFT,
-        )
-
-
-async def _rekey() -> RekeyProgress:
-    columns = TextColumn("rekey"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.file.isatty()) as bar:
-        task = bar.add_task("rekey", total=None)
-        async with open_admin() as admin:
-            return await admin.rekey(progress=lambda now: bar.update(task, completed=now.done, total=now.total))
+        fail(rows_left(done), ROWS_LEFT)
 
 
 @app.command()

@@ -13,9 +13,8 @@ from spotconn._value import Value
 from spotconn.errors import ReauthorizationReason
 
 REFRESH_TOKEN_MONTHS = 6
-"""Months after the user's authorization at which Spotify ends a refresh token.
-
-Source: developer.spotify.com/blog/2026-06-18-refresh-token-expiration.
+"""Months after the user's authorization at which Spotify ends a refresh token, as it has announced
+(developer.spotify.com/blog/2026-06-18-refresh-token-expiration).
 """
 
 LONGEST_EXPIRES_IN = 86_400

@@ -31,21 +31,23 @@ async def test_a_healthy_house(
     database: Database,
     admin: asyncpg.Connection,
     user: UUID,
+    pytestconfig: pytest.Config,
     locked: bool,  # noqa: FBT001
 ) -> None:
-    """Nothing to mend; only that clients read their own tokens is to be minded, until they are locked out."""
+    """Nothing to mend; only that clients write their own tokens is to be minded, until they are locked out."""
     async with ConnectionStore.open(database.dsn, cipher=AesGcmSivCipher([KEY])) as store:
         await store.save(user, grant("a"), Profile(spotify_user_id="alice"), client_id=HEALTHY["SPOTIFY_CLIENT_ID"])
     before = await admin.fetch("select * from public.spotify_connections")
+    is_locked = bool(pytestconfig.getoption("--locked-down"))
     if locked:
         await admin.execute(read_sql("lock_down.sql"))
     try:
-        found = await look(database.admin_dsn)
+        found = await look(database.admin_dsn, SPOTCONN_REQUIRE_ENCRYPTED="1")
     finally:
-        if locked:
+        if locked and not is_locked:
             await admin.execute(read_sql("lock_down_undo.sql"))
     assert set(found) == {"Spotify app", "other apps", "redirect URI", "encryption keys", *CHECKS, "decryption", "apps"}
-    assert states(found, "warn", "fail") == (set() if locked else {"token readers"})
+    assert states(found, "warn", "fail") == (set() if locked or is_locked else {"clients"})
     assert found["stored tokens"].text == "2 values, none in plain text"
     assert found["decryption"].text == "1 connections looked at, all decrypt with the keys of this process"
     assert found["apps"].text == "1 connections, all of apps known here"
@@ -75,16 +77,16 @@ VERSION = "create or replace function spotconn.schema_version() returns integer 
 FAULTS = [
     (
         "alter table public.spotify_connections disable row level security",
-        {"row security", "isolation"},
+        {"catalog", "isolation"},
         "schema --apply",
     ),
-    ("alter table spotconn.refresh_state disable row level security", {"row security"}, "schema --apply"),
+    ("alter table spotconn.refresh_state disable row level security", {"catalog"}, "schema --apply"),
     ("alter role spotconn bypassrls", {"isolation"}, "NOBYPASSRLS"),
     ("create policy wide on public.spotify_connections using (true)", {"isolation"}, "drop the policies"),
-    (f"drop policy {POLICY}", {"policies"}, "schema --apply"),
-    (f"alter policy {POLICY} using (auth.uid() = user_id)", {"policies"}, "schema --apply"),
+    (f"drop policy {POLICY}", {"catalog"}, "schema --apply"),
+    (f"alter policy {POLICY} using (auth.uid() = user_id)", {"catalog"}, "schema --apply"),
     ("revoke insert on public.spotify_connections from spotconn", {"grants"}, "schema --apply"),
-    ("grant select on public.spotify_connections to anon", {"token readers"}, "--lock-down"),
+    ("grant select on public.spotify_connections to anon", {"catalog"}, "schema --apply"),
     (VERSION + "0", {"schema"}, "schema --apply"),
     (VERSION + "99", {"schema"}, "upgrade spotconn"),
     ("drop function spotconn.act_as", {"isolation", "grants"}, "schema --apply"),
@@ -103,7 +105,7 @@ async def test_each_fault_is_found(
         await admin.execute("alter role spotconn nobypassrls; drop policy if exists wide on public.spotify_connections")
         await apply_schema(database.admin_dsn)
     assert states(found, "fail") >= subjects
-    assert states(found, "fail") <= subjects | {"isolation"}
+    assert states(found, "fail") <= subjects | {"isolation", "catalog"}
     for subject in subjects:
         assert remedy in f"{found[subject].text} {found[subject].remedy}"
     assert states(await look(database.dsn), "fail") == set()
@@ -121,45 +123,35 @@ async def test_missing_triggers_are_told(database: Database, admin: asyncpg.Conn
     assert (await look(database.dsn))["changes"].state == "ok"
 
 
-async def test_an_added_policy_is_told(database: Database, admin: asyncpg.Connection) -> None:
-    """A permissive policy beside the documented ones widens what a user may do."""
+async def test_the_catalog_is_compared_through_the_command(database: Database, admin: asyncpg.Connection) -> None:
+    """A permissive policy beside the documented ones is named, whoever logs in; no other line fails for it."""
     await admin.execute("create policy wide on public.spotify_connections for select using (email = 'x')")
     try:
-        found = (await look(database.dsn))["policies"]
+        found = [await look(dsn) for dsn in (database.dsn, database.admin_dsn)]
     finally:
         await admin.execute("drop policy wide on public.spotify_connections")
-    assert (found.state, found.text) == ("warn", "added: wide")
+    assert [states(one, "fail") for one in found] == [{"catalog"}, {"catalog"}]
+    assert found[0]["catalog"].text.startswith("policy wide on public.spotify_connections was added: permissive for se")
+    assert found[0]["catalog"].remedy == "unless it is meant: DROP POLICY wide on public.spotify_connections"
 
 
-async def test_a_policy_that_is_missing_beside_one_that_is_added(database: Database, admin: asyncpg.Connection) -> None:
-    """Both are named, each with what mends it."""
-    await admin.execute(f"drop policy {POLICY}; create policy wide on public.spotify_connections using (email = 'x')")
+async def test_a_schema_of_another_version_is_not_compared(database: Database, admin: asyncpg.Connection) -> None:
+    """Only that version is named; all that differs by it is no news."""
+    await admin.execute(VERSION + "0")
     try:
-        found = (await look(database.dsn))["policies"]
+        found = await look(database.dsn)
     finally:
-        await admin.execute("drop policy wide on public.spotify_connections")
         await apply_schema(database.admin_dsn)
-    assert found.state == "fail"
-    assert found.text == "missing or altered: Users can view own connections; added: wide"
-    assert str(found.remedy).startswith("drop the added ones")
-    assert str(found.remedy).endswith("spotconn schema --apply")
+    assert {found["catalog"].state, found["clients"].state} == {"skip"}
 
 
-async def test_a_role_of_the_project_that_reads_tokens(database: Database, admin: asyncpg.Connection) -> None:
-    """The lock-down is the remedy for the roles of clients alone; for another it would change nothing."""
-    await admin.execute("grant select on public.spotify_connections to app; revoke spotconn from app")
-    await admin.execute(read_sql("lock_down.sql"))
-    try:
-        found = (await look(database.admin_dsn))["token readers"]
-        await admin.execute("revoke select on public.spotify_connections from app")
-        mended = (await look(database.admin_dsn))["token readers"]
-    finally:
-        await admin.execute("grant spotconn to app; revoke select on public.spotify_connections from app")
-        await admin.execute(read_sql("lock_down_undo.sql"))
-    assert "read by app, " in found.text
-    assert str(found.remedy).startswith("unless app must read the tokens: REVOKE SELECT ON public.spotify_")
-    assert "--lock-down" not in str(found.remedy)
-    assert mended.state == "ok"
+async def test_keys_without_the_requirement(database: Database) -> None:
+    """While plain text is taken in place of an encrypted token, the line of the keys says so and what ends it."""
+    found = (await look(database.dsn))["encryption keys"]
+    assert found.state == "warn"
+    assert "in plain text in place of an encrypted one is taken" in found.text
+    assert "SPOTCONN_REQUIRE_ENCRYPTED=1" in str(found.remedy)
+    assert (await look(database.dsn, SPOTCONN_REQUIRE_ENCRYPTED="1"))["encryption keys"].state == "ok"
 
 
 async def test_a_database_that_is_not_utf8(database: Database, admin: asyncpg.Connection) -> None:
@@ -177,7 +169,7 @@ async def test_a_database_that_is_not_utf8(database: Database, admin: asyncpg.Co
 async def test_a_database_without_the_schema(database: Database) -> None:
     """Each line that needs it says what to run, and none of them is a crash."""
     found = await look(database.server.dsn())
-    named = {"schema", "row security", "isolation", "policies", "grants", "clock function", "clocks"}
+    named = {"schema", "catalog", "clients", "isolation", "grants", "clocks"}
     assert named <= states(found, "fail")
     assert "schema --apply" in found["schema"].text
 
@@ -218,12 +210,12 @@ def test_clocks() -> None:
 async def test_an_altered_clock_function_is_named(
     database: Database, admin: asyncpg.Connection, offset: float, state: str
 ) -> None:
-    """Its own line says which function and what mends it, however little it is off; the clocks are compared by it."""
+    """It is named as a difference, however little it is off; the clocks are compared by it."""
     async with database_clock(admin) as clock:
         await clock.step(offset)
         found = await look(database.dsn)
-    altered, clocks = found["clock function"], found["clocks"]
-    assert (altered.state, "spotconn.now()" in altered.text) == ("fail", True)
+    altered, clocks = found["catalog"], found["clocks"]
+    assert (altered.state, altered.text) == ("fail", "function spotconn.now() was altered")
     assert "schema --apply" in str(altered.remedy)
     assert clocks.state == state
     if state != "ok":
@@ -231,22 +223,6 @@ async def test_an_altered_clock_function_is_named(
         assert clocks.text.endswith(f"s {side} this host")
         assert float(clocks.text.split()[3]) == pytest.approx(abs(offset), abs=0.9)
     assert states(await look(database.dsn), "fail") == set()
-
-
-BODIES = ["as 'select clock_timestamp()'", "return statement_timestamp()", "return '2026-01-01'::timestamptz"]
-
-
-@pytest.mark.parametrize("body", BODIES)
-async def test_a_clock_with_another_body_is_mended_by_the_schema(
-    database: Database, admin: asyncpg.Connection, body: str
-) -> None:
-    """Every body but the shipped one is altered, also one that gives the same; the remedy is enough."""
-    await admin.execute(f"create or replace function spotconn.now() returns timestamptz language sql stable {body}")
-    try:
-        assert (await look(database.dsn))["clock function"].state == "fail"
-    finally:
-        await apply_schema(database.admin_dsn)
-    assert (await look(database.dsn))["clock function"].state == "ok"
 
 
 def test_the_way_to_the_server() -> None:
@@ -266,14 +242,14 @@ async def test_the_command_shows_marks_and_remedies(database: Database, admin: a
     shown = await asyncio.to_thread(lambda: CliRunner().invoke(app, ["doctor"], env=env))
     assert shown.exit_code == 0
     assert "ok   isolation: tried" in shown.stdout
-    assert "warn token readers: " in shown.stdout
-    assert "\n     -> take the tokens away from clients" in shown.stdout
+    assert "warn encryption keys: " in shown.stdout
+    assert "\n     -> run `spotconn rekey`, then set" in shown.stdout
     await admin.execute("alter table public.spotify_connections disable row level security")
     try:
         failing = await asyncio.to_thread(lambda: CliRunner().invoke(app, ["doctor", "--json"], env=env))
     finally:
         await admin.execute("alter table public.spotify_connections enable row level security")
     assert failing.exit_code == 1
-    assert {"state": "fail", "subject": "row security"}.items() <= json.loads(
-        next(line for line in failing.stdout.splitlines() if "row security" in line)
+    assert {"state": "fail", "subject": "catalog"}.items() <= json.loads(
+        next(line for line in failing.stdout.splitlines() if '"catalog"' in line)
     ).items()

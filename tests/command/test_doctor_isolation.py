@@ -17,7 +17,7 @@ async def test_a_login_may_be_more_than_it_must(database: Database, admin: async
     try:
         for dsn in (database.admin_dsn, database.bypass_dsn, database.login_dsn("spotconn")):
             found = await look(dsn)
-            assert (found["isolation"].state, found["row security"].state) == ("ok", "ok")
+            assert (found["isolation"].state, found["catalog"].state) == ("ok", "ok")
     finally:
         await admin.execute("alter role spotconn nologin password null")
 

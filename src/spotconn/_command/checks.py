@@ -1,17 +1,14 @@
 """The checks of `spotconn doctor` on an open session, each in a transaction of its own that is rolled back."""
 
+from asyncio import BaseTransport
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
-from typing import Literal, TypeAlias
+from socket import AF_UNIX
+from typing import TypeAlias
 
-from spotconn._command.catalog import (
-    COUNT_PLAIN_TEXT,
-    POLICIES,
-    READ_POLICIES,
-    ROLES_THAT_READ_TOKENS,
-    TABLES_WITHOUT_ROW_SECURITY,
-)
-from spotconn._command.clocks import check_clock_function, check_clocks
+from spotconn._command.catalog import COUNT_PLAIN_TEXT
+from spotconn._command.clocks import check_clocks
+from spotconn._command.comparison import check_catalog, check_clients
 from spotconn._command.finding import Finding
 from spotconn._command.isolation import check_isolation
 from spotconn._command.probe import TIMEOUT, Probe
@@ -23,8 +20,6 @@ from spotconn._database.service_role import BIND_NOBODY
 from spotconn._database.verification import ENCODING, MAKE_UTF8
 
 OLDEST_SERVER = 150000
-_CLIENTS = {"anon", "authenticated"}
-"""Roles that lock_down.sql takes the tokens from."""
 
 Check: TypeAlias = Callable[[Probe], Awaitable[Finding]]
 """A check on a session, within a transaction."""
@@ -32,15 +27,21 @@ Check: TypeAlias = Callable[[Probe], Awaitable[Finding]]
 
 async def _check_tls(probe: Probe) -> Finding:
     # asyncpg has no public API for the transport.
-    transport = getattr(probe.session, "_transport", None)
-    ssl = transport.get_extra_info("ssl_object") if transport is not None else None
-    peer: tuple[str, int] | str | None = transport.get_extra_info("peername") if transport is not None else None
+    transport: BaseTransport | None = getattr(probe.session, "_transport", None)
+    ssl = None if transport is None else transport.get_extra_info("ssl_object")
     return tls_finding(
         encrypted=ssl is not None,
         verified=ssl is not None and ssl.context.check_hostname,
-        # A URL may name several hosts, or none; a Unix socket has no address.
-        local=not isinstance(peer, tuple) or ip_address(peer[0]).is_loopback,
+        local=transport is not None and is_local(transport),
     )
+
+
+def is_local(transport: BaseTransport) -> bool:
+    """Whether the other end is on this host. A URL does not tell: it may name several hosts, or none."""
+    peer: tuple[str, int] | str | None = transport.get_extra_info("peername")
+    if isinstance(peer, tuple):
+        return ip_address(peer[0].partition("%")[0]).is_loopback
+    return getattr(transport.get_extra_info("socket"), "family", None) == AF_UNIX
 
 
 def tls_finding(*, encrypted: bool, verified: bool, local: bool) -> Finding:
@@ -100,28 +101,6 @@ async def _check_schema_version(probe: Probe) -> Finding:
     return Finding(state="fail", subject="schema", text=text, remedy=remedy)
 
 
-async def _check_row_security(probe: Probe) -> Finding:
-    if names := [row["name"] for row in await probe.rows(TABLES_WITHOUT_ROW_SECURITY)]:
-        return Finding(
-            state="fail", subject="row security", text=f"disabled on {', '.join(names)}", remedy=APPLY_SCHEMA
-        )
-    return Finding(state="ok", subject="row security", text="enabled on every table")
-
-
-async def _check_policies(probe: Probe) -> Finding:
-    found = {tuple(row) for row in await probe.rows(READ_POLICIES)}
-    if found == POLICIES:
-        return Finding(state="ok", subject="policies", text="present and unaltered")
-    altered = {policy[1] for policy in POLICIES - found}
-    added = {policy[1] for policy in found - POLICIES} - altered
-    parts = [("missing or altered", altered), ("added", added)]
-    text = "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in parts if names)
-    remedies = ["drop the added ones (any one policy is enough to let a row pass)"] * bool(added)
-    remedies += [APPLY_SCHEMA] * bool(altered)
-    state: Literal["warn", "fail"] = "fail" if altered else "warn"
-    return Finding(state=state, subject="policies", text=text, remedy="; ".join(remedies))
-
-
 async def _check_grants(probe: Probe) -> Finding:
     await probe.value("select spotconn.row_security_binds()")
     operator = await probe.become_service_role()
@@ -149,26 +128,6 @@ async def _check_notifications(probe: Probe) -> Finding:
     )
 
 
-async def _check_token_privileges(probe: Probe) -> Finding:
-    names = [row["name"] for row in await probe.rows(ROLES_THAT_READ_TOKENS)]
-    if not names:
-        return Finding(state="ok", subject="token readers", text="only the library, service_role and the owner")
-    others = [name for name in names if name not in _CLIENTS]
-    remedies = ["take the tokens away from clients: spotconn schema --apply --lock-down"] * (len(others) < len(names))
-    if others:
-        remedies.append(
-            f"unless {', '.join(others)} must read the tokens: "  # noqa: S608  a text for people
-            "REVOKE SELECT ON public.spotify_connections FROM each, or FROM the role that it "
-            "has this of"
-        )
-    return Finding(
-        state="fail" if "anon" in names else "warn",
-        subject="token readers",
-        text=f"the token columns may also be read by {', '.join(names)}, as far as the policies let them",
-        remedy="; ".join(remedies),
-    )
-
-
 async def _check_encryption(probe: Probe) -> Finding:
     subject = "stored tokens"
     if not await probe.become_service_role():
@@ -191,15 +150,13 @@ CHECKS: dict[str, Check] = {
     "encoding": _check_encoding,
     "pooler": _check_pooler,
     "schema": _check_schema_version,
-    "row security": _check_row_security,
     "writing": check_writing,
     "isolation": check_isolation,
-    "policies": _check_policies,
+    "catalog": check_catalog,
     "grants": _check_grants,
     "changes": _check_notifications,
-    "token readers": _check_token_privileges,
+    "clients": check_clients,
     "stored tokens": _check_encryption,
-    "clock function": check_clock_function,
     "clocks": check_clocks,
 }
 """The checks by the subject of their findings, in the order of the report."""

@@ -5,29 +5,11 @@ from typing import Literal
 
 from spotconn._command.finding import Finding
 from spotconn._command.probe import Probe
-from spotconn._database.errors import APPLY_SCHEMA
 
 NOTABLE_SKEW = 1.0
 """Seconds between the clocks from which the doctor warns."""
 HARMFUL_SKEW = 10.0
 """Seconds between the clocks from which the doctor fails: tokens are served until 30 seconds before their end."""
-
-# Null where the body is a string, which the schema does not use.
-_READ_BODY = "select pg_catalog.pg_get_function_sqlbody('spotconn.now()'::pg_catalog.regprocedure)"
-_SHIPPED_BODY = "RETURN clock_timestamp()"
-
-
-async def check_clock_function(probe: Probe) -> Finding:
-    """Check that `spotconn.now()` reads the server's clock; tests replace it to step the time."""
-    subject = "clock function"
-    if await probe.value(_READ_BODY) == _SHIPPED_BODY:
-        return Finding(state="ok", subject=subject, text="spotconn.now() reads the clock of the server")
-    return Finding(
-        state="fail",
-        subject=subject,
-        text="spotconn.now() is altered: leases, pauses and the ends of tokens go by another clock than the server's",
-        remedy=APPLY_SCHEMA,
-    )
 
 
 async def check_clocks(probe: Probe) -> Finding:

@@ -118,4 +118,12 @@ def _keys(environ: Mapping[str, str]) -> Finding:
             text="none: tokens are stored as they are",
             remedy="set SPOTCONN_ENCRYPTION_KEYS to what `spotconn keygen` prints, then run `spotconn rekey`",
         )
-    return Finding(state="ok", subject="encryption keys", text=f"{', '.join(cipher.key_ids)}; the first encrypts")
+    text = f"{', '.join(cipher.key_ids)}; the first encrypts"
+    if settings["require_encrypted"]:
+        return Finding(state="ok", subject="encryption keys", text=text)
+    return Finding(
+        state="warn",
+        subject="encryption keys",
+        text=f"{text}; a token that somebody stores in plain text in place of an encrypted one is taken",
+        remedy="run `spotconn rekey`, then set SPOTCONN_REQUIRE_ENCRYPTED=1 in every process",
+    )

@@ -1,0 +1,56 @@
+"""The doctor's checks that compare the catalog of the database with that of the shipped schema."""
+
+from spotconn._command.differences import differences
+from spotconn._command.facts import expected_facts, level_of, read_facts
+from spotconn._command.finding import Finding
+from spotconn._command.probe import Probe
+from spotconn._database.schema import SCHEMA_VERSION
+
+MOST_NAMED = 5
+"""Differences that a finding names; of the others it gives the number."""
+
+_LEVELS = {
+    "open": Finding(
+        state="warn",
+        subject="clients",
+        text="a signed-in user reads and writes the tokens of the own row: one who has somebody's leaked refresh "
+        "token can put it there, and read back what this service refreshed with its client secret",
+        remedy="spotconn schema --apply --close-writes (clients still read the tokens of their own row), or "
+        "spotconn schema --apply --lock-down (they do neither)",
+    ),
+    "closed": Finding(
+        state="ok", subject="clients", text="a signed-in user reads the tokens of the own row and writes none"
+    ),
+    "locked": Finding(state="ok", subject="clients", text="a signed-in user neither reads nor writes tokens"),
+}
+
+
+async def check_catalog(probe: Probe) -> Finding:
+    """Compare the table, the schema spotconn, their rights and what is around them with the expected facts."""
+    if not await _is_of_this_version(probe):
+        return Finding(state="skip", subject="catalog", text="not compared: the schema is of another version")
+    found, expected = await read_facts(probe), expected_facts()
+    differing = differences(found, expected[level_of(found, expected)])
+    if not differing:
+        return Finding(state="ok", subject="catalog", text="tables, policies, rights and functions are as shipped")
+    named = differing[:MOST_NAMED]
+    texts = [one.text for one in named]
+    if rest := len(differing) - len(named):
+        texts.append(f"and {rest} more")
+    return Finding(
+        state=differing[0].state,
+        subject="catalog",
+        text="; ".join(texts),
+        remedy="; ".join(dict.fromkeys(one.remedy for one in named)),
+    )
+
+
+async def check_clients(probe: Probe) -> Finding:
+    """Name what a signed-in user may do with the tokens of the own row, by the level that was applied."""
+    if not await _is_of_this_version(probe):
+        return Finding(state="skip", subject="clients", text="not looked at: the schema is of another version")
+    return _LEVELS[level_of(await read_facts(probe), expected_facts())]
+
+
+async def _is_of_this_version(probe: Probe) -> bool:
+    return bool(await probe.value("select spotconn.schema_version()") == SCHEMA_VERSION)

@@ -1,0 +1,238 @@
+"""What differs between the catalog of a database and the expected one: in words, how grave, and what mends it."""
+
+from collections.abc import Collection, Iterator
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+from spotconn._command.facts import Fact
+from spotconn._database.errors import APPLY_SCHEMA
+from spotconn._database.service_role import BIND_NOBODY
+
+CLIENTS = {"PUBLIC", "anon", "authenticated"}
+"""Roles of the senders of requests, as the rights of a table name them."""
+
+_OWN_ROW = "(( SELECT auth.uid() AS uid) = user_id)"
+_LONGEST = 100
+"""Characters of a name or an expression that a text shows."""
+_COMPARE = f"{APPLY_SCHEMA}; compare what that leaves with what `spotconn schema` prints"
+_UID = "let auth.uid() return the sub of request.jwt.claims alone, as `spotconn schema --plain-postgres` prints it"
+# The gravest first where not all can be named.
+_ORDER = (
+    *("role", "setting", "schema", "policy", "table", "view", "rule", "column", "trigger", "definer", "publication"),
+    *("function", "constraint", "index"),
+)
+
+
+class Difference(NamedTuple):
+    """A difference from the expected catalog.
+
+    Attributes:
+        state: "fail" where isolation may be broken, "warn" where it may be meant.
+        text: in words.
+        remedy: a command, or what to look at.
+    """
+
+    state: Literal["warn", "fail"]
+    text: str
+    remedy: str
+
+
+def differences(found: Collection[Fact], expected: Collection[Fact]) -> list[Difference]:
+    """Return the differences, the gravest first."""
+    of_interest = set(found) ^ set(expected)
+    known = {fact[:2] for fact in expected}
+    present = {fact[:2] for fact in found}
+    differing = list[Difference]()
+    order = sorted(of_interest, key=lambda fact: (_ORDER.index(fact.kind), fact))
+    for key, group in groupby(order, key=lambda fact: fact[:2]):
+        facts = list(group)
+        added = [fact for fact in facts if fact in found]
+        if key[0] in _SENTENCES:
+            differing += [_SENTENCES[fact.kind](fact, fact in found) for fact in facts]
+        elif key not in known:
+            differing += _added(facts)
+        elif key not in present:
+            differing.append(_missing(facts[0]))
+        else:
+            differing += _altered(added, [fact for fact in facts if fact not in found])
+    return sorted(differing, key=lambda one: one.state != "fail")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _added(facts: list[Fact]) -> Iterator[Difference]:
+    """Yield what is to be said of an object that the schema does not have."""
+    fact = facts[0]
+    values = {one.property: one.value for one in facts}
+    form, text = values.get("form", ""), f"{fact.kind} {_short(fact.name)} was added"
+    open_to = CLIENTS & {one.value.rpartition(" to ")[2] for one in facts if one.property == "right"}
+    match fact.kind:
+        case "policy":
+            state: Literal["warn", "fail"] = "fail" if _reaches_others(form) else "warn"
+            yield Difference(state, f"{text}: {_short(form)}", f"unless it is meant: DROP POLICY {fact.name}")
+        case "rule":
+            yield Difference("fail", f"{text}: {_short(form)}", f"DROP RULE {fact.name}")
+        case "trigger":
+            yield Difference("warn", f"{text}: {_short(form)}", f"unless it is meant: DROP TRIGGER {fact.name}")
+        case "index" | "column" if not ("expression" in values or form.startswith("of expressions") or open_to):
+            return  # the project's own, and no code of anybody
+        case "index" | "column" | "constraint":
+            yield Difference("warn", f"{text}: {_short(values.get('expression', form))}", "see that it is meant")
+        case _:
+            if open_to:
+                text += f", and {', '.join(sorted(open_to))} may use it"
+            kind = "function" if fact.kind == "function" else form.removeprefix("unlogged ").partition(" with")[0]
+            state = "fail" if open_to else "warn"
+            yield Difference(state, text, f"unless it is meant: DROP {kind.upper()} {fact.name}")
+
+
+def _reaches_others(form: str) -> bool:
+    """Whether a policy, in words, may let a client or the library reach rows of other users."""
+    head, *expressions = form.replace(" with check ", " using ").split(" using ")
+    roles = head.rpartition(" to ")[2].split(", ")
+    return (
+        head.startswith("permissive")
+        and not {*CLIENTS, "spotconn"}.isdisjoint(roles)
+        and any(expression != _OWN_ROW for expression in expressions)
+    )
+
+
+def _missing(fact: Fact) -> Difference:
+    text = f"{fact.kind} {_short(fact.name)} is missing"
+    if fact.kind == "trigger" and fact.name.startswith("spotconn_notify"):
+        return Difference("warn", text, f"unless that is meant: {APPLY_SCHEMA}")
+    if fact.name == "auth.uid()":
+        return Difference("fail", text, _UID)
+    if fact.kind in {"column", "constraint", "index"}:
+        return Difference("fail" if fact.kind == "column" else "warn", text, _COMPARE)
+    return Difference("fail", text, APPLY_SCHEMA)
+
+
+def _altered(added: list[Fact], missing: list[Fact]) -> Iterator[Difference]:
+    """Yield what differs about an object that is there."""
+    owner = next((fact.value for fact in added if fact.property == "owner"), None)
+    for fact in missing:
+        # What an owner may do stands nowhere.
+        if fact.property == "right" and fact.value.rpartition(" to ")[2] != owner:
+            yield _missing_right(fact)
+    now = {fact.property: fact for fact in added if fact.property not in {"right", "children", "parents"}}
+    for fact in added:
+        if fact.property == "right":
+            yield _added_right(fact)
+        elif fact.property == "owner":
+            yield _owner(fact)
+        elif fact.property in {"children", "parents"}:
+            child, parent = (fact.value, fact.name) if fact.property == "children" else (fact.name, fact.value)
+            text = f"{child} inherits from {parent}: who reads the one reads rows of the other by its own policies"
+            yield Difference("fail", text, f"ALTER TABLE {child} NO INHERIT {parent}")
+    changed = {fact.property for fact in [*added, *missing]} - {"right", "owner", "children", "parents"}
+    if changed:
+        yield _changed((added or missing)[0], changed, now)
+
+
+def _changed(fact: Fact, changed: set[str], now: dict[str, Fact]) -> Difference:
+    text = f"{fact.kind} {_short(fact.name)} was altered"
+    shown = [f"{name}: {_short(now[name].value)}" for name in ("row security", "form", "expression") if name in now]
+    if shown:
+        text += f" ({', '.join(shown)})"
+    if fact.name == "auth.uid()":
+        foreign = "source" in changed or ("form" in now and not now["form"].value.startswith(("sql ", "plpgsql ")))
+        text += ": the policies ask it who a user is" + (", and it reads more than the claims" if foreign else "")
+        return Difference("fail" if foreign else "warn", text, _UID)
+    if fact.kind in {"column", "constraint", "index"}:
+        return Difference("warn" if " public." in f" {fact.name.rpartition(' on ')[2]}" else "fail", text, _COMPARE)
+    if changed == {"row security"} and "row security" in now and now["row security"].value == "on, forced":
+        return Difference("warn", text, f"unless it is meant: ALTER TABLE {fact.name} NO FORCE ROW LEVEL SECURITY")
+    if fact.kind == "trigger" and fact.name.startswith("spotconn_notify"):
+        return Difference("warn", text, f"unless that is meant: {APPLY_SCHEMA}")
+    return Difference("fail", text, APPLY_SCHEMA)
+
+
+def _right(fact: Fact, verb: str) -> tuple[str, str]:
+    """Return the grantee of a right, and the right in words."""
+    privilege, _, grantee = fact.value.rpartition(" to ")
+    what = f"have {privilege} on schema" if fact.kind == "schema" else privilege
+    return grantee, f"{grantee} {verb} {what} {_short(fact.name)}"
+
+
+def _missing_right(fact: Fact) -> Difference:
+    grantee, text = _right(fact, "may not")
+    return Difference("warn" if grantee in CLIENTS else "fail", text, APPLY_SCHEMA)
+
+
+def _added_right(fact: Fact) -> Difference:
+    grantee, text = _right(fact, "may")
+    state: Literal["warn", "fail"] = "fail" if grantee in {*CLIENTS, "spotconn"} else "warn"
+    if grantee in CLIENTS and fact.kind in {"table", "function", "column"}:
+        return Difference(state, text, APPLY_SCHEMA)
+    privilege = fact.value.rpartition(" to ")[0]
+    column = ""
+    name = fact.name
+    if fact.kind == "column":
+        name, _, column = name.rpartition(".")
+        column = f" ({column})"
+    on = "TABLE" if fact.kind == "column" else fact.kind.upper()
+    remedy = f"REVOKE {privilege}{column} ON {on} {name} FROM {grantee}"
+    return Difference(state, text, remedy if state == "fail" else f"unless it is meant: {remedy}")
+
+
+def _owner(fact: Fact) -> Difference:
+    text = f"{fact.kind} {_short(fact.name)} belongs to {fact.value}, who may read and change all of it"
+    if fact.name.startswith("auth"):
+        return Difference("warn", text, "see that this role is the project's own administrator")
+    remedy = (
+        f"as the role that applies the schema: ALTER {fact.kind.upper()} {fact.name} OWNER TO CURRENT_USER; "
+        "then spotconn schema --apply"
+    )
+    if fact.value not in {*CLIENTS, "authenticator", "service_role", "spotconn"}:
+        remedy += f"; where {fact.value} is meant to own it: GRANT spotconn TO {fact.value} WITH ADMIN OPTION"
+    return Difference("fail", text, remedy)
+
+
+def _role(fact: Fact, is_there: bool) -> Difference:  # noqa: FBT001
+    if fact.property == "member":
+        state: Literal["warn", "fail"] = "fail" if fact.name in {*CLIENTS, "spotconn"} else "warn"
+        remedy = f"REVOKE {fact.value} FROM {fact.name}, or from the role between the two"
+        text = f"{fact.name} is a member of {fact.value}"
+        return Difference(state, text, remedy if state == "fail" else f"unless it is meant: {remedy}")
+    if not is_there:
+        return Difference("fail", f"the role {fact.name} lacks {fact.value}", BIND_NOBODY)
+    remedy = "see isolation" if fact.name == "spotconn" else f"ALTER ROLE {fact.name} NO{fact.value}"
+    state = "warn" if fact.name == "service_role" else "fail"
+    return Difference(state, f"the role {fact.name} has {fact.value}", remedy)
+
+
+def _setting(fact: Fact, _is_there: bool) -> Difference:  # noqa: FBT001
+    state: Literal["warn", "fail"] = "fail" if "request." in fact.property.lower() else "warn"
+    text = f"{fact.name} sets {_short(fact.property)} for its sessions"
+    return Difference(state, text, f"ALTER {fact.name} RESET {fact.property}")
+
+
+def _publication(fact: Fact, _is_there: bool) -> Difference:  # noqa: FBT001
+    text = f"the publication {fact.name} sends the rows of {fact.value} to its subscribers"
+    remedy = f"unless it is meant: ALTER PUBLICATION {fact.name} DROP TABLE {fact.value}, or make it without that"
+    return Difference("warn", text, remedy)
+
+
+def _view(fact: Fact, _is_there: bool) -> Difference:  # noqa: FBT001
+    state: Literal["warn", "fail"] = "warn" if fact.value == "no client" else "fail"
+    text = f"the view {_short(fact.name)} shows rows of all users ({fact.value} may read it)"
+    remedy = f"ALTER VIEW {fact.name} SET (security_invoker = true); a materialized view: DROP it"
+    return Difference(state, text, remedy if state == "fail" else f"unless it is meant: {remedy}")
+
+
+def _definer(fact: Fact, _is_there: bool) -> Difference:  # noqa: FBT001
+    text = f"the function {_short(fact.name)} is SECURITY DEFINER and speaks of the table; {fact.value} may call it"
+    return Difference("warn", text, "see that it answers for auth.uid() alone, or make it SECURITY INVOKER")
+
+
+_SENTENCES = {
+    "role": _role,
+    "setting": _setting,
+    "publication": _publication,
+    "view": _view,
+    "definer": _definer,
+}
+"""By the kind of facts that each stand for themselves."""
