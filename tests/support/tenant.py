@@ -1,7 +1,7 @@
 """A signed-in user who sends requests to the API of the project: what PostgREST makes of each."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from uuid import UUID
 
@@ -21,7 +21,7 @@ class Tenant:
         self.user_id = user_id
 
     @asynccontextmanager
-    async def request(self) -> AsyncIterator[asyncpg.Connection]:
+    async def request(self) -> AsyncGenerator[asyncpg.Connection]:
         """Context manager: the transaction of one request."""
         async with self.session.transaction():
             claims = json.dumps({"sub": str(self.user_id), "role": "authenticated"})
@@ -45,7 +45,7 @@ class Tenant:
 
 
 @asynccontextmanager
-async def signed_in(dsn: str, user_id: UUID) -> AsyncIterator[Tenant]:
+async def signed_in(dsn: str, user_id: UUID) -> AsyncGenerator[Tenant]:
     """Context manager: a tenant with a session of its own."""
     session = await asyncpg.connect(dsn)
     try:
