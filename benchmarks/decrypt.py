@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Literal
 from uuid import UUID
 
 from benchmarks.callers import CROWD
@@ -11,6 +10,7 @@ from benchmarks.place import drawing, in_turn, managing, new_database, stored_us
 from benchmarks.rounds import Figure, Round, Rounds, at_once, each, interleaved, noting
 from benchmarks.sizes import Size
 from spotconn import AesGcmSivCipher, Connection, Profile, TokenCipher, TokenGrant, TokenManager
+from spotconn.cipher import TokenColumn
 from spotconn.testing import EmbeddedPostgres
 
 USERS = 1000
@@ -23,11 +23,11 @@ class TimedCipher:
         self._cipher = cipher
         self.seconds = 0.0
 
-    def encrypt(self, token: str, *, user_id: UUID, column: Literal["access_token", "refresh_token"]) -> str:
+    def encrypt(self, token: str, *, user_id: UUID, column: TokenColumn) -> str:
         """As the cipher."""
         return self._cipher.encrypt(token, user_id=user_id, column=column)
 
-    def decrypt(self, stored: str, *, user_id: UUID, column: Literal["access_token", "refresh_token"]) -> str:
+    def decrypt(self, stored: str, *, user_id: UUID, column: TokenColumn) -> str:
         """As the cipher, timed."""
         begun = time.perf_counter()
         token = self._cipher.decrypt(stored, user_id=user_id, column=column)

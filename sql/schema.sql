@@ -350,8 +350,9 @@ create policy "Own refresh state" on spotconn.refresh_state to spotconn
 revoke all on spotconn.refresh_state from public, anon, authenticated;
 grant select, insert, update, delete on spotconn.refresh_state to spotconn, service_role;
 
--- Authorizations that were started and not finished yet: ten minutes, single use. Of the state only the SHA-256 is
--- stored; the PKCE verifier has to be stored as it is.
+-- Authorizations that were started in the last ten minutes, each for one use. Of the state only the SHA-256 is stored; the
+-- PKCE verifier as the store's cipher leaves it, and none once used. A row stays until it expires, also when used: the rows of
+-- a user are the starts that count for the limit, each in a slot of its own.
 create table if not exists spotconn.pending_connect (
     state_hash bytea primary key,
     user_id uuid not null references auth.users (id) on delete cascade,
@@ -359,9 +360,12 @@ create table if not exists spotconn.pending_connect (
     expires_at timestamptz not null
 );
 alter table spotconn.pending_connect
-    add column if not exists started_at timestamptz not null default pg_catalog.clock_timestamp();
+    add column if not exists started_at timestamptz not null default pg_catalog.clock_timestamp(),
+    add column if not exists used_at timestamptz,
+    add column if not exists slot smallint;
 
-create index if not exists idx_pending_connect_user on spotconn.pending_connect (user_id);
+drop index if exists spotconn.idx_pending_connect_user;
+create unique index if not exists idx_pending_connect_slot on spotconn.pending_connect (user_id, slot);
 create index if not exists idx_pending_connect_expires on spotconn.pending_connect (expires_at);
 
 alter table spotconn.pending_connect enable row level security;
@@ -374,6 +378,10 @@ drop policy if exists "Own pending connects are made" on spotconn.pending_connec
 create policy "Own pending connects are made" on spotconn.pending_connect
     for insert to spotconn with check ((select auth.uid()) = user_id);
 
+drop policy if exists "Own pending connects are used" on spotconn.pending_connect;
+create policy "Own pending connects are used" on spotconn.pending_connect
+    for update to spotconn using ((select auth.uid()) = user_id) with check ((select auth.uid()) = user_id);
+
 -- Each start of an authorization also deletes the expired ones of all users. A DELETE without WHERE and RETURNING reads
 -- nothing, so no SELECT policy has to show these rows.
 drop policy if exists "Own and expired pending connects may go" on spotconn.pending_connect;
@@ -381,7 +389,7 @@ create policy "Own and expired pending connects may go" on spotconn.pending_conn
     for delete to spotconn using ((select auth.uid()) = user_id or expires_at <= spotconn.now());
 
 revoke all on spotconn.pending_connect from public, anon, authenticated, service_role;
-grant select, insert, delete on spotconn.pending_connect to spotconn;
+grant select, insert, update, delete on spotconn.pending_connect to spotconn;
 
 -- Names a stored token by its content.
 create or replace function spotconn.fingerprint(p_stored text) returns bytea
@@ -478,8 +486,7 @@ begin
             'public.spotify_connections', 'spotconn.refresh_state', 'spotconn.pending_connect'
         ]) as relation
         cross join pg_catalog.unnest(array['select', 'insert', 'update', 'delete']) as privilege
-        where (relation, privilege) <> ('spotconn.pending_connect', 'update')  -- no caller updates one
-            and not pg_catalog.has_table_privilege(relation, privilege)
+        where not pg_catalog.has_table_privilege(relation, privilege)
     ) then
         raise insufficient_privilege using message = 'the role spotconn lacks a grant';
     end if;
@@ -717,6 +724,9 @@ begin
     delete from public.spotify_connections as stored where stored.user_id = p_user_id;
     deleted := found;
     delete from spotconn.refresh_state as state where state.user_id = p_user_id;
+    -- An authorization that is under way would bring the connection back.
+    update spotconn.pending_connect as pending set used_at = spotconn.now(), code_verifier = ''
+        where pending.user_id = p_user_id and pending.used_at is null;
     return deleted;
 end
 $$;
@@ -1051,58 +1061,85 @@ begin
 end
 $$;
 
--- Stores a started authorization for p_life, at most ten for each user. Expired ones are deleted: without a user the
--- policies show only these to a DELETE without WHERE. One caller at a time does so, and the others do not wait for it.
-create or replace function spotconn.start_connect(
+-- Stores a started authorization for p_life. Returns null, or the seconds to wait where the user has twenty that have not
+-- expired, used ones included. The unique slots make that exact, however many processes start at once.
+-- Expired ones of all users are deleted: without a user the policies show only these to a DELETE without WHERE. One caller at
+-- a time does so, and the others do not wait for it. The lock is one that takes a right to the table, and that no statement of
+-- the service conflicts with; while autovacuum has it, nobody cleans.
+-- Earlier functions returned something else.
+drop function if exists spotconn.pending_connects(uuid);
+drop function if exists spotconn.start_connect(uuid, bytea, text, interval);
+create function spotconn.start_connect(
     p_user_id uuid,
     p_state_hash bytea,
     p_code_verifier text,
     p_life interval
-) returns void
+) returns double precision
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     moment constant timestamptz := spotconn.now();
+    former constant text := pg_catalog.current_setting('lock_timeout');
 begin
     perform spotconn.act_as(null);
-    if pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtext('spotconn.pending_connect')) then
+    begin
+        lock table spotconn.pending_connect in share update exclusive mode nowait;
+        perform pg_catalog.set_config('lock_timeout', '100ms', true);
         delete from spotconn.pending_connect;
-    end if;
+        perform pg_catalog.set_config('lock_timeout', former, true);
+    exception
+        when lock_not_available then
+            null;
+    end;
     perform spotconn.act_as(p_user_id);
-    delete from spotconn.pending_connect as pending where pending.state_hash in (
-        select older.state_hash from spotconn.pending_connect as older
-        where older.user_id = p_user_id
-        order by older.expires_at desc
-        offset 9
-    );
-    insert into spotconn.pending_connect (state_hash, user_id, code_verifier, expires_at, started_at)
-    values (p_state_hash, p_user_id, p_code_verifier, moment + p_life, moment);
-end
-$$;
-
--- How many started authorizations of a user wait and have not expired.
-create or replace function spotconn.pending_connects(p_user_id uuid) returns bigint
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-begin
-    perform spotconn.act_as(p_user_id);
+    -- Also those that a clock which was set back has made void.
+    delete from spotconn.pending_connect as pending
+        where pending.user_id = p_user_id and not spotconn.runs(pending.started_at, pending.expires_at, moment);
+    -- Each time that a slot is taken by another, one fewer is free.
+    for attempt in 1..20 loop
+        insert into spotconn.pending_connect (state_hash, user_id, slot, code_verifier, started_at, expires_at)
+        select p_state_hash, p_user_id, pg_catalog.min(free.slot), p_code_verifier, moment, moment + p_life
+        from pg_catalog.generate_series(1, 20) as free (slot)
+        where free.slot <> all (array(
+            select taken.slot from spotconn.pending_connect as taken
+            where taken.user_id = p_user_id and taken.slot is not null
+        ))
+        having pg_catalog.count(*) > 0
+        on conflict do nothing;
+        if found then
+            return null;
+        end if;
+    end loop;
     return (
-        select pg_catalog.count(*) from spotconn.pending_connect as pending
-        where pending.user_id = p_user_id and pending.expires_at > spotconn.now()
+        select greatest(extract(epoch from pg_catalog.min(pending.expires_at) - spotconn.now()), 0)
+        from spotconn.pending_connect as pending where pending.user_id = p_user_id
     );
 end
 $$;
 
--- Returns and deletes a started authorization. Of two concurrent callers one gets the row.
-create or replace function spotconn.take_connect(p_user_id uuid, p_state_hash bytea)
-returns table (code_verifier text, expired boolean)
+-- Claims a started authorization, so that it can be used once: of concurrent callers one is the first. Returns no row where
+-- this user has started none with this state.
+drop function if exists spotconn.take_connect(uuid, bytea);
+create function spotconn.take_connect(p_user_id uuid, p_state_hash bytea)
+returns table (code_verifier text, used boolean, expired boolean)
 language plpgsql set search_path = pg_catalog, pg_temp rows 1 as $$
 begin
     perform spotconn.act_as(p_user_id);
     return query
-        delete from spotconn.pending_connect as pending
-        where pending.state_hash = p_state_hash and pending.user_id = p_user_id
+        update spotconn.pending_connect as pending set used_at = spotconn.now(), code_verifier = ''
+        from (
+            select unused.state_hash, unused.code_verifier from spotconn.pending_connect as unused
+            where unused.state_hash = p_state_hash and unused.user_id = p_user_id and unused.used_at is null
+            for update
+        ) as claimed
+        where pending.state_hash = claimed.state_hash
         returning
-            pending.code_verifier,
-            not spotconn.runs(pending.started_at, pending.expires_at, spotconn.now());
+            claimed.code_verifier, false, not spotconn.runs(pending.started_at, pending.expires_at, spotconn.now());
+    if not found then
+        return query
+            select '', true, not spotconn.runs(pending.started_at, pending.expires_at, spotconn.now())
+            from spotconn.pending_connect as pending
+            where pending.state_hash = p_state_hash and pending.user_id = p_user_id;
+    end if;
 end
 $$;
 

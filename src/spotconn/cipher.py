@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from cryptography.exceptions import InvalidTag
     from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
-TokenColumn = Literal["access_token", "refresh_token"]
+TokenColumn = Literal["access_token", "refresh_token", "code_verifier"]
+"""What a value is: a token of a connection, or the PKCE secret of an authorization that is under way."""
 
 MARK = "spotconn"
 """What a value of any version of the format starts with, and no token of Spotify's does."""
@@ -135,9 +136,15 @@ class AesGcmSivCipher:
 
         Raises:
             DecryptionError: the key is unknown, the value was altered or moved, or it is plain text where that is
-                refused.
+                refused, as it always is for a code verifier.
         """
         if not stored.startswith(MARK):
+            # No transition is needed for what lives ten minutes.
+            if column == "code_verifier":
+                raise DecryptionError(
+                    f"the stored {column} is not encrypted: it was started without encryption keys, or put there by "
+                    "another writer of the database; start again"
+                )
             if self._require_encrypted:
                 raise DecryptionError(
                     f"the stored {column} is not encrypted, which this service requires: run spotconn rekey with "
@@ -172,6 +179,8 @@ class AesGcmSivCipher:
                 f"the stored {column} is encrypted with key {parts[1]}, which is not in the ring: put that key behind "
                 "the others in SPOTCONN_ENCRYPTION_KEYS"
             )
+        if column == "code_verifier":
+            return f"the stored {column} was altered, or is that of another user: something else writes the database"
         return f"the stored {column} was altered, or is that of another user or column: spotconn doctor says what to do"
 
 

@@ -1,16 +1,14 @@
 """The way of a user to a stored connection: to Spotify's consent page and back (authorization code with PKCE)."""
 
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterable
 from typing import Self
 from uuid import UUID
 
 from spotconn._affinity import Affinity
-from spotconn._database.pending_connects import MOST
 from spotconn._settings import read_redirect_uri
-from spotconn._spotify.authorization import code_challenge, new_code_verifier
+from spotconn._spotify.authorization import code_challenge, is_state, new_code_verifier, new_state, started_at
 from spotconn._spotify.redirect import Callback, UrlObject, checked_redirect_uri, read_callback, refusal
 from spotconn._stopwatch import Stopwatch
 from spotconn._tracebacks import scrubbed
@@ -24,8 +22,6 @@ STATE_LIFE = 600.0
 """Seconds that a user has between `start` and `finish`."""
 TIMEOUT = 20.0
 """Seconds that `finish` has for its calls to Spotify, all retries included."""
-
-_REPLACED = f"newer starts of this user have replaced it ({MOST} can be under way), or it was used before; start again"
 
 
 @scrubbed
@@ -97,7 +93,8 @@ class ConnectFlow:
     async def start(self, user_id: UUID | str, *, show_dialog: bool = False) -> str:
         """Start an authorization; it has to be finished within ten minutes.
 
-        Several can be under way for one user, as with two tabs: the last one to be finished counts.
+        Several can be under way for one user, as with two tabs: the last one to be finished counts. Within ten minutes
+        a user can start 20, in all processes together; finishing them does not make room for more.
 
         Args:
             user_id: an id of auth.users.
@@ -109,10 +106,11 @@ class ConnectFlow:
 
         Raises:
             ValueError: the user id is no UUID or no user of auth.users.
+            TryLater: this user has started 20; `retry_after` is when the oldest of them is ten minutes old.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: nothing was started.
         """
         self._affinity.check()
-        state, code_verifier = _new_state(self._clock()), new_code_verifier()
+        state, code_verifier = new_state(self._clock()), new_code_verifier()
         await self._store.pending.put(parse_user_id(user_id), state, code_verifier, life=STATE_LIFE)
         return self._accounts.authorize_url(
             redirect_uri=self._redirect_uri,
@@ -126,7 +124,7 @@ class ConnectFlow:
         """Finish an authorization and save the connection, in place of an earlier one.
 
         A callback can be finished once; after an error, of whatever kind, the user has to start again. What was
-        stored before stays as it is on every error.
+        stored before stays as it is on every error. A callback that Spotify cannot have sent spends nothing.
 
         Args:
             user_id: who is signed in now.
@@ -134,13 +132,14 @@ class ConnectFlow:
                 Starlette, httpx or yarl. It holds secrets: keep it out of logs.
 
         Raises:
-            ConnectFailed: the user did not agree ("denied"); the callback is none of this user's, was used before or
-                altered ("state_mismatch"); it came too late, or the user has started ten more since
-                ("state_expired"); Spotify rejected it ("code_rejected"); Spotify refuses this account to this app
-                ("not_allowed").
+            ConnectFailed: the user did not agree ("denied"); the callback is none of this user's, or altered
+                ("state_mismatch"); it was used before, or the user has disconnected since ("state_used"); it came too
+                late ("state_expired"); Spotify rejected it, or cannot have sent it ("code_rejected"); Spotify refuses
+                this account to this app ("not_allowed").
             SpotifyUnavailable: no usable answer in time.
             ConfigurationError: Spotify refuses this app or its request.
             ValueError: the user id is no UUID or no longer a user of auth.users, or `callback_url` is no such URL.
+            DecryptionError: what was stored by `start` does not decrypt as this user's.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: nothing was saved, as far as is known.
         """
         user_id = parse_user_id(user_id)
@@ -167,18 +166,21 @@ class ConnectFlow:
 
     async def _spend(self, user_id: UUID, state: str) -> str:
         """Return the code verifier that belongs to a state, which can be done once."""
-        pending = await self._store.pending.take(user_id, state)
-        if pending is None and not _says_it_is_old(state, self._clock()):
-            if await self._store.pending.is_full(user_id):
-                raise ConnectFailed("state_expired", _REPLACED)
+        pending = await self._store.pending.take(user_id, state) if is_state(state) else None
+        if pending is not None and pending.used:
+            raise ConnectFailed(
+                "state_used", "this callback was used before, or the user has disconnected since; start again"
+            )
+        if pending is None and not self._is_old(state):
             raise ConnectFailed("state_mismatch", "this user has no such authorization under way; start again")
         if pending is None or pending.expired:
             raise ConnectFailed("state_expired", "the authorization took longer than ten minutes; start again")
         return pending.code_verifier
 
+    def _is_old(self, state: str) -> bool:
+        return is_state(state) and self._clock() - started_at(state) > STATE_LIFE
+
     async def _connected(self, user_id: UUID, callback: Callback, code_verifier: str) -> Connection:
-        if not callback.code:
-            raise ConnectFailed("code_rejected", "the callback holds no authorization code; start again")
         requested = Stopwatch(self._clock)
         grant = await self._accounts.exchange_code(
             callback.code,
@@ -206,15 +208,3 @@ def _checked_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
     if not all(name and name.isascii() and name.isprintable() and " " not in name for name in names):
         raise ValueError("scopes: expected words such as user-read-email")
     return names
-
-
-def _new_state(now: float) -> str:
-    """Return an unguessable state. The time in it grants nothing: it only tells why a row that is gone is gone."""
-    return f"{int(now):x}.{secrets.token_urlsafe(32)}"
-
-
-def _says_it_is_old(state: str, now: float) -> bool:
-    try:
-        return now - int(state.partition(".")[0], 16) > STATE_LIFE
-    except (ValueError, OverflowError):
-        return False

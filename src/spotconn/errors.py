@@ -28,7 +28,7 @@ from typing import ClassVar, Literal
 from spotconn._printable import shown
 
 ReauthorizationReason = Literal["expired", "revoked", "invalid", "other_app"]
-ConnectFailure = Literal["denied", "state_mismatch", "state_expired", "code_rejected", "not_allowed"]
+ConnectFailure = Literal["denied", "state_mismatch", "state_used", "state_expired", "code_rejected", "not_allowed"]
 
 
 class SpotconnError(Exception):
@@ -89,7 +89,7 @@ class ConnectFailed(AskUser):
     """A connect attempt ended without a connection; what was stored before is untouched.
 
     Attributes:
-        reason: "denied" (the user said no), "state_mismatch", "state_expired",
+        reason: "denied" (the user said no), "state_mismatch", "state_used", "state_expired",
             "code_rejected" (start again) or "not_allowed" (Spotify refuses this account to this app).
     """
 

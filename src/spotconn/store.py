@@ -67,7 +67,7 @@ class ConnectionStore:
         self._watchers: list[Callable[[UUID], None]] = []
         self.refreshes: Refreshes = Refreshes(self.pool, self._rows)
         self.tokens: AccessTokens = AccessTokens(self.pool, self._rows)
-        self.pending: PendingConnects = PendingConnects(self.pool)
+        self.pending: PendingConnects = PendingConnects(self.pool, self._rows)
         changes = None if listen_dsn is None else ChangeFeed(pool, listen_dsn, {}, timeout=timeout)
         self.changes: ChangeFeed | None = changes
 

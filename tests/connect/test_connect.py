@@ -67,7 +67,7 @@ async def test_a_replayed_callback_is_refused(
     callback = await agree(await flow.start(user))
     await flow.finish(user, callback)
     saved, calls = await rows(admin), spotify.token_calls
-    assert await refused(flow, user, callback) == "state_mismatch"
+    assert await refused(flow, user, callback) == "state_used"
     assert (await rows(admin), spotify.token_calls) == (saved, calls)
 
 
@@ -76,7 +76,7 @@ async def test_of_two_finishes_at_once_one_wins(flow: ConnectFlow, admin: asyncp
     callback = await agree(await flow.start(user))
     done = await asyncio.gather(*(flow.finish(user, callback) for _ in range(4)), return_exceptions=True)
     failures = [outcome.reason for outcome in done if isinstance(outcome, ConnectFailed)]
-    assert failures == ["state_mismatch"] * 3
+    assert failures == ["state_used"] * 3
     assert len(await rows(admin)) == 1
 
 
@@ -129,7 +129,7 @@ TAMPERED: list[Callable[[str], str]] = [
     lambda url: url.partition("?")[0],
     lambda url: url.replace("?", "#"),
     lambda _url: "http://[",
-    lambda _url: "http://127.0.0.1/callback?state=\x00",
+    lambda _url: "http://127.0.0.1/callback?state=\x00&code=x",
     lambda _url: "http://127.0.0.1/callback?state=\ud800&code=x",
     lambda _url: "/callback?" + "&".join(f"a{n}=b" for n in range(1000)),
 ]

@@ -130,18 +130,6 @@ async def test_expired_attempts_are_cleared_away_and_still_named(
     await flow.finish(users[1], await agree(alive))
 
 
-async def test_a_user_has_at_most_ten_attempts_under_way(
-    flow: ConnectFlow, admin: asyncpg.Connection, users: list[UUID]
-) -> None:
-    """Starting over and over does not fill the table, nor push out another user's attempt."""
-    other = await flow.start(users[1])
-    urls = [await flow.start(users[0]) for _ in range(12)]
-    assert await pending(admin) == 11
-    assert await refused(flow, users[0], await agree(urls[1])) == "state_expired"
-    await flow.finish(users[0], await agree(urls[2]))
-    await flow.finish(users[1], await agree(other))
-
-
 async def test_a_pending_attempt_is_under_row_security(
     flow: ConnectFlow, store: ConnectionStore, users: list[UUID], admin: asyncpg.Connection
 ) -> None:

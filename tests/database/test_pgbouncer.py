@@ -407,7 +407,7 @@ async def test_many_users_connect_through_it(
 
     await asyncio.gather(*[connected(number, row["id"]) for number, row in enumerate(rows)])
     assert await admin.fetchval("select count(distinct spotify_user_id) from public.spotify_connections") == 8
-    assert await admin.fetchval("select count(*) from spotconn.pending_connect") == 0
+    assert await admin.fetchval("select count(*) from spotconn.pending_connect where used_at is null") == 0
 
 
 async def test_the_command_works_through_it(

@@ -112,7 +112,7 @@ CAST = [VIEW + "(auth.uid()::text = user_id::text)"]
     ("damage", "call", "table"),
     [
         (UNIQUE, "ConnectionStore.get", CONNECTIONS),
-        (["drop index spotconn.idx_pending_connect_user"], "PendingConnects.put and take", PENDING),
+        (["drop index spotconn.idx_pending_connect_slot"], "PendingConnects.put and take", PENDING),
         (CAST, "ConnectionStore.as_user", CONNECTIONS),
         *(
             pytest.param(damage, call, table, marks=pytest.mark.long)
@@ -124,7 +124,7 @@ CAST = [VIEW + "(auth.uid()::text = user_id::text)"]
                 (NO_KEY, "ConnectionStore.get", STATES),
                 (NO_KEY, "ConnectionStore.delete", STATES),
                 (["drop index spotconn.idx_pending_connect_expires"], "PendingConnects.put and take", PENDING),
-                (["drop index spotconn.idx_pending_connect_user"], "the end of a user", PENDING),
+                (["drop index spotconn.idx_pending_connect_slot"], "the end of a user", PENDING),
                 (CAST, "doctor, isolation", CONNECTIONS),
             )
         ),

@@ -72,7 +72,6 @@ READS: dict[str, Act] = {
     "begin_refresh(": lambda store, user: store.begin_refresh(user, seen=fingerprint("")),
     "delete_connection(": lambda store, user: store.delete(user),
     "check_save(": lambda store, user: store.check_save(user),
-    "pending_connects(": lambda store, user: store.pending.is_full(user),
     "start_connect(": lambda store, user: store.pending.put(user, "a-state", "v" * 43, life=60),
 }
 

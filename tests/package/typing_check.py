@@ -179,7 +179,8 @@ def errors(error: ReauthorizationRequired | ConnectFailed | TryLater, since: dat
             assert_type(error.since, datetime)
         case ConnectFailed():
             assert_type(
-                error.reason, Literal["denied", "state_mismatch", "state_expired", "code_rejected", "not_allowed"]
+                error.reason,
+                Literal["denied", "state_mismatch", "state_used", "state_expired", "code_rejected", "not_allowed"],
             )
         case TryLater():
             assert_type(error.retry_after, float | None)

@@ -27,8 +27,8 @@ async def agree(url: str, account: str = "alice", *, decision: str = "agree") ->
 
 
 async def pending(admin: asyncpg.Connection) -> int:
-    """How many connect attempts wait in the database."""
-    count: int = await admin.fetchval("select count(*) from spotconn.pending_connect")
+    """How many connect attempts wait in the database, unused."""
+    count: int = await admin.fetchval("select count(*) from spotconn.pending_connect where used_at is null")
     return count
 
 

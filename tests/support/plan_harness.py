@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 
@@ -246,9 +246,12 @@ async def _connected(harness: PlanHarness) -> None:
 
 
 async def _connecting(harness: PlanHarness) -> None:
-    await harness.store.pending.put(user := harness.busy(), "state", "v" * 43, life=LIFE)
-    assert await harness.store.pending.take(user, "state")
-    assert not await harness.store.pending.is_full(user)
+    state = str(uuid4())
+    await harness.store.pending.put(user := harness.busy(), state, "v" * 43, life=LIFE)
+    for used in (False, True):
+        taken = await harness.store.pending.take(user, state)
+        assert taken is not None
+        assert taken.used is used
 
 
 async def _examined(check: Check, harness: PlanHarness) -> None:

@@ -5,6 +5,7 @@ The rules are those of RFC 6749 (OAuth 2.0) and RFC 7636 (PKCE), where Spotify f
 
 import base64
 import hashlib
+import re
 import secrets
 from collections.abc import Iterable
 from typing import Literal
@@ -15,6 +16,23 @@ from spotconn.errors import ConfigurationError
 
 GrantType = Literal["refresh_token", "authorization_code"]
 """The values of grant_type in use (RFC 6749, sections 6 and 4.1.3)."""
+
+_STATE = re.compile(r"[0-9a-f]{1,12}\.[A-Za-z0-9_-]{43}", re.ASCII)
+
+
+def new_state(now: float) -> str:
+    """Return an unguessable state. The time in it grants nothing: it tells why an authorization is gone."""
+    return f"{int(now):x}.{secrets.token_urlsafe(32)}"
+
+
+def is_state(text: str) -> bool:
+    """Return whether `new_state` can have made this."""
+    return _STATE.fullmatch(text) is not None
+
+
+def started_at(state: str) -> int:
+    """Return the time in a state of `new_state`, in seconds since the epoch."""
+    return int(state.partition(".")[0], 16)
 
 
 def new_code_verifier() -> str:

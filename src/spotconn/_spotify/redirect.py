@@ -10,6 +10,10 @@ from spotconn.errors import ConfigurationError, ConnectFailed, SpotconnError, Sp
 PARAMETERS = ("state", "code", "error")
 """The parameters of a callback (RFC 6749, sections 4.1.2 and 4.1.2.1); each at most once (section 3.1)."""
 
+LONGEST = 8192
+"""Characters of a callback URL that is read; Spotify's have some 500."""
+LONGEST_CODE = 2048
+
 _BEGINNINGS = ("https://", "http://", "/", "?")
 
 
@@ -53,12 +57,16 @@ def read_callback(url: str | UrlObject) -> Callback:
 
     Raises:
         ValueError: it is something else, such as bytes or a query without its "?".
-        ConnectFailed: it holds no state, or a parameter twice ("state_mismatch").
+        ConnectFailed: it holds no state, a parameter twice, or more than 8192 characters ("state_mismatch"); it holds
+            neither an error nor a code that Spotify can have sent ("code_rejected").
     """
-    values = _query(_text(url))
+    text = _text(url)
+    values = _query(text) if len(text) <= LONGEST else {}
     given = Callback(*("".join(values.get(name, [])) for name in PARAMETERS))
     if not given.state or any(len(values.get(name, [])) > 1 for name in PARAMETERS):
         raise ConnectFailed("state_mismatch", "the callback does not hold one state; start again")
+    if not given.error and not _is_code(given.code):
+        raise ConnectFailed("code_rejected", "the callback holds no authorization code; start again")
     return given
 
 
@@ -122,6 +130,13 @@ def _text(url: object) -> str:
 
 
 def _query(url: str) -> dict[str, list[str]]:
+    # Not by urlsplit, which keeps the last URLs in a cache, with their codes.
+    query = url.partition("#")[0].partition("?")[2]
     with suppress(ValueError):
-        return parse_qs(urlsplit(url).query, keep_blank_values=True, max_num_fields=20)
+        return parse_qs(query, keep_blank_values=True, max_num_fields=20)
     return {}
+
+
+def _is_code(text: str) -> bool:
+    """Return whether this can be an authorization code: printable ASCII (RFC 6749, appendix A.11)."""
+    return 0 < len(text) <= LONGEST_CODE and text.isascii() and text.isprintable()
