@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -212,17 +212,38 @@ async def test_a_refusal_whose_record_is_not_acknowledged_is_told_by_the_next_ca
 async def test_a_grant_that_a_second_attempt_saves_is_served_by_the_first(database: Database) -> None:
     """Where two attempts to save a grant meet, the one that fails last has its token all the same."""
     async with fault_harness(database) as scene:
-        with scene.proxy.hold(b"finish_refresh") as held:
+        writes = scene.store.pool._writes
+
+        async def waiting(attempts: int) -> None:
+            await until(lambda: len(writes._waiting[scene.user]) == attempts)
+
+        with scene.proxy.hold(b"begin_refresh", answer=True) as begun:
             caller = asyncio.create_task(scene.tokens.get_valid_token(scene.user))
-            await held.reached()
-            token = await scene.tokens.replace_rejected(scene.user, scene.before["access_token"])
+            await begun.reached()
+            turn = asyncio.create_task(stack_turn(scene))
+            await waiting(1)
+        async with await turn:
+            await waiting(1)
+            second = asyncio.create_task(scene.tokens.replace_rejected(scene.user, scene.before["access_token"]))
+            await waiting(2)
+            held = scene.proxy.hold(b"finish_refresh", skip=1)
+        with held:
+            token = await second
             assert (await scene.row())["access_token"] == token
+            await held.reached()
             await away(scene)
             assert await caller == token
         scene.proxy.heal()
         assert await scene.ask_until_served() == token
         assert scene.spotify.token_calls == 1
         await scene.check()
+
+
+async def stack_turn(scene: FaultHarness) -> AsyncExitStack:
+    """Take the turn of the user's next write, until the stack is closed."""
+    stack = AsyncExitStack()
+    await stack.enter_async_context(scene.store.pool._writes.turn(scene.user, seconds=30))
+    return stack
 
 
 @pytest.mark.parametrize("fault", [away, half_open])
