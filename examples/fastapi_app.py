@@ -20,7 +20,7 @@ from uuid import UUID
 
 import httpx
 import uvicorn
-from fastapi import APIRouter, Depends, FastAPI, Header, Request
+from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 from fastapi.responses import JSONResponse
 
 from demo_services import has_settings, print_line, simulated
@@ -43,8 +43,9 @@ class State(TypedDict):
     http: httpx.AsyncClient
 
 
-def signed_in(x_user: Annotated[UUID, Header()]) -> UUID:
+def signed_in(x_user: Annotated[UUID, Header()], response: Response) -> UUID:
     """Who asks. A stand-in: put your sign-in here, a session or a verified JWT; anybody can send this header."""
+    response.headers["Cache-Control"] = "no-store"  # the answer is this user's alone
     return x_user
 
 
@@ -92,7 +93,7 @@ async def explained(_request: Request, error: SpotconnError) -> JSONResponse:
 def problem(status: int, name: str, title: str, detail: str) -> JSONResponse:
     """A body of RFC 9457; `type` is a name and need not lead anywhere: use a domain of your own."""
     body = {"type": f"tag:example.com,2026:{name}", "title": title, "status": status, "detail": detail}
-    return JSONResponse(body, status, media_type="application/problem+json")
+    return JSONResponse(body, status, {"Cache-Control": "no-store"}, media_type="application/problem+json")
 
 
 def build_app(opened: Opener) -> FastAPI:

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from pages import problem_page, profile_page, sign_in_page
 from service import Service, words
-from sessions import COOKIE, Session, Sessions
+from sessions import Session, Sessions, cookie_name
 from spotconn import SpotconnError
 
 STYLE = Path(__file__).with_name("style.css")
@@ -46,10 +46,11 @@ class Site:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._sessions = Sessions()
+        self._cookie = cookie_name(secure=service.secure)
 
     async def home(self, request: Request) -> Response:
         """The sign-in page."""
-        session = self._session(request) or self._sessions.start()
+        session = self._session(request)
         if session.user is not None:
             return _to("/profile")
         return self._page(session, sign_in_page(session, list(self._service.users)))
@@ -74,7 +75,7 @@ class Site:
     async def profile(self, request: Request) -> Response:
         """The user's own page."""
         session = self._session(request)
-        if session is None or session.user is None:
+        if session.user is None:
             return _to("/")
         try:
             status, tracks = await self._service.view(self._user_id(session))
@@ -94,7 +95,7 @@ class Site:
     async def callback(self, request: Request) -> Response:
         """Back from Spotify; then to another URL, so that the code does not stay in the address bar."""
         session = self._session(request)
-        if session is None or session.user is None:
+        if session.user is None:
             return _to("/")
         await self._service.finish(self._user_id(session), session, request.url)
         return _to("/profile")
@@ -120,14 +121,15 @@ class Site:
     def _user_id(self, session: Session) -> UUID:
         return self._service.users[session.user or ""]
 
-    def _session(self, request: Request) -> Session | None:
-        return self._sessions.get(request.cookies.get(COOKIE))
+    def _session(self, request: Request) -> Session:
+        cookie = request.cookies.get(self._cookie)
+        return self._sessions.get(cookie) or self._sessions.visitor(cookie)
 
     async def _sender(self, request: Request) -> Session | None:
         """The session whose form this is; None where the form came from elsewhere."""
         session = self._session(request)
         csrf = (await request.form()).get("csrf")
-        return session if session is not None and session.sent_by(csrf) else None
+        return session if session.sent_by(csrf) else None
 
     def _page(self, session: Session, html: str, status: HTTPStatus = HTTPStatus.OK) -> Response:
         return self._named(
@@ -137,7 +139,7 @@ class Site:
 
     def _named(self, session: Session, response: Response) -> Response:
         # Lax: the browser must send it along when Spotify redirects here; a form of another site gets none.
-        response.set_cookie(COOKIE, session.id, httponly=True, samesite="lax", secure=self._service.secure)
+        response.set_cookie(self._cookie, session.id, httponly=True, samesite="lax", secure=self._service.secure)
         return response
 
 
