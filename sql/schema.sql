@@ -56,8 +56,13 @@ begin
                 null;  -- another application was first
         end;
     end if;
-    -- One application at a time: this locks the schema until the transaction ends, and only its owner can.
-    comment on schema spotconn is 'What the library spotconn keeps for itself.';
+    -- One application at a time: this locks the schema until the transaction ends, and only its owner can. Another login is
+    -- refused below.
+    if (
+        select pg_catalog.pg_has_role(nspowner, 'usage') from pg_catalog.pg_namespace where nspname = 'spotconn'
+    ) then
+        comment on schema spotconn is 'What the library spotconn keeps for itself.';
+    end if;
 end
 $$;
 
@@ -89,40 +94,6 @@ begin
 end
 $$;
 
--- All that a running service uses is locked here, before anything is changed. It locks in other orders, so what is not to be
--- had soon is given back: no statement of the service waits longer than that, and none is the victim of a deadlock, which
--- Postgres looks for after a second.
-do $$
-declare
-    relations constant text := (
-        select pg_catalog.string_agg(pg_catalog.format('%I.%I', nspname, relname), ', ' order by relkind, relname)
-        from pg_catalog.pg_class join pg_catalog.pg_namespace as schema on schema.oid = relnamespace
-        where relkind in ('r', 'p', 'v') and (nspname, relname) in (
-            ('public', 'spotify_connections'), ('spotconn', 'refresh_state'), ('spotconn', 'pending_connect'),
-            ('spotconn', 'connection')
-        )
-    );
-    former constant text := pg_catalog.current_setting('lock_timeout');
-begin
-    for attempt in 1..case when relations is null then 0 else 25 end loop
-        begin
-            perform pg_catalog.set_config('lock_timeout', '100ms', true);
-            execute 'lock table ' || relations || ' in access exclusive mode';
-            perform pg_catalog.set_config('lock_timeout', former, true);
-            exit;
-        exception
-            when lock_not_available or deadlock_detected then
-                if attempt = 25 then
-                    raise lock_not_available using
-                        message = 'a transaction that goes on holds a table of spotconn',
-                        hint = 'Nothing was changed. Find it in pg_stat_activity, let it end, and apply the schema again.';
-                end if;
-        end;
-        perform pg_catalog.pg_sleep(0.05 + pg_catalog.random() / 10);
-    end loop;
-end
-$$;
-
 --------------------------------------------------------------------------------------------------------------------
 -- The documented table
 --------------------------------------------------------------------------------------------------------------------
@@ -142,8 +113,8 @@ create table if not exists public.spotify_connections (
 
 -- What stood here before is kept if its owner may be trusted with all tokens: no policy binds an owner. That is a superuser,
 -- the login that applies this file, a role that it is a member of, or one that the setting spotconn.owner names (several with
--- commas between them). A client role is not, which the policies are to bind. A trigger may be of
--- another role than its table.
+-- commas between them). A client role is not, which the policies are to bind. A trigger's function may be of another role than
+-- its table; the other objects are changed below, which takes their owner, a role that inherits from it, or a superuser.
 do $$
 declare
     named constant text[] := pg_catalog.regexp_split_to_array(
@@ -178,19 +149,61 @@ begin
             or tgrelid = 'public.spotify_connections'::pg_catalog.regclass
         )
     )
-    select object, rolname into stranger
+    select object, rolname, trusted into stranger
     from found
     left join pg_catalog.pg_roles as role on role.oid = owner
-    where rolname is null or not (
+    cross join lateral (values (coalesce(
         rolsuper or rolname = any (named)
-        or role.oid in (select oid from mine) and rolname not in ('anon', 'authenticated', 'authenticator')
-    )
+        or role.oid in (select oid from mine) and rolname not in ('anon', 'authenticated', 'authenticator'),
+        false
+    ))) as judged (trusted)
+    where not trusted or object not like 'the function of trigger %' and not pg_catalog.pg_has_role(owner, 'usage')
+    order by trusted
     limit 1;
-    if found then
+    if found and not stranger.trusted then
         raise exception '% belongs to the role %, which could read and change every token', stranger.object, stranger.rolname
-            using hint = 'Nothing was changed. If another login made it, drop it; if it is yours, change its owner, or name '
-                'the role: spotconn schema --apply --owner ROLE (in SQL: set local spotconn.owner = ''ROLE'').';
+            using hint = 'Nothing was changed. If another login made it, drop it; if it is yours, change its owner, make '
+                'this login a member of the role, or as a superuser name it: spotconn schema --apply --owner ROLE (in SQL: '
+                'set local spotconn.owner = ''ROLE'').';
+    elsif found then
+        raise exception '% belongs to the role %, and the login % cannot change it',
+            stranger.object, stranger.rolname, current_user
+            using hint = 'Nothing was changed. Change its owner to this login, or apply the schema as that role or a superuser.';
     end if;
+end
+$$;
+
+-- All that a running service uses is locked here, before anything is changed. It locks in other orders, so what is not to be
+-- had soon is given back: no statement of the service waits longer than that, and none is the victim of a deadlock, which
+-- Postgres looks for after a second.
+do $$
+declare
+    relations constant text := (
+        select pg_catalog.string_agg(pg_catalog.format('%I.%I', nspname, relname), ', ' order by relkind, relname)
+        from pg_catalog.pg_class join pg_catalog.pg_namespace as schema on schema.oid = relnamespace
+        where relkind in ('r', 'p', 'v') and (nspname, relname) in (
+            ('public', 'spotify_connections'), ('spotconn', 'refresh_state'), ('spotconn', 'pending_connect'),
+            ('spotconn', 'connection')
+        )
+    );
+    former constant text := pg_catalog.current_setting('lock_timeout');
+begin
+    for attempt in 1..case when relations is null then 0 else 25 end loop
+        begin
+            perform pg_catalog.set_config('lock_timeout', '100ms', true);
+            execute 'lock table ' || relations || ' in access exclusive mode';
+            perform pg_catalog.set_config('lock_timeout', former, true);
+            exit;
+        exception
+            when lock_not_available or deadlock_detected then
+                if attempt = 25 then
+                    raise lock_not_available using
+                        message = 'a transaction that goes on holds a table of spotconn',
+                        hint = 'Nothing was changed. Find it in pg_stat_activity, let it end, and apply the schema again.';
+                end if;
+        end;
+        perform pg_catalog.pg_sleep(0.05 + pg_catalog.random() / 10);
+    end loop;
 end
 $$;
 

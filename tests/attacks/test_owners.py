@@ -61,6 +61,14 @@ async def _run(dsn: str, sql: str) -> None:
         await connection.close()
 
 
+async def _value(dsn: str, query: str) -> object:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await connection.fetchval(query)
+    finally:
+        await connection.close()
+
+
 @pytest.mark.parametrize(
     ("made", "named"),
     [
@@ -115,6 +123,39 @@ async def test_an_owner_that_is_named_is_taken(dsn: Dsn, mallory: str) -> None:
     await _run(dsn(), f"begin; set local spotconn.owner = '{mallory}'; {read_sql('schema.sql')}; commit")
     with pytest.raises(asyncpg.RaiseError, match="which could"):
         await _run(dsn(), read_sql("schema.sql"))
+
+
+@pytest.mark.parametrize("named", ["", "{m}"], ids=["unnamed", "named"])
+@pytest.mark.parametrize(
+    ("made", "object_"), [(TABLE, "relation public.spotify_connections"), ("create schema spotconn", "schema spotconn")]
+)
+async def test_a_login_that_is_no_superuser_is_told_the_owner(
+    dsn: Dsn, mallory: str, made: str, object_: str, named: str
+) -> None:
+    """As `postgres` on Supabase: a role that is only named still has to let go; the login's membership does."""
+    await _run(dsn(), read_sql("plain_postgres.sql"))
+    applier = f"applier_{uuid4().hex}"
+    await _run(
+        dsn(), f"create role {applier} login createrole bypassrls password '{applier}'; grant {applier} to postgres"
+    )
+    try:
+        await _run(dsn(), f"grant usage on schema auth to {applier}; grant all on auth.users to {applier}")
+        database = await _value(dsn(), "select current_database()")
+        await _run(
+            dsn(), f"alter database {database} owner to {applier}; grant spotconn to {applier} with admin option"
+        )
+        await _run(dsn(mallory), made)
+        sql = f"begin; set local spotconn.owner = '{named.format(m=mallory)}'; {read_sql('schema.sql')}; commit"
+        refused = f"and the login {applier} cannot change it" if named else "which could read and change every token"
+        with pytest.raises(asyncpg.RaiseError) as raised:
+            await _run(dsn(applier), sql)
+        assert raised.value.args[0] == f"{object_} belongs to the role {mallory}, {refused}"
+        await _run(dsn(), f"grant {mallory} to {applier}")
+        await _run(dsn(applier), sql)
+        await _run(dsn(), f"{FUNCTION}; {TRIGGER}")  # a superuser's, as those of Supabase's extensions are
+        await _run(dsn(applier), sql)
+    finally:
+        await _run(dsn(), f"reassign owned by {applier} to postgres; drop owned by {applier}; drop role {applier}")
 
 
 async def test_a_login_adopts_what_is_its_own(dsn: Dsn, scratch: asyncpg.Connection) -> None:

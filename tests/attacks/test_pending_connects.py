@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from collections.abc import AsyncIterator
 from uuid import UUID
 
 import asyncpg
@@ -20,13 +21,25 @@ from spotconn.testing import FakeSpotify
 from support.connections import rows
 from support.consent import REDIRECT_URI, SCOPES, agree, altered, pending, refused, state_of
 from support.database import Database
+from support.lock_waits import until_waiting
 from support.tenant import signed_in
 
 CIPHER = AesGcmSivCipher([AesGcmSivCipher.generate_key()])
+START = "select spotconn.start_connect($1, $2, 'verifier', interval '10 min')"
+TAKE = "select * from spotconn.take_connect($1, $2)"
 
 
 def hashed(state: str) -> bytes:
     return hashlib.sha256(state.encode()).digest()
+
+
+@pytest.fixture
+async def two(database: Database) -> AsyncIterator[tuple[asyncpg.Connection, asyncpg.Connection]]:
+    """Connections of two processes of the service."""
+    first, second = await asyncpg.connect(database.dsn), await asyncpg.connect(database.dsn)
+    yield first, second
+    await first.close()
+    await second.close()
 
 
 async def test_a_user_starts_twenty_and_no_more_at_once_in_two_processes(
@@ -43,6 +56,47 @@ async def test_a_user_starts_twenty_and_no_more_at_once_in_two_processes(
         assert all(isinstance(one, TryLater) and 500 < (one.retry_after or 0) <= 600 for one in refusals)
         assert await other.start(users[1])
     assert await pending(admin) == 21
+
+
+async def test_two_processes_that_start_at_once_both_start(
+    two: tuple[asyncpg.Connection, asyncpg.Connection], user: UUID, admin: asyncpg.Connection
+) -> None:
+    """The second, which meets the slot of the first, takes another and is not sent away."""
+    first, second = two
+    async with first.transaction():
+        assert await first.fetchval(START, user, hashed("a")) is None
+        late = asyncio.create_task(second.fetchval(START, user, hashed("b")))
+        await until_waiting(admin, second.get_server_pid())
+    assert await late is None
+    assert await pending(admin) == 2
+
+
+async def test_of_two_processes_that_finish_at_once_one_is_the_first(
+    two: tuple[asyncpg.Connection, asyncpg.Connection], user: UUID, admin: asyncpg.Connection
+) -> None:
+    """The second waits for the first, and gets no verifier."""
+    first, second = two
+    await first.execute(START, user, hashed("a"))
+    async with first.transaction():
+        claimed = await first.fetchrow(TAKE, user, hashed("a"))
+        late = asyncio.create_task(second.fetchrow(TAKE, user, hashed("a")))
+        await until_waiting(admin, second.get_server_pid())
+    assert tuple(claimed or ()) == ("verifier", False, False)
+    assert tuple(await late or ()) == ("", True, False)
+
+
+async def test_a_clock_that_was_set_back_shuts_no_user_out(
+    flow: ConnectFlow, user: UUID, admin: asyncpg.Connection
+) -> None:
+    """Starts of an hour ahead do not count: they would for more than ten minutes."""
+    for _ in range(20):
+        await flow.start(user)
+    await admin.execute(
+        "update spotconn.pending_connect set started_at = started_at + interval '1 h', "
+        "expires_at = expires_at + interval '1 h'"
+    )
+    await flow.start(user)
+    assert await pending(admin) == 1
 
 
 async def test_nothing_resets_the_count_but_time(
@@ -101,9 +155,10 @@ async def test_a_state_that_is_made_up_costs_one_statement_and_no_request(
 async def test_a_disconnect_ends_what_is_under_way(
     flow: ConnectFlow, store: ConnectionStore, users: list[UUID], spotify: FakeSpotify, admin: asyncpg.Connection
 ) -> None:
-    """A callback that comes back after the disconnect connects nothing; that of another user does."""
+    """A callback that comes back after it connects nothing, and no verifier is kept; that of another user connects."""
     mine, theirs = await agree(await flow.start(users[0])), await agree(await flow.start(users[1]))
     assert await store.delete(users[0]) is False
+    assert await admin.fetchval("select code_verifier from spotconn.pending_connect where user_id = $1", users[0]) == ""
     with pytest.raises(ConnectFailed, match="the user has disconnected since") as raised:
         await flow.finish(users[0], mine)
     assert raised.value.reason == "state_used"

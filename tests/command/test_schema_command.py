@@ -177,6 +177,29 @@ async def test_the_owner_of_what_stands_is_named(schema: Schema, scratch: asyncp
         await scratch.execute(f"alter table public.spotify_connections owner to postgres; drop role {owner}")
 
 
+async def test_a_schema_auth_of_another_login_is_not_taken_for_supabases(
+    schema: Schema, scratch: asyncpg.Connection, prepared: Database
+) -> None:
+    """With all that Supabase has in it, it is refused before its auth.uid() runs as the applying login."""
+    mallory, database = f"mallory_{uuid4().hex}", await scratch.fetchval("select current_database()")
+    await scratch.execute(
+        f"create role {mallory} login password '{mallory}'; grant create on database {database} to {mallory}"
+    )
+    try:
+        intruder = await asyncpg.connect(prepared.server.dsn(database, user=mallory, password=mallory))
+        await intruder.execute(
+            "create schema auth; create table auth.users (id uuid primary key); "
+            "create function auth.uid() returns uuid language plpgsql as "
+            "$$ begin raise exception 'called by %', current_user; end $$"
+        )
+        await intruder.close()
+        refused = await schema("--apply")
+        assert refused.exit_code == 5
+        assert f"schema auth belongs to the role {mallory}, which could act as every user" in refused.stderr
+    finally:
+        await scratch.execute(f"drop schema auth cascade; drop owned by {mallory}; drop role {mallory}")
+
+
 async def test_the_lock_down_is_undone_where_it_can_be(schema: Schema) -> None:
     """Without the schema there is nothing to undo, and what to do instead is said."""
     refused = await schema("--apply", "--undo-lock-down")
@@ -233,6 +256,7 @@ async def test_a_database_that_is_not_utf8(schema: Schema, prepared: Database, s
         ("--check", "--undo-lock-down", "--close-writes"),
         ("--owner", "postgres"),
         ("--apply", "--owner", "it's"),
+        ("--apply", "--owner", "\udcff"),
         ("--client-id", CLIENT_ID),
         ("--apply", "--undo-lock-down", "--client-id", CLIENT_ID),
     ],

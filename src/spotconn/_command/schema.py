@@ -100,7 +100,9 @@ def check_options(
         "--json goes together with --apply or --check: SQL is printed as it is": as_json and not (apply or check),
         "--client-id goes together with --apply": client_id is not None and (not apply or undo),
         "--owner goes together with --apply": owner is not None and (not apply or undo),
-        "--owner: expected the name of a role": owner is not None and not set(owner).isdisjoint("'\\\0"),
+        "--owner: expected the name of a role": (
+            owner is not None and not (owner.isprintable() and set(owner).isdisjoint("'\\"))
+        ),
     }
     for text in (text for text, is_wrong in wrong.items() if is_wrong):
         fail(text, USAGE)
@@ -123,13 +125,13 @@ async def apply_schema(parts: Parts, client_id: str | None, owner: str | None) -
     """
     check_client_id(client_id)
     async with _session() as session:
-        before = await look(session)
+        before = await look(session, owner)
         print_line(f"found: {before}")
         if before.version is not None and before.version > SCHEMA_VERSION:
             check_version(before.version)
         check_encoding(before.encoding)
         if not (before.supabase or parts["plain_postgres"] or parts["undo_lock_down"]):
-            print_line("the database lacks what Supabase has, so plain_postgres.sql is applied first")
+            print_line("this is no Supabase database, so plain_postgres.sql is applied first")
             parts = {**parts, "plain_postgres": True}
         names = files_to_apply(**parts)
         print_line(f"applies {', '.join(names)}")

@@ -32,9 +32,15 @@ _MISSING_PRIVILEGE = "42501"
 _RAISED = {"P0001", "25P01"}
 _REFUSED = {"0L", "2B", "42"}
 
-# By the catalog alone, because the login may lack privileges.
+# By the catalog alone, because the login may lack privileges. Supabase's schema auth is of a
+# superuser: what another login made is for plain_postgres.sql to refuse, before auth.uid() is called; owners as there.
 _LOOK = r"""
-with present as (
+with recursive mine as (
+    select oid from pg_catalog.pg_roles where rolname = current_user
+    union
+    select roleid from mine join pg_catalog.pg_auth_members as membership on member = mine.oid
+    where not pg_catalog.to_jsonb(membership) @> '{"inherit_option": false, "set_option": false}'
+), present as (
     select nspname || '.' || relname as name from pg_catalog.pg_class
     join pg_catalog.pg_namespace as schema on schema.oid = relnamespace
     union all
@@ -47,6 +53,13 @@ select
         and 3 = (
             select pg_catalog.count(*) from pg_catalog.pg_roles
             where rolname in ('anon', 'authenticated', 'service_role')
+        )
+        and exists (
+            select from pg_catalog.pg_namespace join pg_catalog.pg_roles as owner on owner.oid = nspowner
+            where nspname = 'auth' and (
+                rolsuper or rolname = any (pg_catalog.regexp_split_to_array($1, '\s*,\s*'))
+                or owner.oid in (select oid from mine) and rolname not in ('anon', 'authenticated', 'authenticator')
+            )
         ) as supabase,
     'public.spotify_connections' in (select name from present) as has_table,
     (
@@ -100,7 +113,7 @@ class Found:
     """What a database has.
 
     Attributes:
-        supabase: whether it has what schema.sql expects of Supabase.
+        supabase: whether it has what schema.sql expects of Supabase, from an owner that may be trusted with it.
         has_table: whether `public.spotify_connections` is there.
         version: of the schema spotconn; None if that is missing.
         locked_down: whether lock_down.sql is in force.
@@ -127,13 +140,17 @@ def level(*, locked_down: bool, writes_closed: bool) -> str:
     return ", locked down" if locked_down else ", writes closed" if writes_closed else ""
 
 
-async def look(session: Session) -> Found:
+async def look(session: Session, owner: str | None = None) -> Found:
     """Return what a database has.
+
+    Args:
+        session: of any login.
+        owner: a role that may own what stands there; several with commas between them.
 
     Raises:
         DatabaseUnavailable: no answer in time.
     """
-    return Found(**dict(await map_errors(session.fetchrow(_LOOK, timeout=TIMEOUT)) or {}))
+    return Found(**dict(await map_errors(session.fetchrow(_LOOK, owner or "", timeout=TIMEOUT)) or {}))
 
 
 async def apply(session: Session, sql: str, *, waiting: Callable[[str], None], patience: float = PATIENCE) -> None:
