@@ -75,10 +75,11 @@ check: .venv/dev-installed ## linters, types, import contracts, all tests, and t
 	@$(call each_run,check,$(CHECK_RUNS),SELECT="not long")
 
 # Needs an advisory source, so it is no part of `make check`; a package that is not found there fails (--strict).
+# Without --upgrade uv would keep the versions of the file that an earlier run has left.
 audit: .venv/audit-installed ## published holes in the lowest and the newest versions of all dependencies
 	@mkdir -p build
 	@for resolution in lowest-direct highest; do \
-	    $(BIN)/uv pip compile --quiet --no-header --no-annotate --python-version 3.11 --all-extras \
+	    $(BIN)/uv pip compile --upgrade --quiet --no-header --no-annotate --python-version 3.11 --all-extras \
 	        --resolution $$resolution --output-file build/$$resolution.txt pyproject.toml || exit; \
 	    $(BIN)/pip-audit --strict --no-deps --disable-pip --requirement build/$$resolution.txt || { \
 	        echo "audit: FAILED for the $$resolution versions: holes are listed above; if none is, the advisory" \

@@ -28,7 +28,7 @@ _log = logging.getLogger("profile_app")
 
 FAILED = {
     "denied": "You did not agree at Spotify. Nothing has changed.",
-    "state_mismatch": ("This answer does not belong to a connect that you started here. Nothing has changed."),
+    "state_mismatch": "This answer does not belong to a connect that you started here. Nothing has changed.",
     "state_used": "This answer was used before, or you have disconnected since. Please look at your connection below.",
     "state_expired": "That took too long. Nothing has changed; please start again.",
     "code_rejected": "Spotify did not accept the answer. Nothing has changed; please start again.",

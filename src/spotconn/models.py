@@ -157,7 +157,8 @@ class StoredAccessToken:
 class Connection(Value):
     """A stored connection.
 
-    `model_dump`, JSON and what a web framework makes of them leave the tokens and `texts` out.
+    `model_dump`, JSON and what a web framework makes of them leave the tokens and `texts` out. `spotify_user_id`,
+    `display_name`, `email` and `scope` are as in `ConnectionStatus`: the user may have written them.
 
     Attributes:
         id: the row's id.

@@ -15,6 +15,9 @@ from spotconn.models import REFRESH_TOKEN_MONTHS, Connection, RecordedFailure, a
 class ConnectionStatus(Value):
     """What a profile page shows of a user's connection; it holds no token.
 
+    `spotify_user_id`, `display_name`, `email` and `scope` are what the row says. Where clients may write they are
+    written by the user, not verified: escape them, and decide nothing by them.
+
     Attributes:
         connected: whether a connection is stored.
         reauthorization: why the user must connect again, now or when the access token has ended; None while nothing
@@ -72,6 +75,9 @@ class ConnectionStatus(Value):
 
 class ConnectionOverview(Value):
     """One stored connection without its tokens.
+
+    `spotify_user_id`, `display_name` and `email` are what the row says. Where clients may write they are written by
+    the user, not verified: escape them, and send nothing to that address.
 
     Attributes:
         user_id: the user it belongs to.

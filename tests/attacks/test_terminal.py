@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from uuid import UUID
 
 import asyncpg
@@ -66,18 +67,31 @@ def test_megabytes_are_cut_before_they_are_escaped() -> None:
     assert printable("👨\u200d👩 म\u200cम") == "👨\u200d👩 म\u200cम"
 
 
+async def check_output(environ: dict[str, str], *arguments: str, most: int) -> None:
+    """Check that a command writes something, in no more lines than that, and nothing that steers a terminal."""
+    done = await invoke(environ, *arguments)
+    lines = done.stdout.splitlines()
+    assert 1 <= len(lines) <= most, done.stderr
+    for line in lines + done.stderr.splitlines():
+        assert line.isprintable()
+        assert not set(line) & set("\u200d\u3164\u2800")
+        assert len(line) < 3_000
+        assert " " * 10 not in line
+        assert not line.startswith("fail database: gone")
+
+
 @pytest.mark.parametrize("kind", [name for name in FORGED if name != "surrogate"])
 async def test_no_command_is_steered_by_a_row(
     environ: dict[str, str],
     database: Database,
     store: ConnectionStore,
-    user: UUID,
+    users: list[UUID],
     admin: asyncpg.Connection,
     request: pytest.FixtureRequest,
     kind: str,
 ) -> None:
     """A tenant's texts add no line, no escape and no flood to any list, count or finding; JSON has them whole."""
-    text = FORGED[kind]
+    text, user = FORGED[kind], users[0]
     await store.save(user, grant("a"), Profile(spotify_user_id="alice"), client_id="app")
     texts = {"spotify_user_id": text, "display_name": text, "email": text, "scope": text}
     async with signed_in(database.admin_dsn, user) as tenant:
@@ -87,22 +101,30 @@ async def test_no_command_is_steered_by_a_row(
                 "update public.spotify_connections set spotify_user_id = $1, display_name = $1, email = $1, scope = $1",
                 text,
             )
+    await admin.execute("update public.spotify_connections set connected_at = now() - interval '170 days'")
+    await admin.execute(
+        "update spotconn.refresh_state "
+        "set failure = 'unavailable', failed_at = now(), retry_at = now(), client_id = $1",
+        text,
+    )
+    shows = {
+        ("failing",): 1,
+        ("expiring",): 1,
+        ("status", str(user)): 14,
+        ("move", str(user), str(users[1])): 1,
+        ("assign-app", "app"): 1,
+    }
+    for arguments, most in shows.items():
+        await check_output(environ, *arguments, most=most)
     await admin.execute("update public.spotify_connections set access_token = $1", f"spotconn1.{text}.AAAA")
-    await admin.execute("update spotconn.refresh_state set failure = 'expired', failed_at = now()")
-    await admin.execute("update spotconn.refresh_state set client_id = $1", text)
-    expected = {("failing",): 1, ("stats",): 20, ("status", str(user)): 14, ("doctor",): 80, ("rekey",): 1}
-    for arguments, most in expected.items():
-        done = await invoke(environ, *arguments)
-        for line in (done.stdout + done.stderr).splitlines():
-            assert line.isprintable()
-            assert not set(line) & set("\u200d\u3164\u2800")
-            assert len(line) < 3_000
-        assert len(done.stdout.splitlines()) <= most
-        assert not any(line.startswith("fail database: gone") for line in done.stdout.splitlines())
-        assert "\x1b" not in done.output
+    for arguments, most in {("stats",): 20, ("doctor",): 80, ("rekey",): 1}.items():
+        await check_output(environ, *arguments, most=most)
+    listed = await invoke(environ, "expiring", "--json")
+    assert json.loads(listed.stdout)["spotify_user_id"] == text
     listed = await invoke(environ, "failing", "--json")
     assert listed.stdout.count("\n") == 1
     assert listed.stdout.isascii()
     assert json.loads(listed.stdout)["spotify_user_id"] == text
     key_ids = [line for line in (await invoke(environ, "stats")).stdout.splitlines() if line.startswith("under key")]
-    assert key_ids == []
+    assert len(key_ids) == 1  # of the other token, which the move has encrypted
+    assert re.fullmatch(r"under key [0-9a-f]{8}: 1", key_ids[0])

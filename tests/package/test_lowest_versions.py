@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
-ADVISORY = re.compile(r"CVE-20\d\d-\d{4,}|GHSA(-[0-9a-z]{4}){3}")
+ADVISORY = re.compile(r"(CVE|PYSEC)-20\d\d-\d+|GHSA(-[0-9a-z]{4}){3}")
 
 
 def _table() -> list[tuple[str, Version, str, str]]:

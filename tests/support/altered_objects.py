@@ -37,14 +37,36 @@ OBJECTS = {
     "view with the tokens": Case(
         f"create view public.leak as select * from {TABLE}; grant select on public.leak to anon",
         "fail",
-        "the view public.leak shows rows of all users (anon may read it)",
+        "the view public.leak reads rows of all users past the policies (anon may read it)",
         "ALTER VIEW public.leak SET (security_invoker = true)",
     ),
     "view of an operator": Case(
         f"create view public.mine as select * from {TABLE}",
         "warn",
-        "the view public.mine shows rows of all users (no client may read it)",
+        "the view public.mine reads rows of all users past the policies (no client may read it)",
         "ALTER VIEW public.mine SET (security_invoker = true)",
+    ),
+    "view of a view": Case(
+        f"create view public.below as select * from {TABLE}; create view public.above as select * from public.below; "
+        "grant select on public.above to anon",
+        "fail",
+        "the view public.above reads rows of all users past the policies (anon may read it)",
+        "ALTER VIEW public.below SET (security_invoker = true)",
+    ),
+    "materialized view of a view as its reader": Case(
+        f"create view public.careful with (security_invoker = true) as select * from {TABLE}; "
+        "create materialized view public.kept as select * from public.careful; grant select on public.kept to anon",
+        "fail",
+        "the view public.kept reads rows of all users past the policies (anon may read it)",
+        "drop materialized view public.kept",
+        by_hand=True,
+    ),
+    "view of a view as its reader": Case(
+        f"create view public.careful with (security_invoker = true) as select * from {TABLE}; "
+        "create view public.above as select * from public.careful; grant select on public.above to anon",
+        "ok",
+        "as shipped",
+        None,
     ),
     "security definer elsewhere": Case(
         f"create function public.leak() returns setof {TABLE} language sql security definer as 'select * from {TABLE}'",
@@ -211,7 +233,8 @@ OBJECTS = {
         f"index idx_spotify_connections_user on {TABLE} is missing",
     ),
     "index with code": Case(
-        f"create index i on {TABLE} (lower(email))",
+        f"create function public.f(text) returns text language sql immutable as 'select 1::text'; "
+        f"create index i on {TABLE} (public.f(email))",
         "warn",
         f"index i on {TABLE} was added: of expressions",
         "drop index public.i",
@@ -219,7 +242,45 @@ OBJECTS = {
     ),
     # What a project may do as it likes.
     "own column": Case(f"alter table {TABLE} add column notes text", "ok", "as shipped", None),
-    "own index": Case(f"create index i on {TABLE} (email)", "ok", "as shipped", None),
+    "own index": Case(f"create index i on {TABLE} (email); create index j on {TABLE} (lower(email))", "ok", "", None),
+    "times of its rows": Case(
+        f"alter table {TABLE} add column created_at timestamptz not null default timezone('utc', now()), "
+        "add column updated_at timestamptz default now(), add column kind text default 'x'::text",
+        "ok",
+        "as shipped",
+        None,
+    ),
+    "policy for the service role": Case(
+        f"create policy s on {TABLE} for all to service_role using (true) with check (true)", "ok", "as shipped", None
+    ),
+    "own policies as the project wrote them": Case(
+        f"create policy a on {TABLE} for select using (auth.uid() = user_id); "
+        f"create policy b on {TABLE} to authenticated using (user_id = (select auth.uid()) and email <> '')",
+        "warn",
+        f"policy a on {TABLE} was added",
+        f"DROP POLICY a ON {TABLE}; DROP POLICY b ON {TABLE}",
+        by_hand=True,
+    ),
+    "policy that goes on behind the own row": Case(
+        f"create policy a on {TABLE} using ((auth.uid() = user_id and email <> '') or email = 'x')",
+        "fail",
+        f"policy a on {TABLE} was added",
+        f"DROP POLICY a ON {TABLE}",
+    ),
+    "view for each user": Case(
+        f"create view public.mine as select email from {TABLE} where user_id = auth.uid(); "
+        "grant select on public.mine to authenticated",
+        "warn",
+        "the view public.mine reads rows of all users past the policies (authenticated may read it), and asks",
+        "ALTER VIEW public.mine SET (security_invoker = true)",
+    ),
+    "login of a manager": Case(
+        "create role overseer createrole; grant pg_read_all_data to overseer; create role cli login noinherit; "
+        "grant overseer to cli",
+        "ok",
+        "as shipped",
+        None,
+    ),
     "login of the service": Case("create role s login; grant spotconn to s", "ok", "as shipped", None),
     "view as its reader": Case(
         f"create view public.mine with (security_invoker = on) as select * from {TABLE}", "ok", "as shipped", None

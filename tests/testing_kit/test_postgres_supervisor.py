@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import sys
 import tempfile
 from pathlib import Path
@@ -85,7 +86,7 @@ async def _password_works(port: int) -> int:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only as root does the server run as another account")
 def test_unreachable_binaries_are_copied(tmp_path: Path) -> None:
-    """Below a folder that the server's account may not enter, the binaries are copied and no mode is changed."""
+    """Below a folder that it may not enter, they are copied, for a root with a strict umask too; no mode is changed."""
     package = tmp_path / "package"
     binaries = package / "pginstall" / "bin"
     binaries.mkdir(parents=True)
@@ -93,13 +94,17 @@ def test_unreachable_binaries_are_copied(tmp_path: Path) -> None:
     (tmp_path / "package.libs").mkdir()
     tmp_path.chmod(0o700)
     supervisor = Supervisor(SETTINGS | {"binaries": str(binaries)})
+    umask = os.umask(0o077)
     try:
         supervisor.prepare()
+        for folder in (supervisor._binaries, *supervisor._binaries.parents):
+            assert folder.stat().st_mode & stat.S_IXOTH
         assert supervisor._binaries.is_relative_to(supervisor.folder)
         assert (supervisor._binaries / "postgres").exists()
         assert (supervisor.folder / "package.libs").is_dir()
         assert tmp_path.stat().st_mode & 0o777 == 0o700
     finally:
+        os.umask(umask)
         supervisor.remove()
 
 

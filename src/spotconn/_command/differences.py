@@ -1,5 +1,6 @@
 """What differs between the catalog of a database and the expected one: in words, how grave, and what mends it."""
 
+import re
 from collections.abc import Collection, Iterator
 from itertools import groupby
 from typing import Literal, NamedTuple
@@ -11,8 +12,17 @@ from spotconn._database.service_role import BIND_NOBODY
 CLIENTS = {"PUBLIC", "anon", "authenticated"}
 """Roles of the senders of requests, as the rights of a table name them."""
 
-_OWN_ROW = "(( SELECT auth.uid() AS uid) = user_id)"
-_LONGEST = 100
+_OWN_ROW = (
+    "(( SELECT auth.uid() AS uid) = user_id)",
+    "(user_id = ( SELECT auth.uid() AS uid))",
+    "(auth.uid() = user_id)",
+    "(user_id = auth.uid())",
+)
+_PLAIN_DEFAULT = re.compile(r"default ([^(]*|now\(\)|gen_random_uuid\(\)|timezone\('utc'::text, now\(\)\))")
+"""A default that runs no code of anybody's."""
+_FOREIGN = re.compile(r"""\.[\w"$]+\(|OPERATOR\(""")
+"""What calls a function or an operator that is not Postgres' own."""
+_LONGEST = 200
 """Characters of a name or an expression that a text shows."""
 _COMPARE = f"{APPLY_SCHEMA}; compare what that leaves with what `spotconn schema` prints"
 _UID = "let auth.uid() return the sub of request.jwt.claims alone, as `spotconn schema --plain-postgres` prints it"
@@ -69,6 +79,8 @@ def _added(facts: list[Fact]) -> Iterator[Difference]:
     form, text = values.get("form", ""), f"{fact.kind} {_short(fact.name)} was added"
     open_to = CLIENTS & {one.value.rpartition(" to ")[2] for one in facts if one.property == "right"}
     match fact.kind:
+        case "policy" if _grantees(form) == {"service_role"}:
+            return  # it says nothing of a role that no policy binds
         case "policy":
             state: Literal["warn", "fail"] = "fail" if _reaches_others(form) else "warn"
             yield Difference(state, f"{text}: {_short(form)}", f"unless it is meant: DROP POLICY {fact.name}")
@@ -76,8 +88,10 @@ def _added(facts: list[Fact]) -> Iterator[Difference]:
             yield Difference("fail", f"{text}: {_short(form)}", f"DROP RULE {fact.name}")
         case "trigger":
             yield Difference("warn", f"{text}: {_short(form)}", f"unless it is meant: DROP TRIGGER {fact.name}")
-        case "index" | "column" if not ("expression" in values or form.startswith("of expressions") or open_to):
-            return  # the project's own, and no code of anybody
+        case "column" if not open_to and _PLAIN_DEFAULT.fullmatch(values.get("expression", "default ")):
+            return  # the project's own
+        case "index" if not _FOREIGN.search(form):
+            return
         case "index" | "column" | "constraint":
             yield Difference("warn", f"{text}: {_short(values.get('expression', form))}", "see that it is meant")
         case _:
@@ -91,12 +105,20 @@ def _added(facts: list[Fact]) -> Iterator[Difference]:
 def _reaches_others(form: str) -> bool:
     """Whether a policy, in words, may let a client or the library reach rows of other users."""
     head, *expressions = form.replace(" with check ", " using ").split(" using ")
-    roles = head.rpartition(" to ")[2].split(", ")
     return (
         head.startswith("permissive")
-        and not {*CLIENTS, "spotconn"}.isdisjoint(roles)
-        and any(expression != _OWN_ROW for expression in expressions)
+        and not {*CLIENTS, "spotconn"}.isdisjoint(_grantees(form))
+        and not all(_is_of_own_row(expression) for expression in expressions)
     )
+
+
+def _grantees(form: str) -> set[str]:
+    return set(re.split(" using | with check ", form)[0].rpartition(" to ")[2].split(", "))
+
+
+def _is_of_own_row(expression: str) -> bool:
+    """Whether an expression compares the user with the row's, and at most narrows that."""
+    return expression in _OWN_ROW or expression.startswith(tuple(f"({own} AND " for own in _OWN_ROW))
 
 
 def _missing(fact: Fact) -> Difference:
@@ -217,8 +239,11 @@ def _publication(fact: Fact, _is_there: bool) -> Difference:  # noqa: FBT001
 
 
 def _view(fact: Fact, _is_there: bool) -> Difference:  # noqa: FBT001
-    state: Literal["warn", "fail"] = "warn" if fact.value == "no client" else "fail"
-    text = f"the view {_short(fact.name)} shows rows of all users ({fact.value} may read it)"
+    by_user = fact.property != "readers"
+    state: Literal["warn", "fail"] = "warn" if by_user or fact.value == "no client" else "fail"
+    text = f"the view {_short(fact.name)} reads rows of all users past the policies ({fact.value} may read it)"
+    if by_user:
+        text += ", and asks auth.uid() which it shows"
     remedy = f"ALTER VIEW {fact.name} SET (security_invoker = true); a materialized view: DROP it"
     return Difference(state, text, remedy if state == "fail" else f"unless it is meant: {remedy}")
 

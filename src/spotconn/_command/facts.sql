@@ -54,6 +54,23 @@ routine as (
     join pg_language as language on language.oid = prolang
     where nspname = 'spotconn' or (nspname = 'auth' and proname = 'uid' and pronargs = 0)
 ),
+-- What reads the tables, also by other views. A view reads as its owner, whom no policy binds, unless it is a
+-- security_invoker: that one reads as the caller, also beneath another view. A materialized one has read already.
+view (oid, bound, by_user) as (
+    select oid, false, false from relation where relkind <> 'v'
+    union
+    select class.oid,
+        class.relkind = 'v' and (
+            bound or exists (
+                select from unnest(reloptions) as option where option ~ '^security_invoker=(t|true|on|yes|1)$'
+            )
+        ),
+        by_user or pg_get_viewdef(class.oid) ~ 'auth\.(uid|jwt)\(\)'
+    from view
+    join pg_depend on refclassid = 'pg_class'::regclass and refobjid = view.oid and classid = 'pg_rewrite'::regclass
+    join pg_rewrite as rule on rule.oid = objid
+    join pg_class as class on class.oid = ev_class and class.oid <> view.oid and class.relkind in ('v', 'm')
+),
 owned (kind, object, owner) as (
     select 'schema', nspname::text, nspowner from pg_namespace where nspname in ('auth', 'spotconn')
     union all
@@ -219,9 +236,13 @@ fact (kind, object, property, value) as (
                 select from membership as its join client on client.oid = its.member
                 where its.role = role.oid and client.name <> 'authenticator'
             )
-        -- Roles of these names are the platform's own: nobody else may make one there.
+        -- Roles of these names are the platform's own: nobody else may make one there. Who is a member of a trusted
+        -- role, as the login of Supabase's command is of postgres, can do all that this one can.
         else role.rolname in ('pg_read_all_data', 'pg_write_all_data') and member.rolname !~ '^(pg|supabase)_'
             and member.oid not in (select oid from trusted)
+            and not exists (
+                select from membership as its join trusted on trusted.oid = its.role where its.member = member.oid
+            )
     end
     union all
     select 'setting',
@@ -236,21 +257,14 @@ fact (kind, object, property, value) as (
     where setdatabase in (0, (select oid from pg_database where datname = current_database()))
         and setting ~* '^(request\.|spotconn\.|session_replication_role=)'
     union all
-    -- A view reads as its owner, whom no policy binds, unless it is a security_invoker; so does a SECURITY DEFINER.
-    select distinct 'view', format('%I.%I', nspname, view.relname), 'readers',
+    select distinct 'view', format('%I.%I', nspname, relname),
+        case when by_user then 'readers, by auth.uid()' else 'readers' end,
         coalesce((
             select string_agg(name, ', ' order by name) from client
             where name <> 'authenticator' and has_any_column_privilege(client.oid, view.oid, 'select')
         ), 'no client')
-    from relation
-    join pg_depend on refclassid = 'pg_class'::regclass and refobjid = relation.oid
-        and classid = 'pg_rewrite'::regclass
-    join pg_rewrite as rule on rule.oid = objid
-    join pg_class as view on view.oid = ev_class and view.oid not in (select oid from relation)
-    join pg_namespace as schema on schema.oid = view.relnamespace
-    where not exists (
-        select from unnest(view.reloptions) as option where option ~ '^security_invoker=(t|true|on|yes|1)$'
-    )
+    from view join pg_class as class on class.oid = view.oid join pg_namespace as schema on schema.oid = relnamespace
+    where not bound and not exists (select from relation where relation.oid = view.oid)
     union all
     select 'definer', format('%I.%I(%s)', nspname, proname, oidvectortypes(proargtypes)), 'callers',
         string_agg(client.name, ', ' order by client.name)

@@ -136,10 +136,13 @@ class Supervisor:
         installed = binaries.parent
         libraries = installed.parent.with_name(f"{installed.parent.name}.libs")
         # At the same depth, as the binaries find their libraries by a relative path.
-        shutil.copytree(installed, self.folder / "package" / installed.name)
+        package = self.folder / "package"
+        package.mkdir()
+        package.chmod(0o755)  # whatever the umask; of the others the modes are copied
+        shutil.copytree(installed, package / installed.name)
         if libraries.is_dir():
             shutil.copytree(libraries, self.folder / libraries.name)
-        return self.folder / "package" / installed.name / binaries.name
+        return package / installed.name / binaries.name
 
     def _run(self, program: str, *arguments: str, pass_fds: tuple[int, ...] = ()) -> None:
         done = subprocess.run(  # noqa: S603  our own binary and arguments
