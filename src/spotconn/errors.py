@@ -137,11 +137,15 @@ class DatabaseUnavailable(TryLater):
 
     Attributes:
         answered: whether Postgres itself, or a pooler, answered; False for a fault on the way there.
+        locked: whether other transactions or writes hold up this one alone; the database serves others.
     """
 
-    def __init__(self, message: str, *, retry_after: float | None = None, answered: bool = False) -> None:
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, answered: bool = False, locked: bool = False
+    ) -> None:
         super().__init__(message, retry_after=retry_after)
         self.answered = answered
+        self.locked = locked
 
 
 class CallEngineer(SpotconnError):

@@ -83,6 +83,36 @@ async def test_requests_of_one_user_hold_one_connection(
         assert len(store.pool._writes) == 0
 
 
+async def test_a_locked_row_is_no_lost_database(
+    database: Database, spotify: FakeSpotify, accounts: SpotifyAccounts, users: list[UUID]
+) -> None:
+    """A refresh of a locked row neither closes its connection nor has all saved grants compared with their rows."""
+    mallory, alice, _ = users
+    async with (
+        ConnectionStore.open(database.dsn, max_size=1) as store,
+        TokenManager(store, accounts, cache_ttl=0) as tokens,
+    ):
+        for user in (mallory, alice):
+            await connect(store, spotify, user, ttl=-60)
+        await tokens.get_valid_token(alice)
+        pid = await store.pool.value("select pg_backend_pid()")
+        async with held_by_tenant(database, mallory):
+            with pytest.raises(DatabaseUnavailable, match=HELD):
+                await tokens.get_valid_token(mallory)
+        assert not tokens._source.refresher.saved._lost
+        assert await store.pool.value("select pg_backend_pid()") == pid
+
+
+async def test_a_write_that_waits_in_vain_is_no_lost_database() -> None:
+    """The queue says of its own error that the database serves others."""
+    queues, user = WriteQueues(), uuid4()
+    async with queues.turn(user, seconds=60):
+        with pytest.raises(DatabaseUnavailable) as raised:
+            async with queues.turn(user, seconds=0):
+                pass
+    assert raised.value.locked
+
+
 async def test_a_grant_passes_by_what_waits(
     database: Database, store: ConnectionStore, users: list[UUID], admin: asyncpg.Connection
 ) -> None:

@@ -81,7 +81,8 @@ class acquire(AbstractAsyncContextManager[Session]):  # noqa: N801  used as a fu
         if isinstance(error, asyncio.CancelledError):
             await _release_after_cancellation(self._pool, session, self._seconds)
             return
-        if isinstance(error, DatabaseUnavailable | asyncpg.InternalClientError):
+        locked = isinstance(error, DatabaseUnavailable) and error.locked
+        if isinstance(error, DatabaseUnavailable | asyncpg.InternalClientError) and not locked:
             # It may be cut, half-open or in the middle of an answer; asyncpg may not know that it has ended. The pool
             # replaces a closed connection.
             with suppress(asyncpg.InterfaceError):

@@ -109,7 +109,7 @@ def _statement_error(error: asyncpg.PostgresError, state: str) -> SpotconnError:
         )
     if kind is DatabaseUnavailable:
         text = f"the database cannot serve now ({name}, SQLSTATE {state}); {advice}"
-        return DatabaseUnavailable(text, answered=not state.startswith("08"))
+        return DatabaseUnavailable(text, answered=not state.startswith("08"), locked=state == "55P03")
     if kind is ConfigurationError:
         return ConfigurationError(f"the database refused the login or a setting ({name}, SQLSTATE {state}): {advice}")
     function = _foreign_function(error)

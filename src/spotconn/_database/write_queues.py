@@ -69,7 +69,8 @@ class WriteQueues:
                 raise
         else:
             return
-        raise DatabaseUnavailable(f"other writes of this user have not ended within {seconds:g} s; try again later")
+        text = f"other writes of this user have not ended within {seconds:g} s; try again later"
+        raise DatabaseUnavailable(text, locked=True)
 
     def _release(self, user_id: UUID) -> None:
         """Give the turn to the next that waits."""

@@ -192,8 +192,9 @@ class Refresher:
         """Return the answer of the database; after it was away, compare what this process has saved with the rows."""
         try:
             answer = await call
-        except DatabaseUnavailable:
-            self.saved.database_lost()
+        except DatabaseUnavailable as error:
+            if not error.locked:
+                self.saved.database_lost()
             raise
         self.saved.database_answered()
         return answer
