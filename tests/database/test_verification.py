@@ -106,6 +106,7 @@ async def test_the_way_of_the_text_leads_out(
         await _opens(database.login_dsn("newcomer"))
     finally:
         await admin.execute("drop role if exists newcomer; drop owned by spotconn; drop role spotconn")
+        await admin.execute("reassign owned by administrator to postgres")
         await admin.execute("alter role administrator rename to spotconn")
         await admin.execute("alter role spotconn nosuperuser nobypassrls nologin")
         await apply_schema(database.admin_dsn)

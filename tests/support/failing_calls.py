@@ -41,7 +41,7 @@ from support.fault_proxy import FaultProxy
 from support.times import set_times
 
 TOKEN, STRANGER = "marked-token", uuid4()
-CALLBACK = f"{REDIRECT_URI}?code=marked-code&state=0.marked"
+CALLBACK = f"{REDIRECT_URI}?code=marked-code&state=1.{'s' * 43}"
 NOWHERE = "postgresql://app:app@127.0.0.1:1/spotconn"
 NOW = datetime.now(UTC)
 SEEN = fingerprint(TOKEN)
