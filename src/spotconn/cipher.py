@@ -147,8 +147,8 @@ class AesGcmSivCipher:
                 )
             if self._require_encrypted:
                 raise DecryptionError(
-                    f"the stored {column} is not encrypted, which this service requires: run spotconn rekey with "
-                    "SPOTCONN_REQUIRE_ENCRYPTED=0"
+                    f"the stored {column} is not encrypted, which this service requires: somebody else has written it, "
+                    "or spotconn rekey was not run before SPOTCONN_REQUIRE_ENCRYPTED was set; look at the row first"
                 )
             return stored
         prefix, data = stored[:_PREFIX_LENGTH], stored[_PREFIX_LENGTH:]

@@ -13,9 +13,7 @@ from spotconn._value import Value
 from spotconn.errors import ReauthorizationReason
 
 REFRESH_TOKEN_MONTHS = 6
-"""Months after the user's authorization at which Spotify ends a refresh token, as it has announced
-(developer.spotify.com/blog/2026-06-18-refresh-token-expiration).
-"""
+"""Months from the authorization to the end of a refresh token: Spotify's blog 2026-06-18-refresh-token-expiration."""
 
 LONGEST_EXPIRES_IN = 86_400
 """Seconds that an access token can live; Spotify sends 3600. An end further ahead counts as past."""
@@ -148,10 +146,10 @@ class StoredAccessToken:
     __slots__ = ("access_token", "fingerprint", "remaining", "scope")
 
     def __init__(self, access_token: str, fingerprint: str, remaining: float, scope: frozenset[str] | None) -> None:
-        self.access_token = access_token
-        self.fingerprint = fingerprint
-        self.remaining = remaining
-        self.scope = scope
+        self.access_token: str = access_token
+        self.fingerprint: str = fingerprint
+        self.remaining: float = remaining
+        self.scope: frozenset[str] | None = scope
 
 
 class Connection(Value):

@@ -135,7 +135,7 @@ async def test_names_and_texts_of_a_stranger_stay_on_their_line(database: Databa
     assert found.state == "fail"
     assert len(found.text) < 500
     lines = _lines(found).plain.split("\n")
-    assert [line[:12] for line in lines] == ["fail catalog", "     -> unle"]
+    assert [line[:12] for line in lines] == ["fail catalog", "     -> DROP"]
     assert "\\x1b[2J\\nok" in lines[0]
     assert all(line.isprintable() for line in lines)
 

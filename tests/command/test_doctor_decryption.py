@@ -91,7 +91,7 @@ async def test_the_look_ends_in_time_and_says_how_far_it_came(database: Database
                 found = await check_decryption(probe, HEALTHY, seconds=0)
     finally:
         await close_pool(pool)
-    text = f"the first {decryption.BATCH} connections looked at, all decrypt with the keys of this process"
+    text = f"the first {decryption.BATCH} connections looked at, all that is encrypted decrypts with the keys here"
     assert (found.state, found.text) == ("ok", text)
 
 

@@ -239,6 +239,22 @@ async def test_a_grant_that_a_second_attempt_saves_is_served_by_the_first(databa
         await scene.check()
 
 
+async def test_a_read_that_fails_beside_a_refresh_has_its_grant(database: Database) -> None:
+    """Who was reading before the refresh began, and reads in vain, is served what Spotify has granted meanwhile."""
+    async with fault_harness(database) as scene:
+        with scene.proxy.hold(b"get_access_tokens") as read, scene.proxy.hold(b"finish_refresh") as saving:
+            reader = asyncio.create_task(scene.tokens.get_valid_token(scene.user))
+            await read.reached()
+            refreshing = asyncio.create_task(scene.tokens.get_valid_token(scene.user))
+            await saving.reached()
+            await away(scene)
+            assert await reader == await refreshing
+        scene.proxy.heal()
+        assert await scene.ask_until_served() == reader.result()
+        assert scene.spotify.token_calls == 1
+        await scene.check()
+
+
 async def stack_turn(scene: FaultHarness) -> AsyncExitStack:
     """Take the turn of the user's next write, until the stack is closed."""
     stack = AsyncExitStack()

@@ -1,7 +1,10 @@
 """Statements of the doctor that try the tables, and look at who the library acts as."""
 
 COUNT_PLAIN_TEXT = """
-select count(*) filter (where not starts_with(value, 'spotconn')) as plain, count(*) as all
+select
+    count(*) filter (where not starts_with(value, 'spotconn')) as plain,
+    count(*) as all,
+    (array_agg(user_id) filter (where not starts_with(value, 'spotconn')))[1:6] as users
 from public.spotify_connections, lateral (values (access_token), (refresh_token)) as token (value)
 """
 INSERT_FOR_ANOTHER_USER = (

@@ -138,9 +138,10 @@ async def _check_encryption(probe: Probe) -> Finding:
     return Finding(
         state="warn",
         subject=subject,
-        text=f"{row['plain']} of {row['all']} values are in plain text",
-        remedy="set SPOTCONN_ENCRYPTION_KEYS in every process, then run `spotconn rekey`, for which "
-        "SPOTCONN_REQUIRE_ENCRYPTED must not be set",
+        text=f"{row['plain']} of {row['all']} values are in plain text, among them of user "
+        f"{', '.join(map(str, [*dict.fromkeys(row['users'])][:3]))}",
+        remedy="before SPOTCONN_REQUIRE_ENCRYPTED is set: SPOTCONN_ENCRYPTION_KEYS in every process, then `spotconn "
+        "rekey`; once it is set, somebody else has written them: delete these rows, and let the users connect again",
     )
 
 

@@ -14,14 +14,21 @@ _LEVELS = {
         state="warn",
         subject="clients",
         text="a signed-in user reads and writes the tokens of the own row: one who has somebody's leaked refresh "
-        "token can put it there, and read back what this service refreshed with its client secret",
+        "token can put it there, and read back what this service refreshed with its client secret, unless "
+        "SPOTCONN_REQUIRE_ENCRYPTED refuses it",
         remedy="spotconn schema --apply --close-writes (clients still read the tokens of their own row), or "
         "spotconn schema --apply --lock-down (they do neither)",
     ),
     "closed": Finding(
-        state="ok", subject="clients", text="a signed-in user reads the tokens of the own row and writes none"
+        state="ok",
+        subject="clients",
+        text="by the level applied, a signed-in user reads the tokens of the own row and writes none; see catalog",
     ),
-    "locked": Finding(state="ok", subject="clients", text="a signed-in user neither reads nor writes tokens"),
+    "locked": Finding(
+        state="ok",
+        subject="clients",
+        text="by the level applied, a signed-in user neither reads nor writes tokens; see catalog",
+    ),
 }
 
 

@@ -108,7 +108,9 @@ class Look:
         looked_at = f"{self.rows} connections looked at" if complete else f"the first {self.rows} connections looked at"
         unknown = self.unknown_keys.total()
         if not unknown and not self.not_authentic:
-            return Finding(state="ok", subject=SUBJECT, text=f"{looked_at}, all decrypt with the keys of this process")
+            return Finding(
+                state="ok", subject=SUBJECT, text=f"{looked_at}, all that is encrypted decrypts with the keys here"
+            )
         # Clients may write their own rows: some bad ones are no reason to stop a deployment, a wrong ring is.
         state: Literal["warn", "fail"] = "fail" if 2 * (unknown + self.not_authentic) > self.rows else "warn"
         return Finding(

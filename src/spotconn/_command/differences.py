@@ -83,7 +83,7 @@ def _added(facts: list[Fact]) -> Iterator[Difference]:
             return  # it says nothing of a role that no policy binds
         case "policy":
             state: Literal["warn", "fail"] = "fail" if _reaches_others(form) else "warn"
-            yield Difference(state, f"{text}: {_short(form)}", f"unless it is meant: DROP POLICY {fact.name}")
+            yield Difference(state, f"{text}: {_short(form)}", _unless_meant(state, f"DROP POLICY {fact.name}"))
         case "rule":
             yield Difference("fail", f"{text}: {_short(form)}", f"DROP RULE {fact.name}")
         case "trigger":
@@ -99,7 +99,7 @@ def _added(facts: list[Fact]) -> Iterator[Difference]:
                 text += f", and {', '.join(sorted(open_to))} may use it"
             kind = "function" if fact.kind == "function" else form.removeprefix("unlogged ").partition(" with")[0]
             state = "fail" if open_to else "warn"
-            yield Difference(state, text, f"unless it is meant: DROP {kind.upper()} {fact.name}")
+            yield Difference(state, text, _unless_meant(state, f"DROP {kind.upper()} {fact.name}"))
 
 
 def _reaches_others(form: str) -> bool:
@@ -197,7 +197,7 @@ def _added_right(fact: Fact) -> Difference:
         column = f" ({column})"
     on = "TABLE" if fact.kind == "column" else fact.kind.upper()
     remedy = f"REVOKE {privilege}{column} ON {on} {name} FROM {grantee}"
-    return Difference(state, text, remedy if state == "fail" else f"unless it is meant: {remedy}")
+    return Difference(state, text, _unless_meant(state, remedy))
 
 
 def _owner(fact: Fact) -> Difference:
@@ -218,7 +218,7 @@ def _role(fact: Fact, is_there: bool) -> Difference:  # noqa: FBT001
         state: Literal["warn", "fail"] = "fail" if fact.name in {*CLIENTS, "spotconn"} else "warn"
         remedy = f"REVOKE {fact.value} FROM {fact.name}, or from the role between the two"
         text = f"{fact.name} is a member of {fact.value}"
-        return Difference(state, text, remedy if state == "fail" else f"unless it is meant: {remedy}")
+        return Difference(state, text, _unless_meant(state, remedy))
     if not is_there:
         return Difference("fail", f"the role {fact.name} lacks {fact.value}", BIND_NOBODY)
     remedy = "see isolation" if fact.name == "spotconn" else f"ALTER ROLE {fact.name} NO{fact.value}"
@@ -245,7 +245,7 @@ def _view(fact: Fact, _is_there: bool) -> Difference:  # noqa: FBT001
     if by_user:
         text += ", and asks auth.uid() which it shows"
     remedy = f"ALTER VIEW {fact.name} SET (security_invoker = true); a materialized view: DROP it"
-    return Difference(state, text, remedy if state == "fail" else f"unless it is meant: {remedy}")
+    return Difference(state, text, _unless_meant(state, remedy))
 
 
 def _definer(fact: Fact, _is_there: bool) -> Difference:  # noqa: FBT001
@@ -261,3 +261,8 @@ _SENTENCES = {
     "definer": _definer,
 }
 """By the kind of facts that each stand for themselves."""
+
+
+def _unless_meant(state: Literal["warn", "fail"], remedy: str) -> str:
+    """Return a remedy that leaves what is no fault to the operator."""
+    return remedy if state == "fail" else f"unless it is meant: {remedy}"

@@ -128,7 +128,8 @@ async def _become_service_role(session: Session) -> None:
         row = await map_errors(session.fetchrow(_BECOME_SERVICE_ROLE, timeout=TIMEOUT))
     except RowSecurityError:
         failure = RowSecurityError(
-            f"the login may not become service_role: GRANT service_role TO it, or {APPLY_SCHEMA}"
+            "the login may not become service_role: use that of an operator, who has GRANT service_role TO it, and not "
+            f"that of the service; or {APPLY_SCHEMA}"
         )
     except StatementRefused as error:
         if error.sqlstate != "22023":  # of a value for the parameter "role"

@@ -126,7 +126,12 @@ class Refresher:
         if self.unsaved.holds(user_id) and (saved := await self._save_first(user_id)) is not None:
             return saved
         read_at = self._clock()
-        return StoredToken.of(await self._answer(self._store.tokens.get(user_id)), read_at)
+        try:
+            return StoredToken.of(await self._answer(self._store.tokens.get(user_id)), read_at)
+        except DatabaseUnavailable:
+            if (granted := self.unsaved.get(user_id)) is None:  # it may have been granted meanwhile
+                raise
+        return granted
 
     async def refresh(self, user_id: UUID, wanting: StoredToken) -> Replacement:
         """Return another token than the one found wanting, granted to this process or to another.
