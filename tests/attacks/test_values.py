@@ -16,6 +16,7 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from spotconn import ConnectFlow, Connection, Outcome, RefreshTurn, StoredTexts, TokenGrant
 from spotconn._tokens.stored_token import StoredToken
@@ -149,6 +150,16 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
 ]
 
 
+def _unpickled(pickled: bytes) -> object:
+    """Return an error that was pickled, where this pydantic can read one with a type or a text of its own."""
+    plain = InitErrorDetails(type=PydanticCustomError("value_error", "text"), input=None)
+    try:
+        pickle.loads(pickle.dumps(ValidationError.from_exception_data("", [plain])))
+    except TypeError:
+        return None
+    return pickle.loads(pickled)
+
+
 @pytest.mark.parametrize(("refused", "named"), REFUSED)
 def test_the_error_of_a_refused_value_holds_no_input(refused: Callable[[], object], named: str) -> None:
     """Neither text nor `errors()`, JSON, pickle, cause or context; field and reason are there."""
@@ -156,7 +167,7 @@ def test_the_error_of_a_refused_value_holds_no_input(refused: Callable[[], objec
         refused()
     error = raised.value
     pickled = pickle.dumps(error)
-    emitted = f"{error}{error!r}{error.errors()}{error.json()}{pickled!r}{pickle.loads(pickled)}"
+    emitted = f"{error}{error!r}{error.errors()}{error.json()}{pickled!r}{_unpickled(pickled)}"
     assert "SECRET" not in emitted
     assert named in str(error)
     assert all(line["type"] and line["msg"] for line in error.errors())
