@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 # Most tests wait rather than compute, so more of them than there are cores run at a time.
 WORKERS ?= 6
-PYTEST = $(GUARD) $(BIN)/python -m pytest -rs
+PYTEST = $(GUARD) $(BIN)/python -m pytest -rfEs
 PARALLEL = -n $(WORKERS) --dist worksteal
 
 .PHONY: help demo profile example facts test long soak model chaos check audit bench docs package dist clean
@@ -37,7 +37,7 @@ example: .venv/examples-installed ## run one of the examples: NAME=tekore_client
 facts: .venv/dev-installed ## write anew what the doctor compares the catalog of a database with
 	PYTHONPATH=src:tests $(GUARD) $(BIN)/python tests/support/expected_facts.py
 
-# -rs: what is skipped, such as the browser tests on a system without Chromium, is listed with the reason.
+# -rfEs: the end names what failed, and what is skipped with the reason, as browser tests on a system without Chromium.
 test: .venv/dev-installed ## the tests, without the longer forms; COVERAGE=--cov measures what they reach
 	$(PYTEST) $(PARALLEL) -m "not long" $(COVERAGE)
 
@@ -144,7 +144,7 @@ into_copy = $(BIN)/uv pip install --quiet --python build/$@/.venv
 selection = $(if $(SELECT),-m "$(SELECT)",$(if $(filter installed-3.11,$@),,-k "not system15"))
 define test_copy
 	cd build/$@ && .venv/bin/python -c "import spotconn, sys; sys.exit('site-packages' not in spotconn.__file__)"
-	cd build/$@ && $(GUARD) .venv/bin/python -m pytest -q -rs $(PARALLEL) $(selection)
+	cd build/$@ && $(GUARD) .venv/bin/python -m pytest -q -rfEs $(PARALLEL) $(selection)
 	rm -rf build/$@
 endef
 

@@ -34,6 +34,7 @@ async def ask(tokens: TokenManager, user_id: str, patience: float) -> str:
         except TryLater as error:
             delay = error.retry_after or 0.2
             if loop.time() + delay > deadline:
+                print(f"{type(error).__name__}: {error}", file=sys.stderr)  # which a test shows that fails
                 return type(error).__name__
             await asyncio.sleep(delay)
         except OtherApp as error:

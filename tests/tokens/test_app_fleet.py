@@ -13,7 +13,10 @@ from support.fleet import APP, connect_crowd, fleet, valid_digests
 
 USERS = 500
 LEASE, PATIENCE = 60.0, 200.0
-"""Seconds: no lease lapses while its holder waits for a turn to run, and one that is left behind is waited for."""
+"""Seconds: no lease lapses while its holder waits for a turn to run, and one that is left behind is waited for.
+
+So is a database that does not answer a crowd in time on a machine with other work.
+"""
 WRONG = "app-b:secret-b"
 RIGHT = [APP] * 3
 
@@ -46,7 +49,7 @@ async def test_a_wrong_app_marks_nobody(database: Database, admin: asyncpg.Conne
             await right.ask(users)  # which finds out their app
         await expire(admin)
         calls = spotify.token_calls
-        async with fleet(database.dsn, url, apps=[WRONG]) as wrong:
+        async with fleet(database.dsn, url, apps=[WRONG], patience=PATIENCE, lease=LEASE) as wrong:
             (heard,) = await wrong.ask(users)
             assert spotify.token_calls == calls
             assert Counter(heard).total() == USERS
@@ -77,7 +80,7 @@ async def test_a_wrong_app_over_connections_that_name_none(
     users = await connect_crowd(admin, spotify, USERS)
     alone, together = users[: USERS // 2], users[USERS // 2 :]
     async with spotify.serve() as url:
-        async with fleet(database.dsn, url, apps=[WRONG]) as wrong:
+        async with fleet(database.dsn, url, apps=[WRONG], patience=PATIENCE, lease=LEASE) as wrong:
             assert await wrong.ask(alone) == [["ReauthorizationRequired"] * len(alone)]
         assert await refusals(admin, alone) == len(alone)
         provisional = "select count(*) from spotconn.refresh_state where failure is not null and retry_at is not null"
