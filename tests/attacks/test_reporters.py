@@ -24,8 +24,6 @@ create trigger refuse before update on public.spotify_connections for each row e
 """
 ALLOW = "drop trigger refuse on public.spotify_connections; drop function public.refuse()"
 DUMP: TypeAdapter[Any] = TypeAdapter(Any)
-pytestmark = pytest.mark.long
-"""With the lowest pydantic the look disturbs what it looks at; the longer forms run with the newest."""
 KINDS = {
     "spotconn-refresh",
     "spotconn-saver",
@@ -44,7 +42,7 @@ def _as_dumped(value: object) -> str:
     """Return a model as pydantic dumps it, also within a tuple or an object, and what else there is by its repr."""
     # pydantic is given nothing else: an older one iterates over any object, and so changes what it looks at.
     if isinstance(value, BaseModel):
-        return repr(DUMP.dump_python(value, fallback=repr))
+        return repr(DUMP.dump_python(value))
     shown = repr(value)
     within: list[object] = [*getattr(value, "__dict__", {}).values()]
     if isinstance(value, tuple):
