@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from uuid import UUID
 
@@ -107,9 +108,17 @@ async def test_a_tenant_who_writes_an_old_value_back_is_named(
 ) -> None:
     """The rekey ends after its passes, has rewritten the others, and says whose rows come back."""
     old = await admin.fetchval("select access_token from public.spotify_connections where user_id = $1", stored[0])
-    async with writing(database, stored[0], old):
+
+    async def write_back() -> str:
+        async with signed_in(database.admin_dsn, stored[0]) as tenant:
+            return await tenant.patch(access_token=old)
+
+    with ThreadPoolExecutor(1) as tenants:
+        if tenants.submit(asyncio.run, write_back()).result() == "42501":
+            pytest.skip("clients write no tokens: the database is locked down")
         with pytest.raises(ConfigurationError, match=rf"^1 connections are left \(among them user {stored[0]}\)"):
-            await strict.rekey()
+            # After each batch: the rekey goes on once the tenant has written.
+            await strict.rekey(progress=lambda _: tenants.submit(asyncio.run, write_back()).result())
     async with ConnectionStore.open(database.dsn, cipher=AesGcmSivCipher([NEW_KEY])) as store:
         await store.get(stored[1])
 
