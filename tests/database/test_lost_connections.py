@@ -1,6 +1,7 @@
 """Connections that were lost or cannot be had, statements that conflict, and hooks of the caller's that fail."""
 
 import asyncio
+import errno
 import itertools
 import socket
 from collections.abc import Awaitable, Callable
@@ -22,6 +23,7 @@ from spotconn import (
     Profile,
 )
 from spotconn._database.repetition import MOST_ATTEMPTS
+from spotconn._database.unreachable import unreachable
 from support.connections import grant
 from support.database import Database
 
@@ -251,3 +253,11 @@ async def test_a_host_that_is_unknown_is_a_setting_at_first_and_passes_later(dat
     async with pool:
         with pytest.raises(DatabaseUnavailable, match="gaierror"):
             await ConnectionStore(pool).get(user)
+
+
+@pytest.mark.parametrize("number", [errno.ENETUNREACH, errno.EHOSTUNREACH])
+def test_a_network_without_ipv6_is_named(number: int) -> None:
+    """What an address of IPv6 alone gives there passes by itself no more than it shows itself: the text asks for it."""
+    failure = unreachable(OSError(number, "that host"))
+    assert isinstance(failure, DatabaseUnavailable)
+    assert "is its address one of IPv6, and this network IPv4?" in str(failure)

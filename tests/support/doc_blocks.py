@@ -18,7 +18,7 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-OTHER_LANGUAGES = {"console", "diff", "dotenv", "html", "ini", "json", "promql", "sql", "text", "toml", "yaml"}
+OTHER_LANGUAGES = {"console", "diff", "dotenv", "html", "ini", "js", "json", "promql", "sql", "text", "toml", "yaml"}
 
 _HIDDEN = re.compile(r"<!-- python\n(.*?)-->\s*\Z", re.DOTALL)
 _TITLE = re.compile(r'python title="([\w.]+)"')

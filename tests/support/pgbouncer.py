@@ -1,4 +1,4 @@
-"""A real PgBouncer in transaction mode, on loopback before a server of the tests."""
+"""A real PgBouncer, on loopback before a server of the tests."""
 
 import os
 import pwd
@@ -30,7 +30,7 @@ _SETTINGS = """
 listen_addr = 127.0.0.1
 listen_port = {port}
 unix_socket_dir =
-pool_mode = transaction
+pool_mode = {mode}
 default_pool_size = {size}
 max_client_conn = 500
 auth_type = scram-sha-256
@@ -77,11 +77,11 @@ def program() -> str:
 
 
 @contextmanager
-def pgbouncer(server_port: int, *, size: int = 4) -> Generator[PgBouncer]:
+def pgbouncer(server_port: int, *, size: int = 4, mode: str = "transaction") -> Generator[PgBouncer]:
     """PgBouncer with that many connections to the server for each login; it ends with the block and with its parent."""
     path = program()
     for _ in range(TRIES):
-        keeper, started = _started(path, server_port, size)
+        keeper, started = _started(path, server_port, size, mode)
         try:
             if "process up" in _log_when_up(started):
                 yield started
@@ -91,10 +91,10 @@ def pgbouncer(server_port: int, *, size: int = 4) -> Generator[PgBouncer]:
     raise RuntimeError("PgBouncer found no port")
 
 
-def _started(path: str, server_port: int, size: int) -> "tuple[subprocess.Popen[bytes], PgBouncer]":
+def _started(path: str, server_port: int, size: int, mode: str) -> "tuple[subprocess.Popen[bytes], PgBouncer]":
     folder = Path(tempfile.mkdtemp(prefix="spotconn-pgbouncer-"))
     made = PgBouncer(_free_port(), server_port, folder)
-    settings = _SETTINGS.format(server_port=server_port, port=made.port, size=size, folder=folder)
+    settings = _SETTINGS.format(server_port=server_port, port=made.port, size=size, mode=mode, folder=folder)
     (folder / "settings").write_text(settings)
     (folder / "users").write_text("".join(f'"{name}" "{name}"\n' for name in LOGINS))
     (folder / "log").touch()

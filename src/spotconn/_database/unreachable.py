@@ -1,5 +1,6 @@
 """Errors of asyncpg that come from the way to Postgres, or from what the caller does on it."""
 
+import errno
 import socket
 import ssl
 
@@ -13,6 +14,7 @@ MALFORMED = "the DSN, an option of the pool or a variable PG... is malformed; ex
 UNKNOWN_HOST = "the host name of the database URL is not known to the name service: check it"
 HOST_UNKNOWN = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 """Answers of a name service: there is no such name. Others say that it does not answer now."""
+_NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL}
 _WRONG_NAME = {62, 64}
 """OpenSSL's codes of a certificate for another host name or address."""
 
@@ -58,6 +60,8 @@ def _fault(error: Exception) -> str:
         return f"{name}: the TLS handshake failed, {error.reason}"
     if isinstance(error, ConnectionRefusedError):
         return f"{name}: nothing listens at host and port of the database URL"
+    if isinstance(error, OSError) and error.errno in _NO_ROUTE:
+        return f"{name}: no route to the host of the database URL; is its address one of IPv6, and this network IPv4?"
     return name
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from uuid import UUID
 
@@ -36,6 +36,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.5
 """Seconds between two attempts to compare while closing."""
 STOP_TIMEOUT = 1.0
 """Seconds that a comparison has to end once it is cancelled."""
+LOST_DIGITS = timedelta(seconds=1)
+"""What a date may differ by and still be that of the same authorization; a user takes longer for two."""
 COMPARISON_INTERVAL = 30.0
 """Seconds from one comparison after a loss of the database to the next."""
 
@@ -55,8 +57,15 @@ class _SavedGrant:
     rejected: bool = False
 
     def is_of(self, current: Connection) -> bool:
-        """Return whether a row is of the same authorization."""
-        return (current.spotify_user_id, current.connected_at) == (self.spotify_user_id, self.connected_at)
+        """Return whether a row is of the same authorization.
+
+        A client that writes a row back may have lost digits of its times: a Date of JavaScript holds milliseconds.
+        """
+        if current.connected_at is None or self.connected_at is None:
+            is_same_time = current.connected_at is self.connected_at
+        else:
+            is_same_time = abs(current.connected_at - self.connected_at) < LOST_DIGITS
+        return is_same_time and current.spotify_user_id == self.spotify_user_id
 
     def is_lost_by(self, current: Connection) -> bool:
         """Return whether a row is an earlier state of the one that this grant was saved in."""
