@@ -17,7 +17,14 @@ WORKERS ?= 6
 PYTEST = $(GUARD) $(BIN)/python -m pytest -rfEs
 PARALLEL = -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo profile example facts test long soak model chaos check audit bench docs package dist clean
+# Programs from npm, for the tests: the Supabase CLI, and versions of Postgres between the oldest and the newest.
+NPM_VERSIONS := 16 17
+PLATFORM = $(shell node --print 'process.platform + "-" + process.arch')
+NPM_PACKAGES = supabase@2.117.0 \
+    postgres-16@npm:@embedded-postgres/$(PLATFORM)@16.14.0-beta.17 \
+    postgres-17@npm:@embedded-postgres/$(PLATFORM)@17.10.0-beta.17
+
+.PHONY: help demo profile example facts test long versions soak model chaos check audit bench docs package dist clean
 
 help: ## list the targets (what make does without one)
 	@sed -n 's/^\([a-z]*\):.*## /\1 ## /p' $(firstword $(MAKEFILE_LIST)) | awk -F ' ## ' '{ printf "make %-9s%s\n", $$1, $$2 }'
@@ -41,8 +48,19 @@ facts: .venv/dev-installed ## write anew what the doctor compares the catalog of
 test: .venv/dev-installed ## the tests, without the longer forms; COVERAGE=--cov measures what they reach
 	$(PYTEST) $(PARALLEL) -m "not long" $(COVERAGE)
 
-long: .venv/dev-installed ## what `make test` leaves out: the longer forms, and the tests on Postgres 15
+long: .venv/dev-installed .venv/npm-installed ## what `make test` leaves out: the longer forms, and the Supabase CLI
 	$(PYTEST) $(PARALLEL) -m long
+
+# The tests on the wheel run on the oldest and the newest version of Postgres.
+versions: .venv/dev-installed .venv/npm-installed ## the tests of the database on Postgres 16 and 17
+	@for version in $(NPM_VERSIONS); do \
+	    if [ -n "$$SPOTCONN_REQUIRE_POSTGRES" ] || [ -d .venv/npm/node_modules/postgres-$$version ]; then \
+	        $(PYTEST) $(PARALLEL) -m "not long" --postgres $$version $(VERSION_TESTS) || exit; \
+	    else skipped="$$skipped $$version"; fi; \
+	done; echo "versions: passed; skipped for want of npm:$${skipped:- none}"
+# Without those that are the same on each version: of the driver, the pooler and the keys.
+VERSION_TESTS := tests/database tests/command/test_doctor_facts.py \
+    $(foreach part,cipher dsn pgbouncer tls_settings value_types,--ignore=tests/database/test_$(part).py)
 
 # The long form of the tests of the refresh protocol: more processes, more rounds, more steps, random faults.
 soak: .venv/dev-installed ## half an hour of refreshes with random faults
@@ -70,6 +88,7 @@ check: .venv/dev-installed ## linters, types, import contracts, all tests, and t
 	$(MAKE) model
 	$(MAKE) test COVERAGE="--cov --cov-report=term"
 	$(MAKE) long
+	$(MAKE) versions
 	$(MAKE) chaos SECONDS=60 SEED=26
 	$(MAKE) package
 	@$(call each_run,check,$(CHECK_RUNS),SELECT="not long")
@@ -140,8 +159,9 @@ endef
 
 into_copy = $(BIN)/uv pip install --quiet --python build/$@/.venv
 
-# A second version of Postgres is no other on another Python: one of the runs has it, where none is selected.
-selection = $(if $(SELECT),-m "$(SELECT)",$(if $(filter installed-3.11,$@),,-k "not system15"))
+# The lowest versions of all packages meet the lowest of Postgres, where Debian's is there or has to be.
+POSTGRES_15 := $(if $(SPOTCONN_REQUIRE_POSTGRES)$(wildcard /usr/lib/postgresql/15/bin),--postgres 15)
+selection = $(if $(SELECT),-m "$(SELECT)") $(if $(filter lowest-%,$@),$(POSTGRES_15))
 define test_copy
 	cd build/$@ && .venv/bin/python -c "import spotconn, sys; sys.exit('site-packages' not in spotconn.__file__)"
 	cd build/$@ && $(GUARD) .venv/bin/python -m pytest -q -rfEs $(PARALLEL) $(selection)
@@ -154,6 +174,12 @@ clean: ## remove all that these have made, .venv too
 .venv/%-installed: pyproject.toml | .venv/bin/python
 	$(GUARD) $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
 	@touch $@
+
+# Without npm what needs it is skipped. Neither a package.json nor a lock file is written, which would record addresses.
+.venv/npm-installed: Makefile | .venv/bin/python
+	@command -v npm >/dev/null || { echo "npm is not there: its tests are skipped"; exit 0; }; \
+	    $(GUARD) npm install --prefix .venv/npm --no-save --no-package-lock --no-audit --no-fund --loglevel=error \
+	    $(NPM_PACKAGES) && touch $@
 
 .venv/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'spotconn needs Python 3.11 or later; set PYTHON=')"

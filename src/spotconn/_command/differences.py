@@ -3,8 +3,9 @@
 import re
 from collections.abc import Collection, Iterator
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import Literal
 
+from spotconn._command.difference import Difference, default_privilege, event_trigger
 from spotconn._command.facts import Fact
 from spotconn._database.errors import APPLY_SCHEMA
 from spotconn._database.service_role import BIND_NOBODY
@@ -29,22 +30,8 @@ _UID = "let auth.uid() return the sub of request.jwt.claims alone, as `spotconn 
 # The gravest first where not all can be named.
 _ORDER = (
     *("role", "setting", "schema", "policy", "table", "view", "rule", "column", "trigger", "definer", "publication"),
-    *("function", "constraint", "index"),
+    *("function", "constraint", "index", "event trigger", "default"),
 )
-
-
-class Difference(NamedTuple):
-    """A difference from the expected catalog.
-
-    Attributes:
-        state: "fail" where isolation may be broken, "warn" where it may be meant.
-        text: in words.
-        remedy: a command, or what to look at.
-    """
-
-    state: Literal["warn", "fail"]
-    text: str
-    remedy: str
 
 
 def differences(found: Collection[Fact], expected: Collection[Fact]) -> list[Difference]:
@@ -88,6 +75,10 @@ def _added(facts: list[Fact]) -> Iterator[Difference]:
             yield Difference("fail", f"{text}: {_short(form)}", f"DROP RULE {fact.name}")
         case "trigger":
             yield Difference("warn", f"{text}: {_short(form)}", f"unless it is meant: DROP TRIGGER {fact.name}")
+        case "column" if form.endswith(" not null") and "expression" not in values:
+            table, _, column = fact.name.rpartition(".")
+            text += f": {form} without a default, so that no user can be connected"
+            yield Difference("fail", text, f"ALTER TABLE {table} ALTER COLUMN {column} DROP NOT NULL")
         case "column" if not open_to and _PLAIN_DEFAULT.fullmatch(values.get("expression", "default ")):
             return  # the project's own
         case "index" if not _FOREIGN.search(form):
@@ -128,7 +119,8 @@ def _missing(fact: Fact) -> Difference:
     if fact.name == "auth.uid()":
         return Difference("fail", text, _UID)
     if fact.kind in {"column", "constraint", "index"}:
-        return Difference("fail" if fact.kind == "column" else "warn", text, _COMPARE)
+        is_key = fact.value.startswith(("PRIMARY KEY", "UNIQUE", "FOREIGN KEY"))
+        return Difference("fail" if fact.kind == "column" or is_key else "warn", text, _COMPARE)
     return Difference("fail", text, APPLY_SCHEMA)
 
 
@@ -259,6 +251,8 @@ _SENTENCES = {
     "publication": _publication,
     "view": _view,
     "definer": _definer,
+    "event trigger": event_trigger,
+    "default": default_privilege,
 }
 """By the kind of facts that each stand for themselves."""
 

@@ -152,6 +152,7 @@ fact (kind, object, property, value) as (
     union all
     select 'column', format('%s.%I', name, attname), 'form',
         format_type(atttypid, atttypmod) || case when attnotnull then ' not null' else '' end
+        || case when attidentity <> '' then ' identity' else '' end
     from relation join pg_attribute on attrelid = relation.oid and attnum > 0 and not attisdropped
     where relkind in ('r', 'p', 'f')
     union all
@@ -161,13 +162,19 @@ fact (kind, object, property, value) as (
     join pg_attrdef on adrelid = relation.oid and adnum = attnum
     where relkind in ('r', 'p', 'f')
     union all
-    -- From version 18 each NOT NULL is a constraint, too.
-    select 'constraint', format('%I on %s', conname, name), 'form', pg_get_constraintdef(pg_constraint.oid)
+    -- From version 18 each NOT NULL is a constraint, too. A foreign key is enforced by triggers, also on its target.
+    select 'constraint', format('%I on %s', conname, name), 'form',
+        concat(
+            pg_get_constraintdef(pg_constraint.oid),
+            case when exists (
+                select from pg_trigger where tgconstraint = pg_constraint.oid and tgenabled in ('D', 'R')
+            ) then ', whose triggers are disabled' end
+        )
     from relation join pg_constraint on conrelid = relation.oid and contype not in ('n', 't')
     union all
     select 'index', format('%I on %s', index.relname, name), 'form',
         case when indexprs is null and indpred is null then 'of columns: ' else 'of expressions: ' end
-        || pg_get_indexdef(indexrelid)
+        || pg_get_indexdef(indexrelid) || case when indisvalid then '' else ', which is invalid' end
     from relation join pg_index on indrelid = relation.oid join pg_class as index on index.oid = indexrelid
     union all
     select 'policy', format('%I on %s', polname, name), 'form',
@@ -215,6 +222,19 @@ fact (kind, object, property, value) as (
     union all
     select 'publication', quote_ident(pubname), 'tables', name
     from pg_publication_tables join relation on name = format('%I.%I', schemaname, tablename)
+    union all
+    -- What a table or function that is made later would grant by itself.
+    select 'default', quote_ident(pg_get_userbyid(defaclrole)),
+        case defaclobjtype when 'r' then 'TABLES' when 'f' then 'FUNCTIONS' when 'S' then 'SEQUENCES' else 'TYPES' end,
+        concat(privilege_type, ' to ', case grantee when 0 then 'PUBLIC' else quote_ident(pg_get_userbyid(grantee)) end)
+    from pg_default_acl, aclexplode(defaclacl)
+    where defaclnamespace = to_regnamespace('spotconn') and (grantee = 0 or grantee in (select oid from client))
+    union all
+    select 'event trigger', quote_ident(evtname), 'form',
+        concat('ON ', evtevent, ' runs ', format('%I.%I()', nspname, proname))
+    from pg_event_trigger join pg_proc as proc on proc.oid = evtfoid
+    join pg_namespace as schema on schema.oid = pronamespace
+    where evtenabled <> 'D' and (evtevent = 'login' or prosrc ~* 'spotify_connections|spotconn|request\.jwt')
     union all
     select 'role', quote_ident(rolname), 'attribute', attribute
     from pg_roles, lateral (values
