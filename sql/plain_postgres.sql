@@ -1,5 +1,6 @@
 -- What Supabase already has, for any other Postgres (15 or later): the client roles, the schema auth,
 -- its users, and the functions that read the claims of a request. Apply it before schema.sql; on Supabase, do not.
+-- Needs no superuser: the owner of the database, with CREATEROLE where roles are missing.
 -- May be applied again; all data is kept. What is there and differs is the project's own: it is named, and nothing changes.
 -- Apply it within one transaction, of your own or by `spotconn schema --apply` or `psql --single-transaction
 -- -v ON_ERROR_STOP=1 -f`: it has no BEGIN and no COMMIT. A tool that sends the whole file as one query does so already.
@@ -32,6 +33,7 @@ declare
     own text;
     missing text;
     expected record;
+    lacking record;
 begin
     if pg_catalog.to_regnamespace('auth') is null then
         begin
@@ -146,24 +148,36 @@ $body$)
         raise exception 'the project has a function of its own where Supabase has another: %', own
             using hint = 'Nothing was changed. Where your auth.uid() reads the sub of request.jwt.claims, keep it: leave '
                 'this file out, create the table auth.users with the key id uuid and the roles anon, authenticated and '
-                'service_role (with BYPASSRLS) where they are missing, and apply the rest with spotconn schema --apply. Else use a '
-                'database of its own for spotconn.';
+                'service_role where they are missing, and apply the rest with spotconn schema --apply. Else use a database of its '
+                'own for spotconn.';
     end if;
 
-    -- Roles belong to all databases of the server, where another one may be prepared at the same time.
+    -- Roles belong to all databases of the server, where another one may be prepared at the same time, or was by another login.
     foreach missing in array wanted loop
         if not exists (select from pg_catalog.pg_roles where rolname = missing) then
             begin
-                execute pg_catalog.format('create role %I nologin', missing);
+                -- An API server logs in as authenticator once that is given LOGIN and a password.
+                execute pg_catalog.format(
+                    'create role %I nologin %s', missing, case missing when 'authenticator' then 'noinherit' end
+                );
                 if missing = 'service_role' then
-                    alter role service_role bypassrls;
-                elsif missing = 'authenticator' then
-                    -- An API server logs in as this role once it is given LOGIN and a password.
-                    alter role authenticator noinherit;
+                    begin
+                        alter role service_role bypassrls;
+                    exception
+                        when insufficient_privilege then
+                            null;  -- as on managed servers: schema.sql makes policies in its place
+                    end;
                 end if;
             exception
                 when duplicate_object or unique_violation then
                     null;
+                when insufficient_privilege then
+                    raise exception 'the role % is missing, and the login % may not create roles', missing, current_user
+                        using hint = 'Nothing was changed. As a login with CREATEROLE: ' || (
+                            select pg_catalog.string_agg(pg_catalog.format('CREATE ROLE %I NOLOGIN;', name), ' ')
+                            from pg_catalog.unnest(wanted || 'spotconn'::text) as name
+                            where not exists (select from pg_catalog.pg_roles where rolname = name)
+                        );
             end;
         end if;
     end loop;
@@ -172,19 +186,50 @@ $body$)
             select from pg_catalog.pg_auth_members
             where roleid = missing::pg_catalog.regrole and member = 'authenticator'::pg_catalog.regrole
         ) then
-            execute pg_catalog.format('grant %I to authenticator', missing);
+            begin
+                execute pg_catalog.format('grant %I to authenticator', missing);
+            exception
+                when insufficient_privilege then
+                    raise warning 'the role authenticator is no member of %, so no API server can act as it', missing
+                        using hint = pg_catalog.format(
+                            'As a login that administers that role, or a superuser: GRANT %I TO authenticator;', missing
+                        );
+            end;
         end if;
     end loop;
+
+    -- The schemas may belong to another login, which has granted this already.
+    for lacking in
+        select nspname, rolname, pg_catalog.has_schema_privilege(schema.oid, 'usage with grant option') as grantable
+        from pg_catalog.pg_namespace as schema, pg_catalog.pg_roles as role
+        where nspname in ('auth', 'public') and rolname = any (wanted[1:3])
+            and not exists (
+                select from pg_catalog.aclexplode(nspacl) where grantee = role.oid and privilege_type = 'USAGE'
+            )
+    loop
+        if lacking.grantable then
+            execute pg_catalog.format('grant usage on schema %I to %I', lacking.nspname, lacking.rolname);
+        elsif not pg_catalog.has_schema_privilege(lacking.rolname, lacking.nspname, 'usage') then
+            raise exception 'the role % may not use the schema %, and the login % cannot grant that',
+                lacking.rolname, lacking.nspname, current_user
+                using hint = pg_catalog.format(
+                    'Nothing was changed. As the owner of the schema: GRANT USAGE ON SCHEMA %I TO %I;',
+                    lacking.nspname, lacking.rolname
+                );
+        end if;
+    end loop;
+
+    if not exists (
+        select from pg_catalog.pg_class where relnamespace = 'auth'::pg_catalog.regnamespace and relname = 'users'
+    ) then
+        create table auth.users (
+            id uuid primary key default pg_catalog.gen_random_uuid(),
+            email text,
+            created_at timestamptz default pg_catalog.now()
+        );
+    end if;
 end
 $$;
-
-grant usage on schema public, auth to anon, authenticated, service_role;
-
-create table if not exists auth.users (
-    id uuid primary key default gen_random_uuid(),
-    email text,
-    created_at timestamptz default now()
-);
 
 do $$
 begin

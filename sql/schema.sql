@@ -23,18 +23,25 @@ end
 $$;
 
 do $$
+declare
+    users constant oid := (
+        select oid from pg_catalog.pg_class
+        where relnamespace = (select oid from pg_catalog.pg_namespace where nspname = 'auth') and relname = 'users'
+    );
+    -- From PostgreSQL 16 on, membership need not allow SET ROLE.
+    acts constant text :=
+        case when pg_catalog.current_setting('server_version_num')::integer < 160000 then 'member' else 'set' end;
+    lacking text;
+    commands text;
 begin
-    if not exists (
-        select from pg_catalog.pg_class
-        where relnamespace = pg_catalog.to_regnamespace('auth') and relname = 'users'
-    ) then
+    if users is null then
         raise exception 'schema auth is missing'
             using hint = 'This is no Supabase database: apply plain_postgres.sql first. spotconn schema --apply does so.';
     end if;
     if 'spotconn' in (current_user, session_user) then
         raise exception 'the login is itself the role spotconn, as which the library acts'
-            using hint = 'That role has to be one that nobody logs in as. As another superuser, rename yours (ALTER ROLE '
-                'spotconn RENAME TO another_name), and apply the schema with that login: spotconn schema --apply.';
+            using hint = 'That role has to be one that nobody logs in as. With another login that may alter yours, rename it '
+                '(ALTER ROLE spotconn RENAME TO another_name), and apply the schema with that login: spotconn schema --apply.';
     end if;
     if not exists (select from pg_catalog.pg_roles where rolname = 'spotconn') then
         begin
@@ -42,11 +49,64 @@ begin
         exception
             when duplicate_object or unique_violation then
                 null;  -- another database of this server is prepared at the same time
+            when insufficient_privilege then
+                raise exception 'the role % is missing, and the login % may not create roles', 'spotconn', current_user
+                    using hint = 'Nothing was changed. As a login with CREATEROLE: CREATE ROLE spotconn NOLOGIN;';
         end;
     end if;
-    -- A login that may create roles does not yet have the rights of those it creates; a superuser has.
-    if not pg_catalog.pg_has_role(current_user, 'spotconn', 'usage') then
-        execute pg_catalog.format('grant spotconn to %I', current_user);
+    -- A login that may create roles does not yet have the rights of those it creates; a superuser has. Where another login
+    -- made the role, this one may be unable to grant it, which the library needs and the statements below do not.
+    if not (
+        pg_catalog.pg_has_role(current_user, 'spotconn', 'usage') and pg_catalog.pg_has_role(current_user, 'spotconn', acts)
+    ) then
+        begin
+            execute pg_catalog.format('grant spotconn to %I', current_user);
+        exception
+            when insufficient_privilege then
+                if not pg_catalog.pg_has_role(current_user, 'spotconn', acts) then
+                    raise warning 'the login % may not act as the role spotconn, so the library cannot use it', current_user
+                        using hint = pg_catalog.format(
+                            'As a login that administers that role, or a superuser: GRANT spotconn TO %I;', current_user
+                        );
+                end if;
+        end;
+    end if;
+    -- What the statements below need of objects that may be another login's.
+    select
+        pg_catalog.string_agg(needed.privilege || ' on ' || needed.object, ', '),
+        pg_catalog.string_agg(
+            pg_catalog.format('GRANT %s ON %s TO %I;', needed.privilege, needed.object, needed.role), ' '
+        )
+    into lacking, commands
+    from (values
+        (
+            'CREATE', pg_catalog.format('DATABASE %I', pg_catalog.current_database()), current_user,
+            pg_catalog.to_regnamespace('spotconn') is not null
+            or pg_catalog.has_database_privilege(pg_catalog.current_database(), 'create')
+        ),
+        ('CREATE', 'SCHEMA public', current_user, pg_catalog.has_schema_privilege('public', 'create')),
+        ('USAGE', 'SCHEMA auth', current_user, pg_catalog.has_schema_privilege('auth', 'usage')),
+        (
+            'REFERENCES', 'auth.users', current_user,
+            3 = (
+                select pg_catalog.count(*) from pg_catalog.pg_class
+                join pg_catalog.pg_namespace as schema on schema.oid = relnamespace
+                where (nspname, relname) in (
+                    ('public', 'spotify_connections'), ('spotconn', 'refresh_state'), ('spotconn', 'pending_connect')
+                )
+            ) or pg_catalog.has_any_column_privilege(users, 'references')
+        ),
+        (
+            'USAGE', 'SCHEMA public', 'spotconn',
+            pg_catalog.has_schema_privilege('spotconn', 'public', 'usage')
+            or pg_catalog.has_schema_privilege('public', 'usage with grant option')
+        )
+    ) as needed (privilege, object, role, is_there)
+    where not needed.is_there;
+    if lacking is not null then
+        raise exception 'rights are missing that the login % cannot grant: %', current_user, lacking
+            using hint = 'Nothing was changed. Apply the schema with the login that owns the tables (on Supabase, postgres). '
+                'Where this is that login, as the owner of each of these, or a superuser: ' || commands;
     end if;
     if pg_catalog.to_regnamespace('spotconn') is null then
         begin
@@ -186,12 +246,22 @@ declare
             ('spotconn', 'connection')
         )
     );
+    -- A table that is made below refers to the users, whose deletion locks both, too.
+    users constant text := (
+        select 'lock table auth.users in share row exclusive mode; ' from pg_catalog.pg_class
+        where relnamespace = (select oid from pg_catalog.pg_namespace where nspname = 'auth') and relname = 'users'
+            and pg_catalog.has_table_privilege(pg_class.oid, 'update, delete, truncate')
+            and not exists (
+                select from pg_catalog.pg_attribute
+                where attrelid = pg_catalog.to_regclass('spotconn.refresh_state') and attname = 'fingerprint'
+            )
+    );
     former constant text := pg_catalog.current_setting('lock_timeout');
 begin
     for attempt in 1..case when relations is null then 0 else 25 end loop
         begin
             perform pg_catalog.set_config('lock_timeout', '100ms', true);
-            execute 'lock table ' || relations || ' in access exclusive mode';
+            execute pg_catalog.concat(users, 'lock table ', relations, ' in access exclusive mode');
             perform pg_catalog.set_config('lock_timeout', former, true);
             exit;
         exception
@@ -242,7 +312,13 @@ create policy "Users can delete own connections" on public.spotify_connections
 -- Older projects granted all privileges by default, among them TRUNCATE, which no policy prevents.
 revoke all on public.spotify_connections from public, anon, authenticated, service_role;
 grant select, insert, update, delete on public.spotify_connections to service_role, spotconn;
-grant usage on schema public to spotconn;
+do $$
+begin
+    if pg_catalog.has_schema_privilege('public', 'usage with grant option') then
+        grant usage on schema public to spotconn;
+    end if;
+end
+$$;
 
 -- The functions locked_down and writes_closed mark a database to which lock_down.sql or close_writes.sql was applied; that
 -- stays in force here.
@@ -404,6 +480,24 @@ create policy "Own and expired pending connects may go" on spotconn.pending_conn
 revoke all on spotconn.pending_connect from public, anon, authenticated, service_role;
 grant select, insert, update, delete on spotconn.pending_connect to spotconn;
 
+-- service_role sees every row by BYPASSRLS. Where nobody may give it that, as on managed servers, it does by policies of
+-- its own, which bind no other role.
+do $$
+declare
+    relation text;
+begin
+    foreach relation in array array['public.spotify_connections', 'spotconn.refresh_state'] loop
+        execute 'drop policy if exists "Every row for service_role" on ' || relation;
+        if exists (
+            select from pg_catalog.pg_roles where rolname = 'service_role' and not (rolsuper or rolbypassrls)
+        ) then
+            execute 'create policy "Every row for service_role" on ' || relation
+                || ' to service_role using (true) with check (true)';
+        end if;
+    end loop;
+end
+$$;
+
 -- Names a stored token by its content.
 create or replace function spotconn.fingerprint(p_stored text) returns bytea
 language sql stable set search_path = pg_catalog, pg_temp
@@ -533,7 +627,8 @@ begin
     if not spotconn.row_security_binds() then
         select case
             when (rolsuper or rolbypassrls) and rolcanlogin then 'login'
-            when rolsuper or rolbypassrls then 'exempt'
+            when rolsuper then 'superuser'
+            when rolbypassrls then 'exempt'
             when exists (
                 select from pg_catalog.pg_class
                 where relowner = role.oid and oid in (
@@ -1095,15 +1190,31 @@ begin
 end
 $$;
 
+drop function if exists spotconn.pending_connects(uuid);
+-- Earlier functions returned something else. One that stays is replaced: a call under way would lack a function that is dropped.
+do $$
+declare
+    former regprocedure;
+begin
+    for former in
+        select earlier.oid from (values
+            ('spotconn.start_connect(uuid, bytea, text, interval)', 'double precision'),
+            ('spotconn.take_connect(uuid, bytea)', 'TABLE(code_verifier text, used boolean, expired boolean)')
+        ) as function (signature, result)
+        join pg_catalog.pg_proc as earlier on earlier.oid = pg_catalog.to_regprocedure(signature)
+        where pg_catalog.pg_get_function_result(earlier.oid) <> result
+    loop
+        execute 'drop function ' || former;
+    end loop;
+end
+$$;
+
 -- Stores a started authorization for p_life. Returns null, or the seconds to wait where the user has twenty that have not
 -- expired, used ones included. The unique slots make that exact, however many processes start at once.
 -- Expired ones of all users are deleted: without a user the policies show only these to a DELETE without WHERE. One caller at
 -- a time does so, and the others do not wait for it. The lock is one that takes a right to the table, and that no statement of
 -- the service conflicts with; while autovacuum has it, nobody cleans.
--- Earlier functions returned something else.
-drop function if exists spotconn.pending_connects(uuid);
-drop function if exists spotconn.start_connect(uuid, bytea, text, interval);
-create function spotconn.start_connect(
+create or replace function spotconn.start_connect(
     p_user_id uuid,
     p_state_hash bytea,
     p_code_verifier text,
@@ -1152,8 +1263,7 @@ $$;
 
 -- Claims a started authorization, so that it can be used once: of concurrent callers one is the first. Returns no row where
 -- this user has started none with this state.
-drop function if exists spotconn.take_connect(uuid, bytea);
-create function spotconn.take_connect(p_user_id uuid, p_state_hash bytea)
+create or replace function spotconn.take_connect(p_user_id uuid, p_state_hash bytea)
 returns table (code_verifier text, used boolean, expired boolean)
 language plpgsql set search_path = pg_catalog, pg_temp rows 1 as $$
 begin

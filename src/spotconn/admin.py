@@ -1,6 +1,6 @@
 """Operator's work on the connections of all users: the only part of the library that sees more than one user.
 
-It acts as `service_role`, which row level security does not bind, in one short transaction after the other. It does
+It acts as `service_role`, which sees the rows of all users, in one short transaction after the other. It does
 not belong in a service that answers users.
 """
 
@@ -98,7 +98,7 @@ class ConnectionAdmin:
 
         Raises:
             ValueError: `within` is longer, or `retired_client_ids` is one string.
-            RowSecurityError: the login may not become service_role.
+            RowSecurityError: the login may not become service_role, or a policy hides rows from it.
             DatabaseUnavailable, SchemaMismatch: it ended early.
         """
         if abs(within) > _CENTURY:
@@ -120,7 +120,7 @@ class ConnectionAdmin:
         """Count the connections by state and app, and the stored tokens by key. Reads every row.
 
         Raises:
-            RowSecurityError: the login may not become service_role.
+            RowSecurityError: the login may not become service_role, or a policy hides rows from it.
             DatabaseUnavailable, SchemaMismatch: it could not be read.
         """
         return statistics(*[await self._database.fetch(query) for query in (STATS, KEYS, APPS)])
@@ -140,7 +140,7 @@ class ConnectionAdmin:
 
         Raises:
             ConfigurationError: there is no cipher, or others keep writing under another key.
-            RowSecurityError: the login may not become service_role.
+            RowSecurityError: the login may not become service_role, or a policy hides rows from it.
             DatabaseUnavailable, SchemaMismatch: it ended early; run it again.
         """
         if self._cipher is None:
@@ -160,7 +160,7 @@ class ConnectionAdmin:
 
         Raises:
             ValueError: `since` has no time zone, or is no time in UTC.
-            RowSecurityError: the login may not become service_role.
+            RowSecurityError: the login may not become service_role, or a policy hides rows from it.
             DatabaseUnavailable, SchemaMismatch: it ended early; run it again.
         """
         moment = _in_utc(since)
@@ -180,7 +180,7 @@ class ConnectionAdmin:
 
         Raises:
             ValueError: `client_id` is malformed.
-            RowSecurityError: the login may not become service_role.
+            RowSecurityError: the login may not become service_role, or a policy hides rows from it.
             DatabaseUnavailable, SchemaMismatch: it ended early; run it again.
         """
         check_client_id(client_id or "")  # None is for connections whose app is not known
@@ -209,7 +209,7 @@ class ConnectionAdmin:
             ValueError: a user id is no UUID, both are the same, or `to_user` is no user or has a connection.
             RefreshInProgress: a refresh is under way, or was cut off less than a minute ago.
             DecryptionError: a token is not under these keys, or not bound to `from_user`.
-            RowSecurityError: the login may not become service_role.
+            RowSecurityError: the login may not become service_role, or a policy hides rows from it.
             DatabaseUnavailable, SchemaMismatch: nothing was moved; run it again.
         """
         users = [_user_id("from_user", from_user), _user_id("to_user", to_user)]

@@ -64,7 +64,7 @@ async def test_the_role_of_the_library_must_own_nothing(database: Database, admi
         ({"superuser": True}, "as another superuser: ALTER ROLE spotconn NOSUPERUSER", "RENAME"),
         ({"superuser": True, "other_superuser": False}, "RENAME TO", "NOSUPERUSER"),
         ({"superuser": True, "made_by_initdb": True}, "RENAME TO", "NOSUPERUSER"),
-        ({"bypasses": True}, "NOBYPASSRLS", "RENAME"),
+        ({"bypasses": True}, "ALTER ROLE spotconn NOBYPASSRLS", "SUPERUSER"),
         ({"owns": True}, "OWNER TO", "SUPERUSER"),
         ({}, "drop the policies", "ROLE"),
     ],

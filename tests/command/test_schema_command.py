@@ -229,8 +229,28 @@ async def test_a_login_that_may_not_is_told_what_it_lacks(schema: Schema, prepar
     assert "permission denied for database" in refused.stderr
     assert "apply the schema with the login that owns the tables and may create roles" in refused.stderr
     await schema("--apply")
-    assert "The login lacks that privilege" in (await schema("--apply", login=weak)).stderr
+    refused = await schema("--apply", login=weak)
+    assert "rights are missing that the login app cannot grant: CREATE on SCHEMA public" in refused.stderr
+    assert "Apply the schema with the login that owns the tables" in refused.stderr
     assert (await schema("--check", login=weak)).exit_code == 0
+
+
+async def test_a_right_that_the_login_cannot_grant_is_printed(
+    schema: Schema, prepared: Database, url: str, scratch: asyncpg.Connection
+) -> None:
+    """The schema is applied, and the warning of the files has the statement that another login runs."""
+    name = url.rpartition("/")[2]
+    await scratch.execute("create role tenant login password 'tenant'")
+    await scratch.execute(f"alter database {name} owner to tenant")
+    try:
+        done = await schema("--apply", login=prepared.server.dsn(name, user="tenant", password="tenant"))
+        assert (done.exit_code, done.stdout.partition(":")[0]) == (0, "applied plain_postgres.sql, schema.sql")
+        (said,) = [line for line in done.stderr.splitlines() if line.startswith("warning")]
+        assert said.startswith("warning: the login tenant may not act as the role spotconn")
+        assert said.endswith("GRANT spotconn TO tenant;")
+    finally:
+        await scratch.execute(f"alter database {name} owner to postgres; reassign owned by tenant to postgres")
+        await scratch.execute("drop owned by tenant; drop role tenant")
 
 
 async def test_a_database_that_is_not_utf8(schema: Schema, prepared: Database, scratch: asyncpg.Connection) -> None:

@@ -29,7 +29,9 @@ from spotconn.accounts import SpotifyAccounts
 from spotconn.models import fingerprint
 from spotconn.testing import FakeSpotify
 from support.connections import connect
-from support.database import Database
+from support.database import Database, Dsn
+from support.documented_table import create_documented_table
+from support.lock_waits import until_waiting
 
 GRANT = TokenGrant(access_token="a", refresh_token="r", expires_at=datetime.now(UTC) - timedelta(hours=1))
 SEEN = fingerprint(GRANT.access_token)
@@ -76,6 +78,25 @@ async def test_no_caller_sees_it(
             group.create_task(apply_again())
             for user in users * 2:
                 group.create_task(traffic(user))
+
+
+async def test_the_first_application_and_a_change_of_users_do_not_deadlock(
+    dsn: Dsn, scratch: asyncpg.Connection
+) -> None:
+    """A transaction that writes auth.users and then reads the table goes on beside one that makes our other tables."""
+    await scratch.execute(read_sql("plain_postgres.sql"))
+    await create_documented_table(scratch)
+    migration, other = await asyncpg.connect(dsn()), await asyncpg.connect(dsn())
+    try:
+        async with other.transaction():
+            await other.execute("update auth.users set email = email")
+            applying = asyncio.create_task(migration.execute(SCHEMA))
+            await until_waiting(scratch, migration.get_server_pid())
+            await other.fetch(f"select from {TABLE}")
+        await asyncio.wait_for(applying, 60)
+    finally:
+        await migration.close()
+        await other.close()
 
 
 async def test_it_waits_behind_a_long_transaction_and_the_service_does_not(

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 
 from spotconn._command.finding import Finding
-from spotconn._command.probe import Probe
+from spotconn._command.probe import UNSEEN, Probe
 from spotconn._database.statements import APPS
 from spotconn._printable import shown
 from spotconn._settings import Settings, read_client, read_other_apps, read_retired_client_ids
@@ -67,7 +67,7 @@ async def check_apps(probe: Probe, environ: Mapping[str, str]) -> Finding:
     except ConfigurationError as error:
         return Finding(state="skip", subject="apps", text=f"not compared: {error}")
     if not await probe.become_service_role():
-        return Finding(state="skip", subject="apps", text="not to be seen: this login cannot become service_role")
+        return Finding(state="skip", subject="apps", text=UNSEEN)
     counts = {row["client_id"]: row["count"] for row in await probe.rows(APPS)}
     return apps_finding(counts, known=known, retired=retired)
 

@@ -11,12 +11,12 @@ from spotconn._command.clocks import check_clocks
 from spotconn._command.comparison import check_catalog, check_clients
 from spotconn._command.finding import Finding
 from spotconn._command.isolation import check_isolation
-from spotconn._command.probe import TIMEOUT, Probe
+from spotconn._command.probe import TIMEOUT, UNSEEN, Probe
 from spotconn._command.read_only import check_writing
 from spotconn._database.errors import APPLY_SCHEMA
 from spotconn._database.pool import is_pooled
 from spotconn._database.schema import SCHEMA_VERSION
-from spotconn._database.service_role import BIND_NOBODY
+from spotconn._database.statements import HIDES_ROWS
 from spotconn._database.verification import ENCODING, MAKE_UTF8
 
 OLDEST_SERVER = 150000
@@ -103,10 +103,10 @@ async def _check_schema_version(probe: Probe) -> Finding:
 
 async def _check_grants(probe: Probe) -> Finding:
     await probe.value("select spotconn.row_security_binds()")
+    if hides := await probe.value(f"select {HIDES_ROWS}"):
+        text = "service_role, as which the operator's commands act, does not see the rows of all users"
+        return Finding(state="fail", subject="grants", text=text, remedy="; ".join(hides))
     operator = await probe.become_service_role()
-    if operator and await probe.value("select pg_catalog.row_security_active('public.spotify_connections')"):
-        text = "row level security binds service_role, so that the operator's commands see no connection"
-        return Finding(state="fail", subject="grants", text=text, remedy=BIND_NOBODY)
     return Finding(
         state="ok",
         subject="grants",
@@ -131,7 +131,7 @@ async def _check_notifications(probe: Probe) -> Finding:
 async def _check_encryption(probe: Probe) -> Finding:
     subject = "stored tokens"
     if not await probe.become_service_role():
-        return Finding(state="skip", subject=subject, text="not to be seen: this login cannot become service_role")
+        return Finding(state="skip", subject=subject, text=UNSEEN)
     (row,) = await probe.rows(COUNT_PLAIN_TEXT)
     if not row["plain"]:
         return Finding(state="ok", subject=subject, text=f"{row['all']} values, none in plain text")

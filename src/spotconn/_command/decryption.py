@@ -12,7 +12,7 @@ import asyncpg
 
 from spotconn._command.catalog import READ_TOKENS
 from spotconn._command.finding import Finding
-from spotconn._command.probe import Probe
+from spotconn._command.probe import UNSEEN, Probe
 from spotconn._settings import read_encryption
 from spotconn.cipher import MARK, AesGcmSivCipher, NoCipher, TokenColumn, cipher_for
 from spotconn.errors import ConfigurationError, DecryptionError
@@ -38,7 +38,7 @@ async def check_decryption(probe: Probe, environ: Mapping[str, str], *, seconds:
     except ConfigurationError as error:
         return Finding(state="skip", subject=SUBJECT, text=f"not tried: {error}")
     if not await probe.become_service_role():
-        return Finding(state="skip", subject=SUBJECT, text="not to be seen: this login cannot become service_role")
+        return Finding(state="skip", subject=SUBJECT, text=UNSEEN)
     end = time.monotonic() + seconds
     start = UUID(int=0)
     while rows := await probe.rows(READ_TOKENS, start, BATCH):

@@ -8,7 +8,6 @@ from typing import Literal
 from spotconn._command.difference import Difference, default_privilege, event_trigger
 from spotconn._command.facts import Fact
 from spotconn._database.errors import APPLY_SCHEMA
-from spotconn._database.service_role import BIND_NOBODY
 
 CLIENTS = {"PUBLIC", "anon", "authenticated"}
 """Roles of the senders of requests, as the rights of a table name them."""
@@ -197,8 +196,8 @@ def _owner(fact: Fact) -> Difference:
     if fact.name.startswith("auth"):
         return Difference("warn", text, "see that this role is the project's own administrator")
     remedy = (
-        f"as the role that applies the schema: ALTER {fact.kind.upper()} {fact.name} OWNER TO CURRENT_USER; "
-        "then spotconn schema --apply"
+        f"as the role that applies the schema (if it is no superuser, first GRANT {fact.value} TO CURRENT_USER): "
+        f"ALTER {fact.kind.upper()} {fact.name} OWNER TO CURRENT_USER; then spotconn schema --apply"
     )
     if fact.value not in {*CLIENTS, "authenticator", "service_role", "spotconn"}:
         remedy += f"; where {fact.value} is meant to own it: GRANT spotconn TO {fact.value} WITH ADMIN OPTION"
@@ -212,7 +211,7 @@ def _role(fact: Fact, is_there: bool) -> Difference:  # noqa: FBT001
         text = f"{fact.name} is a member of {fact.value}"
         return Difference(state, text, _unless_meant(state, remedy))
     if not is_there:
-        return Difference("fail", f"the role {fact.name} lacks {fact.value}", BIND_NOBODY)
+        return Difference("fail", f"the role {fact.name} lacks {fact.value}, and rows are hidden from it", "see grants")
     remedy = "see isolation" if fact.name == "spotconn" else f"ALTER ROLE {fact.name} NO{fact.value}"
     state = "warn" if fact.name == "service_role" else "fail"
     return Difference(state, f"the role {fact.name} has {fact.value}", remedy)

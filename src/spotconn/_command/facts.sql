@@ -8,6 +8,15 @@ with recursive membership (member, role) as (
     select membership.member, further.roleid
     from membership join pg_auth_members as further on further.member = membership.role
 ),
+-- Without what PostgreSQL 16 and later give the maker of a role: to administer it, and neither its rights nor SET ROLE.
+acting (member, role) as (
+    select member, roleid from pg_auth_members as given
+    where not to_jsonb(given) @> '{"inherit_option": false, "set_option": false}'
+    union
+    select acting.member, further.roleid
+    from acting join pg_auth_members as further on further.member = acting.role
+    where not to_jsonb(further) @> '{"inherit_option": false, "set_option": false}'
+),
 client (oid, name) as (
     select oid, rolname from pg_roles where rolname in ('anon', 'authenticated', 'authenticator')
 ),
@@ -29,7 +38,7 @@ trusted (oid) as (
     union
     select role from pg_namespace
     join manager on manager.oid = nspowner
-    join membership on member = nspowner
+    join acting on member = nspowner
     join pg_roles as owner on owner.oid = role
     where nspname = 'spotconn'
         and rolname not in ('anon', 'authenticated', 'authenticator', 'service_role', 'spotconn')

@@ -56,8 +56,10 @@ def isolation_remedy(
             "my_admin SUPERUSER LOGIN PASSWORD '…'; as my_admin ALTER ROLE spotconn RENAME TO former_spotconn; "
             f"{APPLY_SCHEMA}; then let the service log in as another role, a member of the new role spotconn"
         )
-    if superuser or bypasses:
+    if superuser:
         return "as another superuser: ALTER ROLE spotconn NOSUPERUSER NOBYPASSRLS"
+    if bypasses:
+        return "with the login that gave it BYPASSRLS: ALTER ROLE spotconn NOBYPASSRLS"
     if owns:
         return (
             "the role spotconn owns public.spotify_connections or is a member of its owner, whom no policy binds: "

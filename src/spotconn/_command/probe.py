@@ -12,10 +12,13 @@ from spotconn._database.acquire import terminate_on_error, within
 from spotconn._database.errors import map_errors
 from spotconn._database.idle_sessions import Session
 from spotconn._database.service_role import set_timeouts
+from spotconn._database.statements import HIDES_ROWS
 from spotconn.errors import DatabaseUnavailable
 
 TIMEOUT = 60.0
 """Seconds for one statement; some of them read every row."""
+UNSEEN = "not to be seen: this login cannot become service_role, or that role does not see every row; see grants"
+"""What is said where `become_service_role` returns False."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,10 @@ class Probe:
         raise DatabaseUnavailable("the database went away; try again later")
 
     async def become_service_role(self) -> bool:
-        """Act as `service_role` until the end of `rolled_back`, and return whether this login may."""
-        return await self.attempt("set local role service_role") == "SET"
+        """Act as `service_role` until the end of `rolled_back`, and return whether that shows every row."""
+        if await self.attempt("set local role service_role") != "SET":
+            return False
+        return not await self.value(f"select {HIDES_ROWS}")
 
     @asynccontextmanager
     async def rolled_back(self) -> AsyncGenerator[None]:

@@ -18,7 +18,7 @@ select pg_catalog.pg_is_in_recovery() as replica,
 # By where the setting comes from, as pg_settings names it. ALTER DATABASE and ALTER ROLE are writes themselves.
 _RESET = {
     "configuration file": f"ALTER SYSTEM RESET {_SETTING} (or take it out of postgresql.conf), then SELECT "
-    "pg_reload_conf()",
+    "pg_reload_conf(); on a managed server, change it in the provider's settings of the server",
     "database": f"SET {_SETTING} = off, then ALTER DATABASE {{database}} RESET {_SETTING}",
     "user": f"SET {_SETTING} = off, then ALTER ROLE {{login}} RESET {_SETTING}",
     "database user": f"SET {_SETTING} = off, then ALTER ROLE {{login}} IN DATABASE {{database}} RESET {_SETTING}",

@@ -1,10 +1,11 @@
 """The command `spotconn schema`: print the SQL, apply it, or check that it is applied."""
 
 import os
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypedDict
 
+import asyncpg
 from pydantic import BaseModel
 
 from spotconn._command.console import open_admin
@@ -16,6 +17,7 @@ from spotconn._database.idle_sessions import Session
 from spotconn._database.pool import close_pool, open_pool
 from spotconn._database.schema import SCHEMA_VERSION, check_version, files_to_apply, schema_sql
 from spotconn._database.verification import check_encoding
+from spotconn._printable import printable
 from spotconn._settings import read_database_url
 from spotconn.errors import ConfigurationError, SchemaMismatch
 from spotconn.models import check_client_id
@@ -136,7 +138,8 @@ async def apply_schema(parts: Parts, client_id: str | None, owner: str | None) -
         names = files_to_apply(**parts)
         print_line(f"applies {', '.join(names)}")
         named = "" if owner is None else f"set local spotconn.owner = '{owner}';\n"
-        await apply(session, named + schema_sql(**parts, transaction=False), waiting=_print_waiting)
+        with _warnings_printed(session):
+            await apply(session, named + schema_sql(**parts, transaction=False), waiting=_print_waiting)
         after = await look(session)
     assigned = None if client_id is None else await _assign(client_id)
     return Applied(before=str(before), files=list(names), version=after.version or 0, assigned=assigned)
@@ -144,6 +147,22 @@ async def apply_schema(parts: Parts, client_id: str | None, owner: str | None) -
 
 def _print_waiting(holders: str) -> None:
     print_line(f"{holders}; tries again")
+
+
+@contextmanager
+def _warnings_printed(session: Session) -> Generator[None]:
+    """Context manager: print what the files warn of, such as a right that this login cannot grant."""
+    session.add_log_listener(_print_warning)
+    try:
+        yield
+    finally:
+        session.remove_log_listener(_print_warning)
+
+
+def _print_warning(_session: object, message: asyncpg.PostgresLogMessage) -> None:
+    if message.sqlstate == "01000":
+        hint = getattr(message, "hint", None) or ""
+        print_line(printable(f"warning: {getattr(message, 'message', '')}. {hint}".rstrip()))
 
 
 async def _assign(client_id: str) -> int:

@@ -1,4 +1,4 @@
-"""Transactions as `service_role`, which row level security does not bind, for the admin."""
+"""Transactions as `service_role`, which sees every row: it has BYPASSRLS, or policies of its own."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -12,6 +12,7 @@ from spotconn._database.acquire import terminate_on_error, within
 from spotconn._database.bound_pool import BoundPool, check_users
 from spotconn._database.errors import APPLY_SCHEMA, map_errors
 from spotconn._database.idle_sessions import Session
+from spotconn._database.statements import HIDES_ROWS
 from spotconn.errors import RowSecurityError, SchemaMismatch, SpotconnError, StatementRefused
 
 if TYPE_CHECKING:
@@ -45,10 +46,8 @@ def set_timeouts(seconds: float) -> str:
 _BECOME_SERVICE_ROLE = (
     f"{set_timeouts(TIMEOUT)}, pg_catalog.set_config('role', 'service_role', true), "
     "pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true), "
-    "pg_catalog.row_security_active('public.spotify_connections') as is_bound"
+    f"{HIDES_ROWS} as hides"
 )
-BIND_NOBODY = "as a superuser: ALTER ROLE service_role BYPASSRLS"
-"""What lets the role see the rows of all users, as on Supabase."""
 
 
 class ServiceRole:
@@ -65,7 +64,7 @@ class ServiceRole:
         """Return the rows of a statement.
 
         Raises:
-            RowSecurityError: the login may not become service_role, or the policies bind that role.
+            RowSecurityError: the login may not become service_role, or a policy hides rows from that role.
             DatabaseUnavailable, SchemaMismatch: it failed.
         """
         async with self.transaction() as session:
@@ -128,15 +127,15 @@ async def _become_service_role(session: Session) -> None:
         row = await map_errors(session.fetchrow(_BECOME_SERVICE_ROLE, timeout=TIMEOUT))
     except RowSecurityError:
         failure = RowSecurityError(
-            "the login may not become service_role: use that of an operator, who has GRANT service_role TO it, and not "
-            f"that of the service; or {APPLY_SCHEMA}"
+            "the login may not become service_role: use one of an operator, to which service_role was granted (GRANT "
+            "service_role TO my_operator), and not that of the service"
         )
     except StatementRefused as error:
         if error.sqlstate != "22023":  # of a value for the parameter "role"
             raise
         failure = SchemaMismatch(f"the database has no role service_role: {APPLY_SCHEMA}")
     else:
-        if row is not None and row["is_bound"]:  # it would see no row, and find nothing to do
-            failure = RowSecurityError(f"the policies bind service_role, which must see all users: {BIND_NOBODY}")
+        if row is not None and row["hides"]:  # it would find nothing to do, or less than there is
+            failure = RowSecurityError(f"service_role must see the rows of all users, but {'; '.join(row['hides'])}")
     if failure is not None:
         raise failure

@@ -133,3 +133,47 @@ from public.spotify_connections, lateral (values (access_token), (refresh_token)
 group by 1, 2
 """
 APPS = "select client_id, count(*) from spotconn.connection group by client_id order by client_id"
+
+# A policy also binds roles that inherit from those it names. A command needs a permissive policy that lets every row
+# pass, and no restrictive one that may keep one back: any but the constant may.
+HIDES_ROWS = """
+array(
+    with role as (
+        select oid, rolsuper or rolbypassrls as exempt from pg_catalog.pg_roles where rolname = 'service_role'
+    ), bound as (
+        select relation.oid, nspname || '.' || relname as name, role.oid as role
+        from role
+        cross join pg_catalog.pg_class as relation
+        join pg_catalog.pg_namespace as schema on schema.oid = relnamespace
+        where (nspname, relname) in (('public', 'spotify_connections'), ('spotconn', 'refresh_state'))
+            and relrowsecurity and not exempt
+            and (relforcerowsecurity or not pg_catalog.pg_has_role(role.oid, relowner, 'usage'))
+    ), policy as (
+        select bound.name, polname, polpermissive, polcmd,
+            pg_catalog.pg_get_expr(polqual, polrelid) as reads,
+            coalesce(
+                pg_catalog.pg_get_expr(polwithcheck, polrelid), pg_catalog.pg_get_expr(polqual, polrelid)
+            ) as writes
+        from bound join pg_catalog.pg_policy on polrelid = bound.oid
+        where exists (
+            select from pg_catalog.unnest(polroles) as given
+            where case when given = 0 then true else pg_catalog.pg_has_role(role, given, 'usage') end
+        )
+    )
+    select 'no policy shows it every row of ' || name || ': spotconn schema --apply'
+    from bound cross join (values ('r'), ('a'), ('w'), ('d')) as command (letter)
+    where not exists (
+        select from policy
+        where policy.name = bound.name and polpermissive and polcmd in ('*', letter::"char")
+            and (letter = 'a' or reads = 'true') and (letter in ('r', 'd') or writes = 'true')
+    )
+    union
+    select pg_catalog.format(
+        'the restrictive policy %1$I binds it: ALTER POLICY %1$I ON %2$s TO anon, authenticated', polname, name
+    )
+    from policy
+    where not polpermissive and not (coalesce(reads, 'true') = 'true' and coalesce(writes, 'true') = 'true')
+    order by 1
+)
+"""
+"""What hides rows from service_role, each with what mends it; by the catalog alone, so that any login may ask."""

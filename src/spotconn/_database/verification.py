@@ -16,13 +16,14 @@ MAKE_UTF8 = (
     "pg_dump and psql, and name it in DATABASE_URL"
 )
 
-_ALTER_ROLE = f"run ALTER ROLE spotconn NOBYPASSRLS NOSUPERUSER and {APPLY_SCHEMA}"
 UNBOUND = {
     # An administrator's own login, perhaps the only superuser: it must stay what it is.
     "login": "the role spotconn is a login with SUPERUSER or BYPASSRLS. Log in as another role, which is a member of "
-    "spotconn: as another superuser, run ALTER ROLE spotconn RENAME TO another_name, and with that login "
-    f"{APPLY_SCHEMA}; it makes a role spotconn that nobody logs in as",
-    "exempt": f"the role spotconn has BYPASSRLS or SUPERUSER; {_ALTER_ROLE}",
+    "spotconn: with a login that may alter that role, run ALTER ROLE spotconn RENAME TO another_name, and with the "
+    f"renamed login {APPLY_SCHEMA}; it makes a role spotconn that nobody logs in as",
+    "exempt": "the role spotconn has BYPASSRLS; with the login that gave it, run ALTER ROLE spotconn NOBYPASSRLS",
+    "superuser": "the role spotconn has SUPERUSER; as another superuser, run ALTER ROLE spotconn NOSUPERUSER "
+    "NOBYPASSRLS",
     "owner": "the role spotconn owns a table; give each table of spotconn to the login that applies the schema "
     f"(ALTER TABLE public.spotify_connections OWNER TO that login) and {APPLY_SCHEMA}",
     "disabled": f"it is disabled on a table; {APPLY_SCHEMA}",
