@@ -24,7 +24,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from demo_services import SCOPES, has_settings, print_line, run, simulated
-from spotconn import Connection, Freshness, SpotifyAccounts, TokenGrant, TokenManager, freshness
+from spotconn import Connection, TokenGrant, TokenManager, import_grant
 
 CLOCKS = 60
 """Seconds by which the clocks of two hosts may differ."""
@@ -104,39 +104,6 @@ def start_of(day: str) -> datetime:
     return datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=FIRST_ZONE)
 
 
-async def import_grant(
-    tokens: TokenManager,
-    user_id: UUID,
-    found: TokenGrant,
-    *,
-    authorized_at: datetime | None = None,
-    spotify_user_id: str | None = None,
-) -> Connection:
-    """Store tokens from elsewhere.
-
-    Args:
-        tokens: of the service that is to have them; they must be of its app of new connections.
-        user_id: an id of auth.users; what is stored for this user is replaced.
-        found: the tokens.
-        authorized_at: when the user authorized; None for just now.
-        spotify_user_id: of the account that they must be of.
-
-    Raises:
-        ValueError: they are of another account, or an argument is refused; nothing is stored, and for an argument no
-            refresh token is spent either.
-        SpotconnError: they are of no use, or could not be stored.
-    """
-    # Whatever the database would refuse, it refuses before a refresh token is spent.
-    await tokens.store.check_save(user_id, connected_at=authorized_at)
-    ends = freshness(found.expires_at, time.time(), window=CLOCKS, margin=CLOCKS)
-    grant = found if ends is Freshness.FRESH else await _refreshed(tokens.accounts, found)
-    profile = await tokens.accounts.profile(grant.access_token)
-    if spotify_user_id is not None and profile.spotify_user_id != spotify_user_id:
-        raise ValueError("spotify_user_id: these tokens are of another account")
-    client_id = tokens.accounts.client_id
-    return await tokens.store.save(user_id, grant, profile, connected_at=authorized_at, client_id=client_id)
-
-
 async def import_cache(
     tokens: TokenManager, user_id: UUID, text: str, authorized_at: datetime, spotify_user_id: str | None = None
 ) -> Connection:
@@ -145,12 +112,6 @@ async def import_cache(
         raise ValueError("user_id: connected already, with tokens that may be newer")
     found = read_cache(text, time.time())
     return await import_grant(tokens, user_id, found, authorized_at=authorized_at, spotify_user_id=spotify_user_id)
-
-
-async def _refreshed(accounts: SpotifyAccounts, found: TokenGrant) -> TokenGrant:
-    grant = await accounts.refresh(found.refresh_token or "")
-    fallback = {"refresh_token": grant.refresh_token or found.refresh_token, "scope": grant.scope or found.scope}
-    return grant.model_copy(update=fallback)
 
 
 def _read(source: str, read: Callable[[], TokenGrant]) -> TokenGrant:

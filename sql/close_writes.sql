@@ -26,11 +26,19 @@ $$;
 
 do $$
 begin
-    if pg_catalog.to_regclass('spotconn.connection') is null then
+    if pg_catalog.to_regclass('spotconn.refresh_state') is null then
         raise exception 'schema spotconn is missing' using hint = 'Apply schema.sql first: spotconn schema --apply --close-writes.';
     end if;
     -- One application at a time: this locks the schema until the transaction ends, and only its owner can.
     comment on schema spotconn is 'What the library spotconn keeps for itself.';
+    if exists (
+        select from pg_catalog.pg_roles
+        where rolname in ('anon', 'authenticated') and pg_catalog.pg_has_role(oid, 'spotconn', 'member')
+    ) then
+        raise exception 'a client role may act as the role spotconn, which reads and writes the tokens of the own row'
+            using hint = 'Nothing was changed. REVOKE spotconn FROM authenticated and anon, or from the role between them; '
+                'then apply this file again.';
+    end if;
     if pg_catalog.to_regprocedure('spotconn.locked_down()') is not null then
         raise exception 'the database is locked down, which closes the writes, too'
             using hint = 'Nothing was changed. To let clients read their tokens again: spotconn schema --apply '

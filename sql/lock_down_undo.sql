@@ -23,7 +23,7 @@ $$;
 
 do $$
 begin
-    if pg_catalog.to_regclass('spotconn.connection') is null then
+    if pg_catalog.to_regclass('spotconn.refresh_state') is null then
         raise exception 'schema spotconn is missing' using hint = 'Apply schema.sql first: spotconn schema --apply.';
     end if;
     -- One application at a time: this locks the schema until the transaction ends, and only its owner can.

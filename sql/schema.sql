@@ -243,7 +243,7 @@ declare
         from pg_catalog.pg_class join pg_catalog.pg_namespace as schema on schema.oid = relnamespace
         where relkind in ('r', 'p', 'v') and (nspname, relname) in (
             ('public', 'spotify_connections'), ('spotconn', 'refresh_state'), ('spotconn', 'pending_connect'),
-            ('spotconn', 'connection')
+            ('spotconn', 'row_probe'), ('spotconn', 'connection_overview'), ('spotconn', 'connection')  -- a view before
         )
     );
     -- A table that is made below refers to the users, whose deletion locks both, too.
@@ -277,7 +277,219 @@ begin
 end
 $$;
 
-alter table public.spotify_connections add column if not exists scope text;
+-- What stands there may be of another shape. What is only missing is added, what loses nothing is converted, and the rest is
+-- named in one error, which undoes all. A table that is sound costs a look at the catalog.
+do $$
+declare
+    relation constant oid := 'public.spotify_connections'::pg_catalog.regclass;
+    users constant oid := 'auth.users'::pg_catalog.regclass;
+    wrong text[] := '{}';
+    changes text[] := '{}';
+    change text;
+    fault text;
+    expected record;
+    other record;
+    number bigint;
+    zone_matters boolean := false;
+    alter_table constant text := 'ALTER TABLE public.spotify_connections ';
+    key_of constant text := 'select pg_catalog.count(*) from pg_catalog.pg_index join pg_catalog.pg_attribute '
+        'on attrelid = indrelid and attnum = indkey[0] where indrelid = $1 and attname = $2 and indisunique and indisvalid '
+        'and indimmediate and indnkeyatts = 1 and indpred is null and indexprs is null';
+begin
+    if (select relkind not in ('r', 'p') from pg_catalog.pg_class where oid = relation) then
+        raise exception 'public.spotify_connections is no table'
+            using hint = 'Nothing was changed. Rename it (ALTER TABLE public.spotify_connections RENAME TO another_name), and '
+                'apply the schema again.';
+    end if;
+
+    -- The keys come second: they are of columns that the first step adds or converts.
+    for step in 1..2 loop
+        changes := '{}';
+        if step = 1 then
+            for expected in
+                select wanted.*, attribute.attnum, attribute.attnotnull, attribute.atthasdef,
+                    pg_catalog.format_type(attribute.atttypid, attribute.atttypmod) as found,
+                    case
+                        when attribute.atttypid = type::pg_catalog.regtype then ''
+                        when attribute.atttypid in ('varchar'::pg_catalog.regtype, 'bpchar'::pg_catalog.regtype)
+                            and type = 'text' then 'using %1$I::pg_catalog.text'
+                        when attribute.atttypid = '_text'::pg_catalog.regtype and name = 'scope'
+                            then 'using pg_catalog.array_to_string(%1$I, '' '')'
+                        when attribute.atttypid = 'timestamp'::pg_catalog.regtype and type = 'timestamptz'
+                            then 'using %1$I::pg_catalog.timestamptz'
+                        when attribute.atttypid in ('text'::pg_catalog.regtype, 'varchar'::pg_catalog.regtype)
+                            and type = 'uuid' then 'using %1$I::pg_catalog.uuid'
+                    end as conversion
+                from (values
+                    (1, 'id', 'uuid', true, 'pg_catalog.gen_random_uuid()', true),
+                    (2, 'user_id', 'uuid', true, null, false),
+                    (3, 'spotify_user_id', 'text', true, null, false),
+                    (4, 'access_token', 'text', true, null, false),
+                    (5, 'refresh_token', 'text', true, null, false),
+                    (6, 'expires_at', 'timestamptz', true, null, false),
+                    (7, 'connected_at', 'timestamptz', false, 'pg_catalog.now()', true),
+                    (8, 'display_name', 'text', false, null, true),
+                    (9, 'email', 'text', false, null, true),
+                    (10, 'scope', 'text', false, null, true)
+                ) as wanted (place, name, type, required, initial, addable)
+                left join pg_catalog.pg_attribute as attribute
+                    on attribute.attrelid = relation and attribute.attname = name and attribute.attnum > 0
+                    and not attribute.attisdropped
+                order by place
+            loop
+                if expected.attnum is null and expected.name = 'scope' and exists (
+                    select from pg_catalog.pg_attribute
+                    where attrelid = relation and attname = 'scopes' and not attisdropped
+                ) then
+                    wrong := wrong || ('column scopes: ' || alter_table || 'RENAME COLUMN scopes TO scope');
+                elsif expected.attnum is null and not expected.addable then
+                    wrong := wrong
+                        || pg_catalog.format('column %s is missing: rename the one that has it', expected.name);
+                elsif expected.attnum is null then
+                    -- The default of connected_at comes after the column: of the rows that stand nobody knows when.
+                    changes := changes || pg_catalog.format(
+                        'add column %I %s%s', expected.name, expected.type,
+                        case when expected.required then ' not null default ' || expected.initial else '' end
+                    );
+                elsif expected.conversion is null then
+                    wrong := wrong || pg_catalog.format(
+                        'column %s: %s instead of %s', expected.name, expected.found, expected.type
+                    );
+                    continue;
+                elsif expected.conversion <> '' then
+                    if expected.atthasdef and (expected.type = 'uuid' or expected.found = 'text[]') then
+                        changes := changes || pg_catalog.format('alter column %I drop default', expected.name);
+                    end if;
+                    changes := changes || pg_catalog.format(
+                        'alter column %I type %s ' || pg_catalog.format(expected.conversion, expected.name),
+                        expected.name, expected.type
+                    );
+                    zone_matters := zone_matters or expected.type = 'timestamptz';
+                end if;
+                if expected.required and not expected.attnotnull then
+                    changes := changes || pg_catalog.format('alter column %I set not null', expected.name);
+                elsif expected.attnotnull and not expected.required then
+                    wrong := wrong || pg_catalog.format(
+                        'column %1$s is NOT NULL: %2$sALTER COLUMN %1$I DROP NOT NULL', expected.name, alter_table
+                    );
+                end if;
+                if expected.initial is not null and (
+                    expected.attnum is null and not expected.required
+                    or not expected.atthasdef
+                    or expected.type = 'uuid' and expected.conversion <> ''
+                ) then
+                    changes := changes
+                        || pg_catalog.format('alter column %I set default %s', expected.name, expected.initial);
+                end if;
+            end loop;
+
+            for other in
+                select attname as name from pg_catalog.pg_attribute
+                where attrelid = relation and attnum > 0 and not attisdropped
+                    and attnotnull and not atthasdef and attidentity = ''
+                    and attname <> all (array[
+                        'id', 'user_id', 'spotify_user_id', 'access_token', 'refresh_token', 'expires_at',
+                        'connected_at', 'display_name', 'email', 'scope'
+                    ])
+                order by attnum
+            loop
+                wrong := wrong || pg_catalog.format(
+                    'column %1$s is NOT NULL without a default: %2$sALTER COLUMN %1$I DROP NOT NULL', other.name, alter_table
+                );
+            end loop;
+
+            -- Those of the documented names are made anew below.
+            if changes::text like '%alter column user_id type%' then
+                drop policy if exists "Users can view own connections" on public.spotify_connections;
+                drop policy if exists "Users can create own connections" on public.spotify_connections;
+                drop policy if exists "Users can update own connections" on public.spotify_connections;
+                drop policy if exists "Users can delete own connections" on public.spotify_connections;
+            end if;
+        else
+            -- ON CONFLICT (user_id) takes any unique index of that column, that of a primary key as well.
+            execute key_of into number using relation, 'user_id';
+            if number = 0 and exists (
+                select from pg_catalog.pg_attribute
+                where attrelid = relation and attname = 'user_id' and not attisdropped
+            ) then
+                execute 'select pg_catalog.count(*) from (select from public.spotify_connections '
+                    'where user_id is not null group by user_id having pg_catalog.count(*) > 1) as repeated' into number;
+                if number > 0 then
+                    wrong := wrong || pg_catalog.format(
+                        'UNIQUE (user_id): %s users have several rows: keep one of each', number
+                    );
+                else
+                    changes := changes || 'add unique (user_id)'::text;
+                end if;
+            end if;
+            execute key_of into number using relation, 'id';
+            if number = 0 and wrong = '{}' then
+                changes := changes || case
+                    when exists (select from pg_catalog.pg_constraint where conrelid = relation and contype = 'p')
+                        then 'add unique (id)'
+                    else 'add primary key (id)'
+                end;
+            end if;
+            if 'uuid' = (
+                select pg_catalog.format_type(atttypid, atttypmod) from pg_catalog.pg_attribute
+                where attrelid = relation and attname = 'user_id' and not attisdropped
+            ) and not exists (
+                select from pg_catalog.pg_constraint
+                where conrelid = relation and contype = 'f' and confrelid = users and confdeltype = 'c' and convalidated
+                    and pg_catalog.pg_get_constraintdef(oid) like 'FOREIGN KEY (user_id) REFERENCES auth.users(id)%'
+            ) then
+                execute 'select pg_catalog.count(*) from public.spotify_connections as stored '
+                    'where not exists (select from auth.users where users.id = stored.user_id)' into number;
+                if number > 0 then
+                    wrong := wrong || pg_catalog.format(
+                        'FOREIGN KEY (user_id): %s rows are of no user in auth.users: insert these users, or delete the rows',
+                        number
+                    );
+                else
+                    -- One of another action would refuse the deletion of a user before that of ours is done.
+                    changes := changes || array(
+                        select pg_catalog.format('drop constraint %I', conname) from pg_catalog.pg_constraint
+                        where conrelid = relation and contype = 'f' and confrelid = users
+                            and pg_catalog.pg_get_constraintdef(oid)
+                                like 'FOREIGN KEY (user_id) REFERENCES auth.users(id)%'
+                    ) || 'add foreign key (user_id) references auth.users (id) on delete cascade'::text;
+                end if;
+            end if;
+        end if;
+        foreach change in array changes loop
+            fault := null;
+            begin
+                execute alter_table || change;
+            exception
+                when lock_not_available or deadlock_detected or insufficient_privilege then
+                    raise;
+                when invalid_text_representation then  -- its text repeats the value
+                    fault := 'a value is none of that type';
+                when not_null_violation then
+                    fault := 'some rows have null there';
+                when others then
+                    fault := sqlerrm;
+            end;
+            if fault is not null then
+                wrong := wrong || pg_catalog.format('%s: %s', change, fault);
+            end if;
+        end loop;
+    end loop;
+
+    if wrong <> '{}' then
+        raise exception 'public.spotify_connections is of another shape: %', pg_catalog.array_to_string(wrong, '; ')
+            using hint = 'Nothing was changed. Mend what is named, or keep the table under another name and bring its rows '
+                'over: ALTER TABLE public.spotify_connections RENAME TO spotify_connections_old, spotconn schema --apply, then '
+                'spotconn migrate --from public.spotify_connections_old.';
+    end if;
+    if zone_matters then
+        perform pg_catalog.set_config('client_min_messages', 'notice', true);
+        raise notice 'times without a zone in public.spotify_connections were read in the session''s zone: %',
+            pg_catalog.current_setting('TimeZone');
+        perform pg_catalog.set_config('client_min_messages', 'warning', true);
+    end if;
+end
+$$;
 
 comment on column public.spotify_connections.expires_at is
     'End of the access token, by the clock of this database.';
@@ -286,8 +498,32 @@ comment on column public.spotify_connections.connected_at is
 comment on column public.spotify_connections.scope is
     'The granted scopes, separated by spaces; null where they were never recorded.';
 
-create index if not exists idx_spotify_connections_user on public.spotify_connections (user_id);
-create index if not exists idx_spotify_connections_spotify_user on public.spotify_connections (spotify_user_id);
+-- A table that was renamed to make room has kept its indexes, and their names.
+do $$
+declare
+    wanted record;
+begin
+    for wanted in
+        select name, attname as column, pg_catalog.to_regclass('public.' || name) is null as free
+        from (values
+            ('idx_spotify_connections_user', 'user_id'), ('idx_spotify_connections_spotify_user', 'spotify_user_id')
+        ) as documented (name, indexed)
+        join pg_catalog.pg_attribute on attrelid = 'public.spotify_connections'::pg_catalog.regclass and attname = indexed
+        where not exists (
+            select from pg_catalog.pg_index join pg_catalog.pg_class as index on index.oid = indexrelid
+            where indrelid = attrelid and (
+                relname = name
+                or indnkeyatts = 1 and indkey[0] = attnum and not indisunique and indpred is null and indexprs is null
+            )
+        )
+    loop
+        execute pg_catalog.format(
+            'create index %s on public.spotify_connections (%I)',
+            case when wanted.free then wanted.name else '' end, wanted.column
+        );
+    end loop;
+end
+$$;
 
 alter table public.spotify_connections enable row level security;
 
@@ -316,6 +552,10 @@ do $$
 begin
     if pg_catalog.has_schema_privilege('public', 'usage with grant option') then
         grant usage on schema public to spotconn;
+    end if;
+    -- For auth.uid() in SQL within ConnectionStore.as_user. On Supabase the schema auth is not this login's to grant.
+    if pg_catalog.has_schema_privilege('auth', 'usage with grant option') then
+        grant usage on schema auth to spotconn;
     end if;
 end
 $$;
@@ -348,17 +588,61 @@ create or replace function spotconn.now() returns timestamptz
 language sql stable set search_path = pg_catalog, pg_temp
 return pg_catalog.clock_timestamp();
 
+-- A connection with what is known of its refresh token. Before, this was a view, whose isolation hung on an option that dumps
+-- and copies of the database may lose. The functions that return its rows go with it, and are made again below.
+do $$
+declare
+    routine pg_catalog.regprocedure;
+begin
+    if exists (
+        select from pg_catalog.pg_class where oid = pg_catalog.to_regclass('spotconn.connection') and relkind = 'v'
+    ) then
+        for routine in
+            select distinct proc.oid
+            from pg_catalog.pg_type as type
+            join pg_catalog.pg_depend on refclassid = 'pg_catalog.pg_type'::pg_catalog.regclass and refobjid = type.oid
+            join pg_catalog.pg_proc as proc
+                on classid = 'pg_catalog.pg_proc'::pg_catalog.regclass and objid = proc.oid
+                and pronamespace = 'spotconn'::pg_catalog.regnamespace
+            where typrelid = 'spotconn.connection'::pg_catalog.regclass
+        loop
+            execute pg_catalog.format('drop function %s', routine);
+        end loop;
+        drop view spotconn.connection;
+    end if;
+    if pg_catalog.to_regtype('spotconn.connection') is null then
+        create type spotconn.connection as (
+            id uuid,
+            user_id uuid,
+            spotify_user_id text,
+            access_token text,
+            refresh_token text,
+            expires_at timestamptz,
+            connected_at timestamptz,
+            display_name text,
+            email text,
+            scope text,
+            client_id text,
+            refused_by text[],
+            failure text,
+            failed_at timestamptz,
+            retry_at timestamptz,
+            saves bigint,
+            family uuid,
+            remaining double precision
+        );
+    end if;
+end
+$$;
+
 -- Schema version 2 named the version of a connection by its expires_at. What it has recorded of rows that still stand is
--- carried over below; the view goes with the functions that return its rows.
+-- carried over below.
 do $$
 begin
     if exists (
         select from pg_catalog.pg_attribute
         where attrelid = pg_catalog.to_regclass('spotconn.refresh_state') and attname = 'version' and not attisdropped
     ) then
-        drop view if exists spotconn.connection cascade;
-        drop function if exists spotconn.begin_refresh(uuid, timestamptz, interval);
-        drop function if exists spotconn.finish_refresh(uuid, timestamptz, text, text, timestamptz, text);
         drop function if exists spotconn.fail_refresh(uuid, timestamptz, uuid, text, double precision);
         -- Not renamed: its constraints would keep their names, and those of the new table would get others.
         create table spotconn.refresh_state_2 as select * from spotconn.refresh_state;
@@ -471,8 +755,7 @@ drop policy if exists "Own pending connects are used" on spotconn.pending_connec
 create policy "Own pending connects are used" on spotconn.pending_connect
     for update to spotconn using ((select auth.uid()) = user_id) with check ((select auth.uid()) = user_id);
 
--- Each start of an authorization also deletes the expired ones of all users. A DELETE without WHERE and RETURNING reads
--- nothing, so no SELECT policy has to show these rows.
+-- Each start of an authorization also deletes the expired ones of all users. A DELETE that names no column reads nothing, so no SELECT policy has to show these rows.
 drop policy if exists "Own and expired pending connects may go" on spotconn.pending_connect;
 create policy "Own and expired pending connects may go" on spotconn.pending_connect
     for delete to spotconn using ((select auth.uid()) = user_id or expires_at <= spotconn.now());
@@ -497,6 +780,32 @@ begin
     end loop;
 end
 $$;
+
+-- Empty for ever: spotconn.is_hidden inserts a row and rolls it back, because its foreign key looks for the connection past
+-- every policy. Made anew where the table of the connections was replaced, or its unique key.
+do $$
+begin
+    if not exists (
+        select from pg_catalog.pg_constraint
+        where conrelid = pg_catalog.to_regclass('spotconn.row_probe') and contype = 'f'
+            and confrelid = 'public.spotify_connections'::pg_catalog.regclass
+    ) then
+        drop table if exists spotconn.row_probe;
+        create unlogged table spotconn.row_probe (
+            user_id uuid primary key references public.spotify_connections (user_id) on update cascade on delete cascade
+        );
+    end if;
+end
+$$;
+
+alter table spotconn.row_probe enable row level security;
+
+drop policy if exists "Own connection is probed" on spotconn.row_probe;
+create policy "Own connection is probed" on spotconn.row_probe
+    for insert to spotconn with check ((select auth.uid()) = user_id);
+
+revoke all on spotconn.row_probe from public, anon, authenticated, service_role;
+grant insert on spotconn.row_probe to spotconn;
 
 -- Names a stored token by its content.
 create or replace function spotconn.fingerprint(p_stored text) returns bytea
@@ -526,39 +835,48 @@ create or replace function spotconn.runs(p_since timestamptz, p_until timestampt
 language sql stable set search_path = pg_catalog, pg_temp
 return coalesce(p_now < p_until and p_until < p_now + interval '25 hours' and p_now + interval '1 second' >= p_since, false);
 
--- A connection with what is known of its refresh token. The planner would take two equal columns for a rare row and read
--- whole tables for a batch; from the COALESCE it concludes nothing.
-create or replace view spotconn.connection with (security_invoker = true) as
-select
-    connection.id,
-    connection.user_id,
-    connection.spotify_user_id,
-    connection.access_token,
-    connection.refresh_token,
-    -- Other writers may store any date. These are the ones that a client can hold.
-    least(greatest(connection.expires_at, '0001-01-02 00:00+00'), '9999-12-31 00:00+00') as expires_at,
-    case when connection.connected_at between '2000-01-01 00:00+00' and '9998-12-31 00:00+00'
-        then connection.connected_at end as connected_at,
-    connection.display_name,
-    connection.email,
-    connection.scope,
-    state.client_id,
-    state.refused_by,
-    state.failure,
-    case when state.failed_at is not null
-        then least(greatest(state.failed_at, '0001-01-02 00:00+00'), '9999-12-31 00:00+00') end as failed_at,
-    case when state.retry_at between '0001-01-02 00:00+00' and '9999-12-31 00:00+00'
-        then state.retry_at end as retry_at,
-    state.saves,
-    state.family,
-    spotconn.seconds_left(connection.expires_at, spotconn.now()) as remaining
-from public.spotify_connections as connection
-left join spotconn.refresh_state as state
-    on state.user_id = connection.user_id
-    and coalesce(state.fingerprint = sha256(convert_to(connection.refresh_token, 'UTF8')), false);
-
-revoke all on spotconn.connection from public, anon, authenticated;
-grant select on spotconn.connection to spotconn, service_role;
+-- The connection of a user, if the policies show it to the caller. Stable: it reads what the statement that calls it does.
+-- The planner would take two equal columns for a rare row and read whole tables; from the COALESCE it concludes nothing.
+create or replace function spotconn.connections(p_user_id uuid) returns setof spotconn.connection
+language plpgsql stable set search_path = pg_catalog, pg_temp rows 1 as $$
+declare
+    moment constant timestamptz := spotconn.now();
+begin
+    return query
+        select
+            stored.id,
+            stored.user_id,
+            stored.spotify_user_id::text,
+            stored.access_token::text,
+            stored.refresh_token::text,
+            -- Other writers may store any date. These are the ones that a client can hold.
+            least(greatest(stored.expires_at::timestamptz, '0001-01-02 00:00+00'), '9999-12-31 00:00+00'),
+            case when stored.connected_at between '2000-01-01 00:00+00' and '9998-12-31 00:00+00'
+                then stored.connected_at::timestamptz end,
+            stored.display_name::text,
+            stored.email::text,
+            stored.scope::text,
+            state.client_id,
+            state.refused_by,
+            state.failure,
+            case when state.failed_at is not null
+                then least(greatest(state.failed_at, '0001-01-02 00:00+00'), '9999-12-31 00:00+00') end,
+            case when state.retry_at between '0001-01-02 00:00+00' and '9999-12-31 00:00+00'
+                then state.retry_at end,
+            state.saves,
+            state.family,
+            -- As spotconn.seconds_left, which would cost as much as the rest.
+            case
+                when stored.expires_at < '2000-01-01 00:00+00' or stored.expires_at > moment + interval '24 hours' then 0
+                else (extract(epoch from stored.expires_at) - extract(epoch from moment))::double precision
+            end
+        from public.spotify_connections as stored
+        left join spotconn.refresh_state as state
+            on state.user_id = stored.user_id
+            and coalesce(state.fingerprint = sha256(convert_to(stored.refresh_token, 'UTF8')), false)
+        where stored.user_id = p_user_id;
+end
+$$;
 
 -- One function per operation of the store. Each sets role and claims, then runs its statement, so a call is one
 -- statement, one round trip and one implicit transaction, and no caller can leave out the claims.
@@ -608,6 +926,41 @@ create or replace function spotconn.claimed_user() returns uuid
 language sql stable set search_path = pg_catalog, pg_temp
 return auth.uid();
 
+-- Whether policies of these roles bind the role spotconn.
+create or replace function spotconn.binds(p_roles oid[]) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp
+return exists (
+    select from pg_catalog.unnest(p_roles) as bound (role)
+    where bound.role = 0 or pg_catalog.pg_has_role('spotconn', bound.role, 'usage')
+);
+
+-- What may keep the role spotconn from a row of its user: by table and command each restrictive policy that binds it, quoted
+-- where it has to be, and null where no permissive one does.
+create or replace function spotconn.policy_faults() returns table (relation text, command text, policy text)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+    return query
+        with bound as (
+            select policy.polrelid, pg_catalog.quote_ident(policy.polname) as name, policy.polpermissive as permissive, policy.polcmd as code
+            from pg_catalog.pg_policy as policy where spotconn.binds(policy.polroles)
+        )
+        select protected.name, needed.command, bound.name
+        from (values
+            ('public.spotify_connections'), ('spotconn.refresh_state'), ('spotconn.pending_connect')
+        ) as protected (name)
+        cross join (values ('r'::"char", 'SELECT'), ('a', 'INSERT'), ('w', 'UPDATE'), ('d', 'DELETE'))
+            as needed (code, command)
+        left join bound
+            on bound.polrelid = protected.name::pg_catalog.regclass and bound.code in (needed.code, '*')
+            and not bound.permissive
+        where bound.name is not null or not exists (
+            select from bound as showing
+            where showing.polrelid = protected.name::pg_catalog.regclass and showing.code in (needed.code, '*')
+                and showing.permissive
+        );
+end
+$$;
+
 -- All that ConnectionStore.verify looks at, in one round trip. unbound is why the policies would not bind, null where they do.
 -- Fails with 42501 if a grant is missing.
 create or replace function spotconn.verify() returns jsonb
@@ -643,8 +996,120 @@ begin
         'version', spotconn.schema_version(),
         'encoding', pg_catalog.current_setting('server_encoding'),
         'claims_read', claims_read,
-        'unbound', unbound
+        'unbound', unbound,
+        'policies', coalesce(
+            (select pg_catalog.jsonb_agg(fault order by fault) from spotconn.policy_faults() as fault), '[]'
+        )
     );
+end
+$$;
+
+-- Whether the documented policies alone decide which connection the role spotconn is shown (SELECT), or may change (UPDATE).
+create or replace function spotconn.shows_own_rows(p_command text) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    code constant "char" := case p_command when 'UPDATE' then 'w' else 'r' end;
+begin
+    return (
+        with policy as materialized (
+            select
+                polcmd, polpermissive,
+                pg_catalog.pg_get_expr(polqual, polrelid) = '(( SELECT auth.uid() AS uid) = user_id)' as own
+            from pg_catalog.pg_policy
+            where polrelid = 'public.spotify_connections'::pg_catalog.regclass and polcmd in ('r', code, '*')
+                and (0 = any (polroles) or spotconn.binds(polroles))
+        )
+        select coalesce(
+            pg_catalog.bool_and(polpermissive)
+            and pg_catalog.bool_or(own and polcmd in ('r', '*')) and pg_catalog.bool_or(own and polcmd in (code, '*')),
+            false
+        ) from policy
+    );
+end
+$$;
+
+-- Whether a policy hides the connection of the user acted for, who is shown none (SELECT) or none to change (UPDATE).
+-- Where the documented policies alone bind there is no such connection, and nothing is written. Else a row that refers to it
+-- is inserted and rolled back: the lock of its foreign key holds a connection in place, so that another look is conclusive.
+create or replace function spotconn.is_hidden(p_user_id uuid, p_command text) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    connections constant regclass := 'public.spotify_connections';
+    hidden boolean;
+begin
+    if spotconn.shows_own_rows(p_command) and spotconn.claimed_user() = p_user_id then
+        return false;
+    end if;
+    begin
+        if pg_catalog.current_setting('session_replication_role') = 'replica' or not exists (
+            select from pg_catalog.pg_constraint
+            where conrelid = pg_catalog.to_regclass('spotconn.row_probe') and contype = 'f' and confrelid = connections
+        ) then
+            raise undefined_table;  -- no foreign key is checked
+        end if;
+        perform pg_catalog.set_config('lock_timeout', '500ms', true);  -- as in spotconn.finish_refresh
+        insert into spotconn.row_probe (user_id) values (p_user_id);
+        if p_command = 'SELECT' then
+            perform from public.spotify_connections as stored where stored.user_id = p_user_id;
+        else
+            perform from public.spotify_connections as stored where stored.user_id = p_user_id for no key update;
+        end if;
+        hidden := not found;
+        raise sqlstate 'SC003';  -- only this rolls back
+    exception
+        when sqlstate 'SC003' then
+            return hidden;
+        when foreign_key_violation then
+            return false;
+        when read_only_sql_transaction or feature_not_supported or insufficient_privilege or undefined_table then
+            -- A standby, or a probe that is lacking: the catalog says whether a policy may hide it.
+            return exists (
+                select from spotconn.policy_faults() as fault
+                where fault.relation = connections::text and fault.command in ('SELECT', p_command)
+            );
+    end;
+end
+$$;
+
+-- Raises SC002. Its fields name the restrictive policies for these commands, and the commands without a permissive one.
+create or replace function spotconn.refuse_hidden(p_commands text[]) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    policies text;
+    lacking text;
+begin
+    select
+        pg_catalog.string_agg(distinct fault.policy, ', '),
+        pg_catalog.string_agg(fault.command, ', ') filter (where fault.policy is null)
+    into policies, lacking
+    from spotconn.policy_faults() as fault
+    where fault.relation = 'public.spotify_connections' and fault.command = any (p_commands);
+    raise exception 'row level security hides a connection from the role spotconn' using
+        errcode = 'SC002', schema = 'public', table = 'spotify_connections',
+        constraint = coalesce(policies, ''), datatype = coalesce(lacking, '');
+end
+$$;
+
+-- Raises SC002 where a user who is shown no connection has one all the same.
+create or replace function spotconn.check_missing(p_user_id uuid) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if spotconn.is_hidden(p_user_id, 'SELECT') then
+        perform spotconn.refuse_hidden('{SELECT}');
+    end if;
+end
+$$;
+
+-- Raises SC002 where a connection that holds this refresh token is shown, and is not to be changed.
+create or replace function spotconn.check_unchanged(p_user_id uuid, p_fingerprint bytea) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if exists (
+        select from public.spotify_connections as stored
+        where stored.user_id = p_user_id and spotconn.fingerprint(stored.refresh_token) = p_fingerprint
+    ) and spotconn.is_hidden(p_user_id, 'UPDATE') then
+        perform spotconn.refuse_hidden('{SELECT,UPDATE}');
+    end if;
 end
 $$;
 
@@ -653,7 +1118,10 @@ language plpgsql set search_path = pg_catalog, pg_temp rows 1 as $$
 begin
     perform spotconn.act_as(p_user_id);
     return query
-        select connection.* from spotconn.connection where connection.user_id = p_user_id;
+        select connection.* from spotconn.connections(p_user_id) as connection;
+    if not found then
+        perform spotconn.check_missing(p_user_id);
+    end if;
 end
 $$;
 
@@ -663,10 +1131,14 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     one uuid;
 begin
+    perform spotconn.act_as(null);
     foreach one in array p_user_ids loop
-        perform spotconn.act_as(one);
+        perform pg_catalog.set_config('request.jwt.claims', '{"sub": "' || one || '", "role": "spotconn"}', true);
         return query
-            select connection.* from spotconn.connection where connection.user_id = one;
+            select connection.* from spotconn.connections(one) as connection;
+        if not found then
+            perform spotconn.check_missing(one);
+        end if;
     end loop;
 end
 $$;
@@ -679,6 +1151,7 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     one uuid;
     moment constant timestamptz := spotconn.now();
+    shown boolean;
 begin
     perform spotconn.act_as(null);
     foreach one in array p_user_ids loop
@@ -694,6 +1167,12 @@ begin
                 end,
                 stored.scope
             from public.spotify_connections as stored where stored.user_id = one;
+        if not found then
+            shown := coalesce(shown, spotconn.shows_own_rows('SELECT') and spotconn.claimed_user() = one);
+            if not shown then
+                perform spotconn.check_missing(one);
+            end if;
+        end if;
     end loop;
 end
 $$;
@@ -801,7 +1280,10 @@ begin
         saves = least(state.saves, 9223372036854775806) + 1
     where state.user_id = p_user_id;
     return query
-        select connection.* from spotconn.connection where connection.user_id = p_user_id;
+        select connection.* from spotconn.connections(p_user_id) as connection;
+    if not found then
+        perform spotconn.check_missing(p_user_id);
+    end if;
 end
 $$;
 
@@ -816,6 +1298,12 @@ begin
         raise exception 'connected_at lies in the future' using errcode = 'SC001';
     end if;
     perform spotconn.act_as(p_user_id);
+    if exists (
+        select from spotconn.policy_faults() as fault
+        where fault.relation = 'public.spotify_connections' and fault.command <> 'DELETE'
+    ) then
+        perform spotconn.refuse_hidden('{SELECT,INSERT,UPDATE}');
+    end if;
     insert into spotconn.pending_connect (state_hash, user_id, code_verifier, expires_at)
     values (own_hash, p_user_id, '', spotconn.now());
     delete from spotconn.pending_connect as pending where pending.state_hash = own_hash;
@@ -831,6 +1319,19 @@ begin
     perform pg_catalog.set_config('lock_timeout', '500ms', true);  -- as in spotconn.finish_refresh
     delete from public.spotify_connections as stored where stored.user_id = p_user_id;
     deleted := found;
+    if not deleted then
+        perform spotconn.check_missing(p_user_id);
+        -- It may have come meanwhile. One that is shown and not deleted then is kept by a policy, or by a trigger.
+        if exists (select from public.spotify_connections as stored where stored.user_id = p_user_id) then
+            delete from public.spotify_connections as stored where stored.user_id = p_user_id;
+            deleted := found;
+            if not deleted and exists (
+                select from public.spotify_connections as stored where stored.user_id = p_user_id
+            ) then
+                perform spotconn.refuse_hidden('{SELECT,DELETE}');
+            end if;
+        end if;
+    end if;
     delete from spotconn.refresh_state as state where state.user_id = p_user_id;
     -- An authorization that is under way would bring the connection back.
     update spotconn.pending_connect as pending set used_at = spotconn.now(), code_verifier = ''
@@ -947,12 +1448,12 @@ begin
     for look in 1..5 loop
         -- In one statement: between two, another process could save or record a failure.
         select stored as connection, known as state into found_row
-            from spotconn.connection as stored
+            from spotconn.connections(p_user_id) as stored
             left join spotconn.refresh_state as known
                 on known.user_id = stored.user_id
-                and known.fingerprint = spotconn.fingerprint(stored.refresh_token)
-            where stored.user_id = p_user_id;
+                and known.fingerprint = sha256(convert_to(stored.refresh_token, 'UTF8'));
         if not found then
+            perform spotconn.check_missing(p_user_id);
             turn.outcome := 'gone';
             return next turn;
             return;
@@ -972,6 +1473,9 @@ begin
     end loop;
 
     if turn.outcome = 'granted' and not locked then
+        if spotconn.is_hidden(p_user_id, 'UPDATE') then
+            perform spotconn.refuse_hidden('{SELECT,UPDATE}');
+        end if;
         turn.outcome := 'busy';
     elsif turn.outcome = 'granted' then
         turn.lease_id := pg_catalog.gen_random_uuid();
@@ -1036,6 +1540,9 @@ begin
         where stored.user_id = p_user_id and spotconn.fingerprint(stored.refresh_token) = p_replaced
         for no key update;
     answer.saved := found;
+    if not answer.saved then
+        perform spotconn.check_unchanged(p_user_id, p_replaced);
+    end if;
     taken := spotconn.fingerprint(standing.access_token) = p_held or not spotconn.is_token(standing.access_token)
         or spotconn.seconds_left(ends, spotconn.now()) > spotconn.seconds_left(standing.expires_at, spotconn.now());
     if answer.saved then
@@ -1072,9 +1579,11 @@ begin
             family = coalesce(p_family, known.family)
         where state.user_id = p_user_id;
     end if;
-    select stored into answer.connection from spotconn.connection as stored where stored.user_id = p_user_id;
+    select stored into answer.connection from spotconn.connections(p_user_id) as stored;
     if found then
         return next answer;
+    else
+        perform spotconn.check_missing(p_user_id);
     end if;
 end
 $$;
@@ -1111,6 +1620,8 @@ begin
         where stored.user_id = p_user_id and spotconn.fingerprint(stored.refresh_token) = p_fingerprint
         for no key update;
     if not found then
+        perform spotconn.check_unchanged(p_user_id, p_fingerprint);
+        perform spotconn.check_missing(p_user_id);
         return;
     end if;
     select stored.* into known from spotconn.refresh_state as stored
@@ -1181,7 +1692,7 @@ begin
         lapsed = known.lapsed
     where stored.user_id = p_user_id;
     failure := known.failure;
-    -- As in spotconn.connection.
+    -- As in spotconn.connections.
     failed_at := case when known.failed_at is not null
         then least(greatest(known.failed_at, '0001-01-02 00:00+00'), '9999-12-31 00:00+00') end;
     retry_at := case when known.retry_at between '0001-01-02 00:00+00' and '9999-12-31 00:00+00'
@@ -1211,8 +1722,8 @@ $$;
 
 -- Stores a started authorization for p_life. Returns null, or the seconds to wait where the user has twenty that have not
 -- expired, used ones included. The unique slots make that exact, however many processes start at once.
--- Expired ones of all users are deleted: without a user the policies show only these to a DELETE without WHERE. One caller at
--- a time does so, and the others do not wait for it. The lock is one that takes a right to the table, and that no statement of
+-- Expired ones of all users are deleted: without a user the policies show only these to a DELETE that reads no column. Its
+-- WHERE is for pg-safeupdate, which refuses a DELETE or an UPDATE that has none. One caller at a time does so, and the others do not wait for it. The lock is one that takes a right to the table, and that no statement of
 -- the service conflicts with; while autovacuum has it, nobody cleans.
 create or replace function spotconn.start_connect(
     p_user_id uuid,
@@ -1229,7 +1740,7 @@ begin
     begin
         lock table spotconn.pending_connect in share update exclusive mode nowait;
         perform pg_catalog.set_config('lock_timeout', '100ms', true);
-        delete from spotconn.pending_connect;
+        delete from spotconn.pending_connect where true;
         perform pg_catalog.set_config('lock_timeout', former, true);
     exception
         when lock_not_available then
@@ -1286,6 +1797,35 @@ begin
     end if;
 end
 $$;
+
+--------------------------------------------------------------------------------------------------------------------
+-- For SQL of the project's own
+--------------------------------------------------------------------------------------------------------------------
+
+-- All connections without their tokens, for a role that reports on them. It reads as its owner, whom no policy binds (one
+-- without BYPASSRLS is bound where row security is forced on a table: then the view shows no row).
+create or replace view spotconn.connection_overview as
+select
+    stored.user_id,
+    stored.spotify_user_id,
+    stored.display_name,
+    stored.email,
+    stored.scope,
+    stored.connected_at,
+    case when stored.connected_at between '2000-01-01 00:00+00' and '9998-12-31 00:00+00'
+        then ((stored.connected_at at time zone 'UTC') + interval '6 months') at time zone 'UTC' end as reauthorize_by,
+    stored.expires_at,
+    state.client_id,
+    state.failure,
+    state.failed_at,
+    state.retry_at
+from public.spotify_connections as stored
+left join spotconn.refresh_state as state
+    on state.user_id = stored.user_id
+    and coalesce(state.fingerprint = sha256(convert_to(stored.refresh_token, 'UTF8')), false);
+
+revoke all on spotconn.connection_overview from public, anon, authenticated, service_role, spotconn;
+grant select on spotconn.connection_overview to service_role;
 
 --------------------------------------------------------------------------------------------------------------------
 -- Bounds of what the client roles write
@@ -1347,17 +1887,23 @@ drop trigger if exists spotconn_tell_truncate on public.spotify_connections;
 drop function if exists spotconn.tell_change();
 drop function if exists spotconn.prove_telling(text);
 
+-- Counts changes that were not notified, because the queue of NOTIFY was half full: at the commit a full one fails the whole
+-- transaction. nextval shows at once, before the commit, and its lock on the sequence lasts until after the commit, so a
+-- heartbeat sees both what was skipped and who may still commit it. No two writers wait for each other.
+-- Every role that may write the table has to count, so PUBLIC may; the condition of the trigger holds the sequence by its OID,
+-- so that no right to the schema is needed, and none is given.
+create sequence if not exists spotconn.skipped_notifications;
+revoke all on sequence spotconn.skipped_notifications from public, anon, authenticated, service_role;
+grant usage on sequence spotconn.skipped_notifications to public;
+grant select on sequence spotconn.skipped_notifications to spotconn;
+
 -- The payload on channel spotconn is the id of the user whose connection has changed; * where all may have. Sent when the
--- transaction commits. A refresh by the library makes no cached token wrong and is silent: spotconn.finish_refresh sets the
--- mark, and acts in the role that is asked for here, which no other session has.
+-- transaction commits.
 create or replace function spotconn.notify_change() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     if tg_op = 'TRUNCATE' then
         perform pg_catalog.pg_notify('spotconn', '*');
-        return null;
-    end if;
-    if current_user = 'spotconn' and pg_catalog.current_setting('spotconn.refresh', true) = 'on' then
         return null;
     end if;
     if tg_op <> 'INSERT' then
@@ -1370,39 +1916,186 @@ begin
 end
 $$;
 
+-- A refresh by the library makes no cached token wrong and is silent: spotconn.finish_refresh sets the mark, and acts in the
+-- role that is asked for here, which no other session has. The usage is looked at and the skip is counted in one place, so
+-- nothing is skipped uncounted; looking at it also frees the part of the queue that every listener has read, which Postgres
+-- does on its own only as it writes.
 create or replace trigger spotconn_notify_change
     after insert or update or delete on public.spotify_connections
-    for each row execute function spotconn.notify_change();
+    for each row when (
+        case
+            when current_user = 'spotconn' and pg_catalog.current_setting('spotconn.refresh', true) = 'on' then false
+            when pg_catalog.pg_notification_queue_usage() < 0.5 then true
+            else pg_catalog.nextval('spotconn.skipped_notifications'::pg_catalog.regclass) < 0
+        end
+    )
+    execute function spotconn.notify_change();
 create or replace trigger spotconn_notify_truncate
     after truncate on public.spotify_connections
-    for each statement execute function spotconn.notify_change();
+    for each statement when (
+        case
+            when pg_catalog.pg_notification_queue_usage() < 0.5 then true
+            else pg_catalog.nextval('spotconn.skipped_notifications'::pg_catalog.regclass) < 0
+        end
+    )
+    execute function spotconn.notify_change();
 
 -- Also for changes that arrive by replication.
 alter table public.spotify_connections enable always trigger spotconn_notify_change;
 alter table public.spotify_connections enable always trigger spotconn_notify_truncate;
 
--- A session that receives this has received everything before it. False where a trigger is missing or disabled.
-create or replace function spotconn.heartbeat(p_nonce text) returns boolean
+-- Notifies its own sender: a session that receives this has received every change before it that was notified. Returns a
+-- number that grows with each change that was not; two heartbeats with the same have missed none. The number is read before
+-- the locks: a transaction that has counted by then and holds none any more has ended.
+-- 0, and no notification: one is being skipped now, or would be. Null: a trigger is missing or disabled.
+drop function if exists spotconn.heartbeat(text);
+create function spotconn.heartbeat(p_nonce text) returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    skipped bigint;
 begin
-    perform pg_catalog.pg_notify('spotconn', 'heartbeat ' || p_nonce);
-    return 2 = (
+    if 2 > (
         select pg_catalog.count(*) from pg_catalog.pg_trigger
         where tgrelid = 'public.spotify_connections'::pg_catalog.regclass
             and tgname in ('spotconn_notify_change', 'spotconn_notify_truncate')
             and tgenabled = 'A'
+    ) then
+        return null;
+    end if;
+    select counted.last_value + counted.is_called::integer into skipped from spotconn.skipped_notifications as counted;
+    if pg_catalog.pg_notification_queue_usage() >= 0.5 or skipped > 1 and exists (
+        select from pg_catalog.pg_locks
+        where locktype = 'relation' and mode = 'RowExclusiveLock'
+            and database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
+            and relation = 'spotconn.skipped_notifications'::pg_catalog.regclass
+    ) then
+        return 0;
+    end if;
+    perform pg_catalog.pg_notify('spotconn', 'heartbeat ' || p_nonce);
+    return skipped;
+end
+$$;
+
+--------------------------------------------------------------------------------------------------------------------
+-- Users of another table than auth.users
+--------------------------------------------------------------------------------------------------------------------
+
+-- The id in auth.users of a user with an id of another kind; spotconn.user_id in Python gives the same. RFC 9562, version 8,
+-- so it is never a random UUID. An integer stays readable: 73706f74-S00D-8DDD-8DDD-DDDDDDDDDDDD has its nineteen decimal
+-- digits, and S is 1 if it is negative. Other forms would read stored connections as other users': these stay as they are.
+create or replace function spotconn.user_id(p_id bigint) returns uuid
+language sql immutable strict parallel safe set search_path = pg_catalog, pg_temp
+return (
+    select ('73706f74' || case when p_id < 0 then '1' else '0' end || '00' || pg_catalog.substr(digits, 1, 1)
+        || '8' || pg_catalog.substr(digits, 2, 3) || '8' || pg_catalog.substr(digits, 5))::uuid
+    from (values (pg_catalog.lpad(pg_catalog.ltrim(p_id::text, '-'), 19, '0'))) as written (digits)
+);
+
+-- A text is hashed: 120 bits of the SHA-256 of a namespace and its octets, whatever it says, also 42 or a UUID. It is not
+-- normalized: texts that differ are different users. The digit behind the third hyphen is b, where that of an integer is 8.
+create or replace function spotconn.user_id(p_id text) returns uuid
+language sql immutable strict parallel safe set search_path = pg_catalog, pg_temp
+return (
+    select (pg_catalog.substr(hash, 1, 12) || '8' || pg_catalog.substr(hash, 14, 3) || 'b' || pg_catalog.substr(hash, 18, 15))::uuid
+    from (values (pg_catalog.encode(
+        pg_catalog.sha256('\x0d6f7c1b5c9e4e0f9b7a51f2c8a4d3e6'::bytea || pg_catalog.convert_to(p_id, 'UTF8')), 'hex'
+    ))) as hashed (hash)
+);
+
+create or replace function spotconn.user_id(p_id uuid) returns uuid
+language sql immutable strict parallel safe set search_path = pg_catalog, pg_temp
+return p_id;
+
+-- The integer that such an id was made of; null for any other.
+create or replace function spotconn.integer_id(p_user_id uuid) returns bigint
+language sql immutable strict parallel safe set search_path = pg_catalog, pg_temp
+return (
+    select case
+        when parts is null or digits not between -9223372036854775808 and 9223372036854775807 then null
+        when spotconn.user_id(digits::bigint) = p_user_id then digits::bigint
+    end
+    from pg_catalog.regexp_match(
+        p_user_id::text, '^73706f74-([01])00(\d)-8(\d{3})-8(\d{3})-(\d{12})$'
+    ) as matched (parts),
+    lateral (values (
+        (case parts[1] when '1' then '-' else '' end || parts[2] || parts[3] || parts[4] || parts[5])::numeric
+    )) as written (digits)
+);
+
+-- Lets auth.users follow the table that users.sql names; the trigger says its column and the kind of ids. As the owner, because
+-- who registers a user has no right to auth.users, and is to get none. So nobody else may use it in a trigger, and
+-- it reads a value of the types of Postgres alone: another could bring a cast of somebody's. A user whom auth.users has
+-- already is another's: who may choose the id of a new row would take that user's connection over, or delete it.
+create or replace function spotconn.follow_user() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp set row_security = off as $$
+declare
+    name constant text := (
+        select pg_catalog.quote_ident(attname) from pg_catalog.pg_attribute
+        where attrelid = tg_relid and attname = tg_argv[0] and attnum > 0 and not attisdropped and atttypid = any (
+            case tg_argv[1]
+                when 'integer' then '{bigint, integer, smallint}'::pg_catalog.regtype[]
+                when 'text' then '{text, varchar}'::pg_catalog.regtype[]
+                when 'uuid' then '{uuid}'::pg_catalog.regtype[]
+            end
+        )
     );
+    former uuid;
+    latter uuid;
+begin
+    if name is null then
+        raise exception 'the column of %.% that spotconn follows was renamed, or has another type',
+            pg_catalog.quote_ident(tg_table_schema), pg_catalog.quote_ident(tg_table_name)
+            using errcode = 'undefined_column', hint = 'spotconn schema --apply --users names it anew.';
+    end if;
+    if tg_op = 'TRUNCATE' then
+        execute pg_catalog.format(
+            'delete from auth.users as known using %s as gone where known.id = spotconn.user_id(gone.%s)',
+            tg_relid::pg_catalog.regclass, name
+        );
+        return null;
+    end if;
+    if tg_op <> 'INSERT' then
+        execute pg_catalog.format('select spotconn.user_id(($1).%s)', name) into former using old;
+    end if;
+    if tg_op <> 'DELETE' then
+        execute pg_catalog.format('select spotconn.user_id(($1).%s)', name) into latter using new;
+    end if;
+    if former = latter then
+        return null;
+    elsif latter is null then
+        delete from auth.users as known where known.id = former;
+        return null;
+    elsif exists (select from auth.users as known where known.id = latter) then
+        raise exception 'auth.users has the user of this new id already'
+            using errcode = 'unique_violation', schema = tg_table_schema, table = tg_table_name, column = tg_argv[0],
+                hint = 'Delete that user from auth.users if nobody has it. To restore data alone, disable the triggers.';
+    elsif former is null then
+        insert into auth.users (id) values (latter);
+        return null;
+    end if;
+    delete from spotconn.pending_connect as pending where pending.user_id = former;
+    -- In one statement, because the documented foreign key does not follow.
+    with moved as (
+        update public.spotify_connections as stored set user_id = latter where stored.user_id = former
+    )
+    update auth.users as known set id = latter where known.id = former;
+    return null;
 end
 $$;
 
 -- Postgres grants EXECUTE to PUBLIC by default, and a project's default privileges may grant it to the client roles.
 revoke all on all functions in schema spotconn from public, anon, authenticated, service_role;
 grant execute on all functions in schema spotconn to spotconn;
--- What the view and the statements of an operator call; they read no table.
+revoke execute on function spotconn.follow_user() from spotconn;
+-- What the statements of an operator call; they read no table.
 grant execute on function
     spotconn.now(),
     spotconn.seconds_left(timestamptz, timestamptz),
-    spotconn.runs(timestamptz, timestamptz, timestamptz)
+    spotconn.runs(timestamptz, timestamptz, timestamptz),
+    spotconn.user_id(bigint),
+    spotconn.user_id(text),
+    spotconn.user_id(uuid),
+    spotconn.integer_id(uuid)
 to service_role;
 
 do $$

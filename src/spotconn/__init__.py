@@ -4,6 +4,7 @@ import logging
 
 from spotconn._database.schema import schema_sql, schema_statements
 from spotconn._tokens.freshness import Freshness, freshness
+from spotconn._user_ids import UserId, integer_id, user_id
 from spotconn.accounts import SpotifyAccounts
 from spotconn.admin import ConnectionAdmin
 from spotconn.auth import SpotifyAuth
@@ -28,9 +29,17 @@ from spotconn.errors import (
     StatementRefused,
     TryLater,
 )
+from spotconn.importing import import_grant, verify_connection
 from spotconn.manager import TokenManager
 from spotconn.models import Connection, Profile, RecordedFailure, StoredTexts, TokenGrant, TokenSource
-from spotconn.overview import ConnectionOverview, ConnectionStats, ConnectionStatus, RekeyProgress, TokensProgress
+from spotconn.overview import (
+    ConnectionOverview,
+    ConnectionStats,
+    ConnectionStatus,
+    MigratedRow,
+    RekeyProgress,
+    TokensProgress,
+)
 from spotconn.store import ConnectionStore
 from spotconn.turns import Outcome, RefreshFailure, RefreshTurn
 
@@ -50,6 +59,7 @@ __all__ = [
     "DatabaseUnavailable",
     "DecryptionError",
     "Freshness",
+    "MigratedRow",
     "MissingScope",
     "NotConnected",
     "OtherApp",
@@ -75,9 +85,14 @@ __all__ = [
     "TokenSource",
     "TokensProgress",
     "TryLater",
+    "UserId",
     "freshness",
+    "import_grant",
+    "integer_id",
     "schema_sql",
     "schema_statements",
+    "user_id",
+    "verify_connection",
 ]
 
 __version__ = "0.1.0"

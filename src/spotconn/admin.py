@@ -4,9 +4,10 @@ It acts as `service_role`, which sees the rows of all users, in one short transa
 not belong in a service that answers users.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Self
 from uuid import UUID
 
@@ -14,6 +15,8 @@ import asyncpg
 
 from spotconn._database.bound_pool import BoundPool, check_users
 from spotconn._database.errors import map_errors
+from spotconn._database.idle_sessions import Session
+from spotconn._database.migration import Migration, Options
 from spotconn._database.move import Mover
 from spotconn._database.pool import may_convert, open_pool
 from spotconn._database.rekey import Rekey
@@ -34,23 +37,24 @@ from spotconn._database.statements import (
     STATS,
     VOID_STATES,
 )
-from spotconn._tracebacks import scrubbed, scrubbed_context
+from spotconn._tracebacks import scrub, scrubbed, scrubbed_context
+from spotconn._user_ids import UserId, parse_user_id
 from spotconn.cipher import AesGcmSivCipher, NoCipher
 from spotconn.errors import ConfigurationError, DatabaseUnavailable
-from spotconn.models import check_client_id, parse_user_id
-from spotconn.overview import ConnectionOverview, ConnectionStats, RekeyProgress
+from spotconn.models import check_client_id, check_connected_at, since_in_utc
+from spotconn.overview import ConnectionOverview, ConnectionStats, MigratedRow, RekeyProgress
 
 _CENTURY = timedelta(days=36_525)
 
 
 @scrubbed
 class ConnectionAdmin:
-    """Lists, counts, re-encrypts, rechecks and moves the connections of all users, and assigns them to their app.
+    """Lists, counts, re-encrypts, rechecks, migrates and moves connections of all users, and assigns them to their app.
 
     Args:
         pool: of a login that may become `service_role` (on Supabase, `postgres`); behind a transaction pooler, made
             with `statement_cache_size=0`. The admin does not close it.
-        cipher: the ring of keys that `rekey` and `move` need; no other method reads a token.
+        cipher: the ring of keys that `rekey`, `move` and `migrate` write with; no other method reads a token.
     """
 
     def __init__(self, pool: asyncpg.Pool, *, cipher: AesGcmSivCipher | None = None) -> None:
@@ -163,7 +167,7 @@ class ConnectionAdmin:
             RowSecurityError: the login may not become service_role, or a policy hides rows from it.
             DatabaseUnavailable, SchemaMismatch: it ended early; run it again.
         """
-        moment = _in_utc(since)
+        moment = since_in_utc(since)
         return sum([len(rows) async for rows in self._database.batches(RECHECK, moment)])
 
     async def assign_app(self, client_id: str) -> int:
@@ -191,7 +195,7 @@ class ConnectionAdmin:
             assigned += await self._assign(users, client_id)
         return assigned
 
-    async def move(self, from_user: UUID | str, to_user: UUID | str) -> bool:
+    async def move(self, from_user: UserId, to_user: UserId) -> bool:
         """Move the connection of one user to another who has none, as where two accounts are merged.
 
         Its tokens are encrypted anew, because they are bound to their user, and what is known of them goes with them:
@@ -212,49 +216,79 @@ class ConnectionAdmin:
             RowSecurityError: the login may not become service_role, or a policy hides rows from it.
             DatabaseUnavailable, SchemaMismatch: nothing was moved; run it again.
         """
-        users = [_user_id("from_user", from_user), _user_id("to_user", to_user)]
+        users = [parse_user_id(from_user, name="from_user"), parse_user_id(to_user, name="to_user")]
         if users[0] == users[1]:
             raise ValueError("to_user: expected another user than from_user")
         return await Mover(self._database, self._cipher or NoCipher(), *users).move()
 
+    async def migrate(
+        self,
+        source: str,
+        columns: Mapping[str, str] | None = None,
+        *,
+        write: bool = False,
+        connected_at: datetime | None = None,
+        decrypt: Callable[[str], str | None] | None = None,
+        needs_account: bool = True,
+    ) -> AsyncIterator[MigratedRow]:
+        """Bring connections over from another table or view, and yield what becomes of each row.
+
+        A user who has a connection keeps it, so it may be run again. The login of the pool must see all rows and users.
+
+        Args:
+            source: its name as in SQL.
+            columns: names of its columns by ours; one that is not named is the one of the same name, an empty one none.
+            write: whether to store them; else they are only looked at.
+            connected_at: when users authorized whose row does not say so; None for not known.
+            decrypt: returns a token of the table in plain text, or None where it cannot.
+            needs_account: whether rows without a Spotify account are left. Else `verify_connection` fills it in.
+
+        Raises:
+            ValueError: the table, a column or `connected_at` is not what is expected; the text says which.
+            ConfigurationError, RowSecurityError: the login may not read the table, or may not become service_role.
+            DatabaseUnavailable, SchemaMismatch: it ended early; run it again.
+        """
+        check_connected_at(connected_at)
+        options = Options(connected_at, decrypt, needs_account)
+        migration = Migration(self._pool, self._database, self._cipher or NoCipher(), options)
+        handled = sys.exc_info()[1]
+        try:
+            async for row in migration.rows(source, columns or {}, write=write):
+                yield row
+        except Exception as error:
+            scrub(error, handled)  # frames below hold rows with tokens
+            raise
+
     async def _add_states(self, users: list[UUID]) -> None:
+        texts = [str(user) for user in users]
         try:
             async with self._database.transaction() as connection:
                 # A turn at a refresh waits half a second for these states.
                 await map_errors(connection.execute("set local lock_timeout = '200ms'", timeout=TIMEOUT))
-                await map_errors(connection.execute(ADD_STATES, users, timeout=TIMEOUT))
+                await map_errors(connection.execute(ADD_STATES, texts, timeout=TIMEOUT))
         except (ValueError, DatabaseUnavailable):
             # A user is being deleted, or has been. Live refreshes of the others must not wait for that.
-            for user in users:
+            for text in texts:
                 with suppress(ValueError):
-                    await self._database.fetch(ADD_STATES, [user])
+                    await self._database.fetch(ADD_STATES, [text])
 
     async def _assign(self, connected: list[UUID], client_id: str) -> int:
-        users = [row["user_id"] for row in await self._database.fetch(OF_NO_APP, connected)]
+        found = await self._database.fetch(OF_NO_APP, [str(user) for user in connected])
+        users = [str(row["user_id"]) for row in found]
         if not users:
             return 0
-        async with self._database.transaction() as connection:
-            await map_errors(connection.execute(LOCK_ROWS, users, timeout=TIMEOUT))
-            await map_errors(connection.execute(VOID_STATES, users, timeout=TIMEOUT))
-            await map_errors(connection.execute(CLEAR_REFUSALS, users, client_id, timeout=TIMEOUT))
-            assigned = await map_errors(connection.fetch(ASSIGN_APP, users, client_id, timeout=TIMEOUT))
-            check_users(connection, {row["user_id"] for row in assigned} <= set(users))
-        return len(assigned)
+
+        async def write(session: Session) -> int:
+            await map_errors(session.execute(LOCK_ROWS, users, timeout=TIMEOUT))
+            await map_errors(session.execute(VOID_STATES, users, timeout=TIMEOUT))
+            await map_errors(session.execute(CLEAR_REFUSALS, users, client_id, timeout=TIMEOUT))
+            assigned = await map_errors(session.fetch(ASSIGN_APP, users, client_id, timeout=TIMEOUT))
+            check_users(session, {str(row["user_id"]) for row in assigned} <= set(users))
+            return len(assigned)
+
+        return await self._database.run(write)
 
     async def _overviews(self, query: str, *args: object) -> AsyncIterator[ConnectionOverview]:
         async for rows in self._database.batches(query, *args):
             for row in rows:
                 yield overview(row)
-
-
-def _in_utc(since: datetime) -> datetime:
-    with suppress(OverflowError):
-        if since.utcoffset() is not None:
-            return since.astimezone(UTC)
-    raise ValueError("since: expected a time with a time zone, of the years 1 to 9999 in UTC")
-
-
-def _user_id(name: str, user_id: UUID | str) -> UUID:
-    with suppress(ValueError):
-        return parse_user_id(user_id)
-    raise ValueError(f"{name}: expected a UUID")

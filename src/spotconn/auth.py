@@ -4,12 +4,12 @@ import sys
 from collections.abc import AsyncGenerator, Generator, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
-from uuid import UUID
 
 import httpx
 
 from spotconn._spotify.authorization import base_url
-from spotconn.models import TokenSource, parse_user_id
+from spotconn._user_ids import UserId, parse_user_id
+from spotconn.models import TokenSource
 
 API_URL = "https://api.spotify.com"
 """The Web API."""
@@ -68,7 +68,7 @@ class SpotifyAuth(_Auth):
             other = sys.modules.get("httpx2")
             return super().__new__(cls if other is None else _with_base(cls, other.Auth))
 
-    def __init__(self, source: TokenSource, user_id: UUID | str, *, allow: Iterable[str] = ()) -> None:
+    def __init__(self, source: TokenSource, user_id: UserId, *, allow: Iterable[str] = ()) -> None:
         self._source = source
         self._user_id = parse_user_id(user_id)
         self._origins = frozenset(_origin(httpx.URL(base_url(url, name="allow"))) for url in (API_URL, *allow))

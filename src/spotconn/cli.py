@@ -1,8 +1,8 @@
 """The command `spotconn`.
 
 Exit codes: 0 done; 1 `doctor` found something to mend; 2 wrong usage; 3 the user must connect; 4 try later;
-5 settings, schema, grants or keys are wrong; 6 the output cannot be written; 7 `rekey` is done but for rows
-that do not decrypt; 130 stopped with Ctrl-C. Results go to standard output, all else to standard error.
+5 settings, schema, grants or keys are wrong; 6 the output cannot be written; 7 `rekey` or `migrate` is done but
+for some rows; 130 stopped with Ctrl-C. Results go to standard output, all else to standard error.
 """
 
 import os
@@ -10,7 +10,9 @@ from typing import Annotated, cast
 
 import typer
 
-from spotconn._command.console import duration, moment, open_admin, open_store, run, write_list
+from spotconn._command.console import duration, moment, open_admin, run, write_list
+from spotconn._command.migrate import migrate
+from spotconn._command.one_user import USER_HELP, disconnect_user, move_connection, status_of, token_of
 from spotconn._command.output import (
     ROWS_LEFT,
     UNHEALTHY,
@@ -29,9 +31,7 @@ from spotconn._database.schema import schema_sql
 from spotconn._printable import LONGEST_FIELD, LONGEST_SCOPES
 from spotconn._settings import read_retired_client_ids
 from spotconn.cipher import AesGcmSivCipher
-from spotconn.errors import NotConnected
-from spotconn.manager import TokenManager
-from spotconn.overview import ConnectionStats, ConnectionStatus
+from spotconn.overview import ConnectionStats
 
 app: typer.Typer = typer.Typer(
     no_args_is_help=True,
@@ -41,7 +41,7 @@ app: typer.Typer = typer.Typer(
     help="Stored Spotify connections: the database, the keys and the users' tokens.",
     epilog="Exit codes: 0 done, 1 doctor found something to mend, 2 wrong usage, 3 the user must connect, "
     "4 try later, 5 settings, schema, grants or keys are wrong, 6 the output cannot be written, "
-    "7 rekey is done but for rows that do not decrypt, 130 stopped with Ctrl-C.",
+    "7 rekey or migrate is done but for some rows, 130 stopped with Ctrl-C.",
 )
 
 
@@ -51,8 +51,9 @@ def main() -> None:
         app(prog_name="spotconn")
 
 
-User = Annotated[str, typer.Argument(metavar="USER", help="The user's id, a UUID.")]
+User = Annotated[str, typer.Argument(metavar="USER", help=USER_HELP)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs; lists print one object per line.")]
+app.command()(migrate)
 
 
 @app.command()
@@ -61,6 +62,9 @@ def schema(
     plain_postgres: Annotated[
         bool, typer.Option("--plain-postgres", help="Before it, what Supabase already has.")
     ] = False,
+    users: Annotated[
+        str | None, typer.Option(help="Your table of users, such as 'public.users(id bigint)': ties it to auth.users.")
+    ] = None,
     close_writes: Annotated[bool, typer.Option("--close-writes", help="After it, clients write no row.")] = False,
     lock_down: Annotated[bool, typer.Option("--lock-down", help="After it, take the tokens from clients.")] = False,
     undo_lock_down: Annotated[bool, typer.Option("--undo-lock-down", help="Only the SQL that undoes either.")] = False,
@@ -75,7 +79,11 @@ def schema(
 ) -> None:
     """Print the SQL of the schema, apply it to the database of DATABASE_URL, or check that it is applied."""
     parts = Parts(
-        plain_postgres=plain_postgres, close_writes=close_writes, lock_down=lock_down, undo_lock_down=undo_lock_down
+        plain_postgres=plain_postgres,
+        users=users,
+        close_writes=close_writes,
+        lock_down=lock_down,
+        undo_lock_down=undo_lock_down,
     )
     check_options(
         parts,
@@ -124,22 +132,13 @@ async def _key_id(key: str) -> str:
 @app.command()
 def status(user: User, *, as_json: Json = False) -> None:
     """Show a user's connection without its tokens."""
-    found = run(_status(user))
+    found = run(status_of(user))
     if as_json:
         write_json(found)
         return
     for name, value in found.model_dump(mode="json", exclude_none=True).items():
         text = " ".join(sorted(cast("list[str]", value))) if isinstance(value, list) else value
         write_field(name.replace("_", " "), text, longest=LONGEST_SCOPES if name == "scope" else LONGEST_FIELD)
-
-
-async def _status(user: str) -> ConnectionStatus:
-    retired = read_retired_client_ids(os.environ)
-    async with open_store() as store:
-        try:
-            return ConnectionStatus.of(await store.get(user), retired_client_ids=retired)
-        except NotConnected:
-            return ConnectionStatus(connected=False)
 
 
 @app.command()
@@ -151,31 +150,21 @@ def token(
     as_json: Json = False,
 ) -> None:
     """Print a valid access token, refreshed if it must be; for a pipe."""
-    valid = run(_token(user, scope or [], min_ttl))
+    valid = run(token_of(user, scope or [], min_ttl))
     if as_json:
         write_json({"access_token": valid})
     else:
         write_line(valid)
 
 
-async def _token(user: str, scopes: list[str], min_ttl: float | None) -> str:
-    async with TokenManager.from_env() as tokens:
-        return await tokens.get_valid_token(user, scopes=scopes, min_ttl=min_ttl)
-
-
 @app.command()
 def disconnect(user: User, *, as_json: Json = False) -> None:
     """Delete a user's connection. The user's consent at Spotify ends at www.spotify.com/account/apps only."""
-    gone = run(_disconnect(user))
+    gone = run(disconnect_user(user))
     if as_json:
         write_json({"disconnected": gone})
     else:
         write_line("disconnected" if gone else "there was no connection")
-
-
-async def _disconnect(user: str) -> bool:
-    async with open_store() as store:
-        return await store.delete(user)
 
 
 @app.command()
@@ -278,19 +267,14 @@ async def _assign_app(client_id: str) -> int:
 
 @app.command()
 def move(
-    from_user: Annotated[str, typer.Argument(metavar="FROM", help="Who has the connection, a UUID.")],
-    to_user: Annotated[str, typer.Argument(metavar="TO", help="Who gets it, a UUID.")],
+    from_user: Annotated[str, typer.Argument(metavar="FROM", help="Who has the connection: as USER of the others.")],
+    to_user: Annotated[str, typer.Argument(metavar="TO", help="Who gets it, likewise.")],
     *,
     as_json: Json = False,
 ) -> None:
     """Move a user's connection to another user who has none; also mends one that was moved by SQL."""
-    moved = run(_move(from_user, to_user))
+    moved = run(move_connection(from_user, to_user))
     if as_json:
         write_json({"moved": moved})
     else:
         write_line("moved" if moved else "there was no connection")
-
-
-async def _move(from_user: str, to_user: str) -> bool:
-    async with open_admin() as admin:
-        return await admin.move(from_user, to_user)

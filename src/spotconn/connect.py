@@ -12,10 +12,11 @@ from spotconn._spotify.authorization import code_challenge, is_state, new_code_v
 from spotconn._spotify.redirect import Callback, UrlObject, checked_redirect_uri, read_callback, refusal
 from spotconn._stopwatch import Stopwatch
 from spotconn._tracebacks import scrubbed
+from spotconn._user_ids import UserId, parse_user_id
 from spotconn.accounts import SpotifyAccounts
 from spotconn.errors import ConnectFailed, SpotifyUnavailable
 from spotconn.events import DRAIN_TIMEOUT, Connected, Events, Hook
-from spotconn.models import Connection, TokenGrant, parse_user_id
+from spotconn.models import Connection, TokenGrant
 from spotconn.store import ConnectionStore
 
 STATE_LIFE = 600.0
@@ -90,7 +91,7 @@ class ConnectFlow:
         """Close the flow."""
         await self.aclose()
 
-    async def start(self, user_id: UUID | str, *, show_dialog: bool = False) -> str:
+    async def start(self, user_id: UserId, *, show_dialog: bool = False) -> str:
         """Start an authorization; it has to be finished within ten minutes.
 
         Several can be under way for one user, as with two tabs: the last one to be finished counts. Within ten minutes
@@ -120,7 +121,7 @@ class ConnectFlow:
             show_dialog=show_dialog,
         )
 
-    async def finish(self, user_id: UUID | str, callback_url: str | UrlObject) -> Connection:
+    async def finish(self, user_id: UserId, callback_url: str | UrlObject) -> Connection:
         """Finish an authorization and save the connection, in place of an earlier one.
 
         A callback can be finished once; after an error, of whatever kind, the user has to start again. What was

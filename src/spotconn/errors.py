@@ -201,7 +201,15 @@ class StatementRefused(CallEngineer):
 
 
 class RowSecurityError(CallEngineer):
-    """Row level security would not bind, or the login role lacks a grant."""
+    """Row level security would not bind, hides rows from the library itself, or the login role lacks a grant.
+
+    Attributes:
+        hidden: whether it is about the connection of one user, which a policy hides; others may be served.
+    """
+
+    def __init__(self, message: str, *, hidden: bool = False) -> None:
+        super().__init__(message)
+        self.hidden = hidden
 
 
 class DecryptionError(CallEngineer):

@@ -19,11 +19,11 @@ from spotconn._tokens.refresh import Refresher
 from spotconn._tokens.source import ConnectionSource
 from spotconn._tokens.subscriber import Subscriber
 from spotconn._tracebacks import exempt, scrubbed, scrubbed_context, scrubbed_method
+from spotconn._user_ids import UserId, parse_user_id
 from spotconn.accounts import SpotifyAccounts
 from spotconn.auth import SpotifyAuth
 from spotconn.cipher import cipher_for
 from spotconn.errors import NotConnected, SpotconnError
-from spotconn.models import parse_user_id
 from spotconn.overview import ConnectionStatus, TokensProgress
 from spotconn.store import ConnectionStore
 
@@ -142,7 +142,7 @@ class TokenManager:
 
     @exempt
     async def get_valid_token(
-        self, user_id: UUID | str, *, scopes: Iterable[str] = (), min_ttl: float | None = None
+        self, user_id: UserId, *, scopes: Iterable[str] = (), min_ttl: float | None = None
     ) -> str:
         """Return an access token that Spotify accepts now.
 
@@ -175,7 +175,7 @@ class TokenManager:
 
     def get_valid_tokens(
         self,
-        user_ids: Iterable[UUID | str] | AsyncIterable[UUID | str],
+        user_ids: Iterable[UserId] | AsyncIterable[UserId],
         *,
         concurrency: int = 20,
         throttle_timeout: float = 60,
@@ -206,7 +206,7 @@ class TokenManager:
         """
         return self._batches.answers(user_ids, concurrency, throttle_timeout, progress)
 
-    async def replace_rejected(self, user_id: UUID | str, rejected_token: str) -> str:
+    async def replace_rejected(self, user_id: UserId, rejected_token: str) -> str:
         """Return another access token than the one that the Web API refused with 401.
 
         It is refreshed only if it is still the stored one, so many callers with one rejected token cost one refresh.
@@ -225,7 +225,7 @@ class TokenManager:
         check_rejected_token(rejected_token)
         return (await self._source.replace_rejected(parse_user_id(user_id), rejected_token)).access_token
 
-    def auth(self, user_id: UUID | str, *, allow: Iterable[str] = ()) -> SpotifyAuth:
+    def auth(self, user_id: UserId, *, allow: Iterable[str] = ()) -> SpotifyAuth:
         """Return a `SpotifyAuth` for `httpx.AsyncClient(auth=...)`, which sends the user's token to the Web API.
 
         Args:
@@ -237,7 +237,7 @@ class TokenManager:
         """
         return SpotifyAuth(self, user_id, allow=(self._accounts.api_url, *allow))
 
-    async def status(self, user_id: UUID | str) -> ConnectionStatus:
+    async def status(self, user_id: UserId) -> ConnectionStatus:
         """Return what a profile page shows. A user without a connection is no error.
 
         Raises:
@@ -251,7 +251,7 @@ class TokenManager:
             return ConnectionStatus(connected=False)
         return ConnectionStatus.of(connection, client_ids=self._apps.accounts, retired_client_ids=self._apps.retired)
 
-    async def disconnect(self, user_id: UUID | str) -> bool:
+    async def disconnect(self, user_id: UserId) -> bool:
         """Delete the stored connection.
 
         Spotify keeps the user's consent until they end it at www.spotify.com/account/apps; an access token already
@@ -289,7 +289,7 @@ class TokenManager:
             setattr(self, name, observer.counted(getattr(self, name)))  # of this object: others pay nothing
 
     @scrubbed_method
-    async def _find_token(self, user_id: UUID | str, scopes: Iterable[str], min_ttl: float | None) -> str:
+    async def _find_token(self, user_id: UserId, scopes: Iterable[str], min_ttl: float | None) -> str:
         """Return what `get_valid_token` does, where the look at the cache did not settle it."""
         self._affinity.check()
         user, needed, least = parse_user_id(user_id), needed_scopes(scopes), least_ttl(min_ttl, margin=self._margin)

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Protocol
 from uuid import UUID
@@ -257,25 +258,22 @@ def check_client_id(client_id: str | None) -> None:
         raise ValueError("client_id: expected the id of an app, as Spotify's dashboard shows it")
 
 
+def since_in_utc(since: datetime) -> datetime:
+    """Return the start of a period in UTC.
+
+    Raises:
+        ValueError: it has no time zone, or is of no year from 1 to 9999.
+    """
+    with suppress(OverflowError):
+        if since.utcoffset() is not None:
+            return since.astimezone(UTC)
+    raise ValueError("since: expected a time with a time zone, of the years 1 to 9999 in UTC")
+
+
 def check_connected_at(connected_at: datetime | None) -> None:
     """Raise ValueError for a `connected_at` that names no moment."""
     if connected_at is not None and connected_at.tzinfo is None:
         raise ValueError("connected_at: expected a datetime with a time zone")
-
-
-def parse_user_id(user_id: UUID | str) -> UUID:
-    """Return the user id as a UUID.
-
-    Raises:
-        ValueError: it is none; the text does not repeat it.
-    """
-    if isinstance(user_id, UUID):
-        return user_id
-    try:
-        return UUID(user_id)
-    except (ValueError, TypeError, AttributeError):
-        pass
-    raise ValueError("user_id: expected a UUID")
 
 
 def add_months(moment: datetime, months: int) -> datetime:

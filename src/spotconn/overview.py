@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from datetime import datetime
-from typing import Self
+from typing import Literal, Self
 from uuid import UUID
 
 from pydantic import AwareDatetime
@@ -174,3 +174,20 @@ class RekeyProgress(Value):
     def remaining(self) -> int:
         """How many connections are left as they are: the sum of the last three."""
         return self.plain_text + self.unknown_key + self.unreadable
+
+
+class MigratedRow(Value):
+    """What becomes of a row of another table in `ConnectionAdmin.migrate`; it holds no token.
+
+    Attributes:
+        user_id: whose connection it is; None where the row names no user.
+        key: what the table says of the user.
+        state: "ready" (it would be written), "written", "present" (the user has a connection, which stays), "older"
+            (of a user with a newer row) or "unusable".
+        lacks: of a row that is unusable, what it needs or what refuses it; of another, what is not known of it.
+    """
+
+    user_id: UUID | None
+    key: str
+    state: Literal["ready", "written", "present", "older", "unusable"]
+    lacks: tuple[str, ...] = ()

@@ -25,9 +25,10 @@ from spotconn._database.rows import RowConverter
 from spotconn._database.session import borrow
 from spotconn._database.verification import verify
 from spotconn._tracebacks import scrubbed, scrubbed_context
+from spotconn._user_ids import UserId, parse_user_id
 from spotconn.cipher import NoCipher, TokenCipher
 from spotconn.errors import NotConnected, SchemaMismatch, SpotconnError
-from spotconn.models import Connection, Profile, RecordedFailure, TokenGrant, check_connected_at, parse_user_id
+from spotconn.models import Connection, Profile, RecordedFailure, TokenGrant, check_connected_at
 from spotconn.turns import RefreshFailure, RefreshTurn
 
 if TYPE_CHECKING:
@@ -119,12 +120,12 @@ class ConnectionStore:
         Raises:
             SchemaMismatch: the schema is missing or of another version, or `auth.uid()` does not return the user.
             ConfigurationError: the encoding of the database is not UTF8.
-            RowSecurityError: the policies would not bind, or the login lacks a grant.
+            RowSecurityError: the policies would not bind, or hide rows from the library, or the login lacks a grant.
             DatabaseUnavailable: no answer in time.
         """
         await verify(self.pool)
 
-    async def get(self, user_id: UUID | str) -> Connection:
+    async def get(self, user_id: UserId) -> Connection:
         """Return the stored connection of a user.
 
         Raises:
@@ -138,7 +139,7 @@ class ConnectionStore:
             raise NotConnected("no Spotify connection is stored for this user")
         return self._rows.connection(row, user_id)
 
-    async def get_many(self, user_ids: Iterable[UUID | str]) -> dict[UUID, Connection | SpotconnError]:
+    async def get_many(self, user_ids: Iterable[UserId]) -> dict[UUID, Connection | SpotconnError]:
         """Return the connections of several users in one statement, each read under row level security as its user.
 
         Args:
@@ -157,7 +158,7 @@ class ConnectionStore:
 
     async def save(
         self,
-        user_id: UUID | str,
+        user_id: UserId,
         grant: TokenGrant,
         profile: Profile,
         *,
@@ -192,7 +193,7 @@ class ConnectionStore:
             raise SchemaMismatch(f"the saved row does not show; {APPLY_SCHEMA}")
         return self._rows.connection(row, user_id)
 
-    async def check_save(self, user_id: UUID | str, *, connected_at: datetime | None = None) -> None:
+    async def check_save(self, user_id: UserId, *, connected_at: datetime | None = None) -> None:
         """Check what `save` would refuse, before a code or a refresh token is spent.
 
         Raises:
@@ -203,7 +204,7 @@ class ConnectionStore:
         check_connected_at(connected_at)
         await self.pool.row_of(parse_user_id(user_id), statements.CHECK_SAVE, connected_at)
 
-    async def delete(self, user_id: UUID | str) -> bool:
+    async def delete(self, user_id: UserId) -> bool:
         """Disconnect a user, and return whether there was a connection."""
         user_id = parse_user_id(user_id)
         try:
@@ -225,7 +226,7 @@ class ConnectionStore:
             self._watchers.remove(watcher)
 
     async def begin_refresh(
-        self, user_id: UUID | str, *, seen: str, lease: float = 15, client_ids: Iterable[str] = ()
+        self, user_id: UserId, *, seen: str, lease: float = 15, client_ids: Iterable[str] = ()
     ) -> RefreshTurn:
         """Read the connection and, if nothing speaks against it, acquire the lease of its refresh.
 
@@ -267,7 +268,7 @@ class ConnectionStore:
         return await self.refreshes.fail(turn, failure)
 
     @scrubbed_context
-    async def as_user(self, user_id: UUID | str) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
+    async def as_user(self, user_id: UserId) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
         """Context manager: a transaction for SQL that you wrote, under the same row level security as the store's.
 
         It does not confine SQL that others wrote, such as injected or generated: one SELECT in it reaches any user, by

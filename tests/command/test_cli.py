@@ -186,7 +186,11 @@ async def test_a_move(command: Command, database: Database, users: list[UUID]) -
 @pytest.mark.parametrize(
     ("arguments", "changes", "code", "told"),
     [
-        (("status", "marked"), {}, 2, "user_id: expected a UUID"),
+        (("status", "marked"), {}, 2, "USER: expected a UUID, an integer of 64 bits, or text:"),
+        (("status", "5b0c9d1e-0f0a-4a52-8a55"), {}, 2, "USER: expected a UUID"),
+        (("status", "9" * 19), {}, 2, "USER: expected a UUID"),
+        (("disconnect", ""), {}, 2, "USER: expected a UUID"),
+        (("move", "1", "marked"), {}, 2, "TO: expected a UUID"),
         (("assign-app", "an app"), {}, 2, "client_id: expected the id of an app"),
         (("expiring",), {"SPOTCONN_RETIRED_CLIENT_IDS": "marked!"}, 5, "SPOTCONN_RETIRED_CLIENT_IDS is malformed"),
         (("expiring", "--within", "soon"), {}, 2, "expected such as 30d"),

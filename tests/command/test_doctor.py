@@ -86,7 +86,7 @@ FAULTS = [
     (f"drop policy {POLICY}", {"catalog"}, "schema --apply"),
     (f"alter policy {POLICY} using (auth.uid() = user_id)", {"catalog"}, "schema --apply"),
     ("revoke insert on public.spotify_connections from spotconn", {"grants"}, "schema --apply"),
-    ("grant select on public.spotify_connections to anon", {"catalog"}, "schema --apply"),
+    ("grant select on public.spotify_connections to anon", {"catalog", "clients"}, "schema --apply"),
     (VERSION + "0", {"schema"}, "schema --apply"),
     (VERSION + "99", {"schema"}, "upgrade spotconn"),
     ("drop function spotconn.act_as", {"isolation", "grants"}, "schema --apply"),

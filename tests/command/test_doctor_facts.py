@@ -6,9 +6,10 @@ from typing import cast
 import asyncpg
 import pytest
 
-from spotconn._command.comparison import check_clients
+from spotconn._command.clients import check_clients
 from spotconn._command.facts import LEVELS, expected_facts, facts_file, level_of
 from spotconn._command.probe import Probe
+from spotconn._database.errors import APPLY_SCHEMA
 from spotconn._database.idle_sessions import Session
 from spotconn._database.schema import read_sql, schema_sql
 from support.database import Database
@@ -92,3 +93,42 @@ async def test_the_line_of_the_clients_goes_by_the_level(
         assert "somebody's leaked refresh token" in found.text
         assert "--close-writes" in str(found.remedy)
         assert "--lock-down" in str(found.remedy)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said", "remedy"),
+    [
+        (
+            "grant spotconn to authenticated",
+            "authenticated is a member of spotconn, and may all that this role may",
+            "REVOKE spotconn FROM authenticated, or from the role between the two",
+        ),
+        (
+            "create role between; grant spotconn to between; grant between to anon",
+            "anon is a member of spotconn",
+            "REVOKE spotconn FROM anon, or from the role between the two",
+        ),
+        (
+            "grant all on public.spotify_connections to anon, authenticated",
+            "anon, authenticated may more than that, as after a restore: they read and write tokens",
+            APPLY_SCHEMA,
+        ),
+        ("grant usage on schema spotconn to authenticated", "authenticated may more than that", APPLY_SCHEMA),
+    ],
+)
+async def test_a_level_that_does_not_hold_is_no_true_line(
+    database: Database, admin: asyncpg.Connection, fault: str, said: str, remedy: str
+) -> None:
+    """The mark of the lock-down is there, and a client role has more: that is said in place of the level."""
+    transaction = admin.transaction()
+    await transaction.start()
+    try:
+        await admin.execute(read_sql("lock_down.sql"))
+        await admin.execute(fault)
+        found = await check_clients(Probe(cast("Session", admin)))
+    finally:
+        await transaction.rollback()
+    assert found.state == "fail"
+    assert found.text.startswith("the level that was applied does not hold: ")
+    assert said in found.text
+    assert remedy in str(found.remedy)

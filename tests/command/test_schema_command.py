@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 from typer.testing import CliRunner, Result
 
-from spotconn import ConnectionStore, schema_sql
+from spotconn import ConnectionStore, schema_sql, user_id
 from spotconn._database.schema import read_sql
 from spotconn.cli import app
 from support.database import Database
@@ -264,6 +264,34 @@ async def test_a_database_that_is_not_utf8(schema: Schema, prepared: Database, s
     assert "the encoding of the database is LATIN1" in refused.stderr
 
 
+async def test_a_table_of_users_is_tied(schema: Schema, url: str, scratch: asyncpg.Connection) -> None:
+    """By its name alone, on a database without anything; what does not fit is refused with the remedy."""
+    await scratch.execute("create table users (id int primary key); insert into users values (42)")
+    refused = await schema("--apply", "--users", "public.users(id bigint)")
+    assert (refused.exit_code, refused.stdout) == (5, "")
+    assert "public.users: its column id has the type integer. Nothing was changed. Name another" in refused.stderr
+    done = await schema("--apply", "--users", "public.users(id integer)")
+    files = "users_check.sql, plain_postgres.sql, schema.sql, users.sql"
+    assert done.stdout == f"applied {files}: version 3 (before: no schema)\n"
+    assert await scratch.fetchval("select id from auth.users") == user_id(42)
+    printed = await schema("--users", "public.users(id integer)")
+    await scratch.execute(printed.stdout)
+    env = {"DATABASE_URL": url}
+
+    async def status(user: str) -> Result:
+        return await asyncio.to_thread(lambda: CliRunner().invoke(app, ["status", "--", user], env=env))
+
+    await scratch.execute("insert into auth.users (id) values (spotconn.user_id('user_2abc'))")
+    await scratch.execute(
+        "insert into spotify_connections (user_id, spotify_user_id, access_token, refresh_token, expires_at) "
+        "select id, 'alice', 'a', 'r', now() from auth.users"
+    )
+    for user in ("42", "042", str(user_id(42)), "text:user_2abc"):
+        assert (await status(user)).stdout.startswith("connected: True"), user
+    for user in ("-42", "text:42"):
+        assert (await status(user)).stdout.startswith("connected: False"), user
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -271,6 +299,10 @@ async def test_a_database_that_is_not_utf8(schema: Schema, prepared: Database, s
         ("--apply", "--no-transaction"),
         ("--check", "--plain-postgres"),
         ("--check", "--undo-lock-down"),
+        ("--check", "--users", "public.users(id bigint)"),
+        ("--undo-lock-down", "--users", "public.users(id bigint)"),
+        ("--users", "users"),
+        ("--apply", "--users", "public.users(id money)"),
         ("--undo-lock-down", "--lock-down"),
         ("--close-writes", "--lock-down"),
         ("--check", "--undo-lock-down", "--close-writes"),

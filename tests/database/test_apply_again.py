@@ -16,7 +16,7 @@ SCHEMA = schema_sql()
 GIVE = """
 select format('alter %s %s owner to owner', case relkind when 'c' then 'type' else 'table' end, oid::regclass)
 from pg_class
-where relkind in ('r', 'v', 'c')
+where relkind in ('r', 'v', 'c', 'S')
     and (relnamespace = to_regnamespace('spotconn') or oid = to_regclass('public.spotify_connections'))
 union all
 select format('alter function %s owner to owner', oid::regprocedure) from pg_proc

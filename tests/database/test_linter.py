@@ -44,6 +44,7 @@ RULES = {
         select oid::regclass::text from pg_class where relkind in ('v', 'm')
         and relnamespace::regnamespace::text in {OURS}
         and (relkind = 'm' or not coalesce(reloptions::text ~ 'security_invoker=(true|on|1|yes)', false))
+        and (has_table_privilege('anon', oid, 'select') or has_table_privilege('authenticated', oid, 'select'))
     """,
     "0011 a function whose search_path is not pinned": f"""
         select oid::regprocedure::text from pg_proc where pronamespace::regnamespace::text in {OURS}
@@ -63,12 +64,13 @@ RULES = {
     "0028, 0029 a SECURITY DEFINER function": f"""
         select oid::regprocedure::text from pg_proc
         where prosecdef and pronamespace::regnamespace::text in {OURS}
+        and not (proname = 'follow_user' and proacl is not null and 1 = cardinality(proacl))
     """,
     "0028, 0029 a function of spotconn that a client role may execute": """
         select proc.oid::regprocedure::text, role from pg_proc as proc,
             unnest(array['anon', 'authenticated', 'service_role', 'authenticator']) as role
         where pronamespace = 'spotconn'::regnamespace and has_function_privilege(role, proc.oid, 'execute')
-        and not (role = 'service_role' and proname in ('now', 'seconds_left', 'runs'))
+        and not (role = 'service_role' and proname in ('now', 'seconds_left', 'runs', 'user_id', 'integer_id'))
     """,
     "the schema spotconn open to a client role": """
         select role from unnest(array['anon', 'authenticated']) as role
@@ -87,7 +89,7 @@ FAULTS = {
     "0006": "create policy f on public.spotify_connections for select using (email = 'x')",
     "0007": "create table public.f (id int primary key)",
     "0009": "create index idx_fault on public.spotify_connections (user_id)",
-    "0010": "create view public.f as select * from public.spotify_connections",
+    "0010": "create view public.f as select * from public.spotify_connections; grant select on public.f to anon",
     "0011": "create function public.f() returns int language sql return 1",
     "0015": "create policy f on public.spotify_connections using (auth.jwt() ->> 'user_metadata' = email)",
     "0024": "create policy f on public.spotify_connections for select using (true)",

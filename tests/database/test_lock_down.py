@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from spotconn import ConnectionStore, Profile, TokenGrant
-from spotconn._database.schema import read_sql
+from spotconn._database.schema import SqlFile, read_sql
 from spotconn.models import fingerprint
 from spotconn.testing import apply_schema
 from support.database import Database
@@ -41,7 +41,7 @@ OPERATIONS = {
     "delete": f"delete from {TABLE} where user_id = $1 returning 1",
     "truncate": "truncate public.spotify_connections cascade",
     "refresh state": "select 1 from spotconn.refresh_state where user_id = $1",
-    "connection view": "select 1 from spotconn.connection where user_id = $1",
+    "connections": "select 1 from spotconn.connections($1)",
 }
 ACTORS = {
     "anon": "anon",
@@ -70,7 +70,7 @@ anon             give the row away       -      -       -      -
 anon             delete                  -      -       -      -
 anon             truncate                -      -       -      -
 anon             refresh state           -      -       -      -
-anon             connection view         -      -       -      -
+anon             connections             -      -       -      -
 authenticated a  select metadata         1      0       1      0
 authenticated a  select access_token     1      0       -      -
 authenticated a  select refresh_token    1      0       -      -
@@ -86,7 +86,7 @@ authenticated a  give the row away       -      0       -      -
 authenticated a  delete                  1      0       1      0
 authenticated a  truncate                -      -       -      -
 authenticated a  refresh state           -      -       -      -
-authenticated a  connection view         -      -       -      -
+authenticated a  connections             -      -       -      -
 authenticated b  select metadata         1      0       1      0
 authenticated b  select access_token     1      0       -      -
 authenticated b  select refresh_token    1      0       -      -
@@ -102,7 +102,7 @@ authenticated b  give the row away       -      0       -      -
 authenticated b  delete                  1      0       1      0
 authenticated b  truncate                -      -       -      -
 authenticated b  refresh state           -      -       -      -
-authenticated b  connection view         -      -       -      -
+authenticated b  connections             -      -       -      -
 spotconn as a    select metadata         1      0       1      0
 spotconn as a    select access_token     1      0       1      0
 spotconn as a    select refresh_token    1      0       1      0
@@ -118,7 +118,7 @@ spotconn as a    give the row away       -      0       -      0
 spotconn as a    delete                  1      0       1      0
 spotconn as a    truncate                -      -       -      -
 spotconn as a    refresh state           1      0       1      0
-spotconn as a    connection view         1      0       1      0
+spotconn as a    connections             1      0       1      0
 service_role     select metadata         1      1       1      1
 service_role     select access_token     1      1       1      1
 service_role     select refresh_token    1      1       1      1
@@ -134,7 +134,7 @@ service_role     give the row away       1      1       1      1
 service_role     delete                  1      1       1      1
 service_role     truncate                -      -       -      -
 service_role     refresh state           1      1       1      1
-service_role     connection view         1      1       1      1
+service_role     connections             -      -       -      -
 """
 
 
@@ -277,6 +277,26 @@ async def test_a_user_disconnects_through_the_api(locked: asyncpg.Connection, pa
         await locked.execute("select set_config('request.jwt.claims', $1, true)", json.dumps({"sub": str(pair[0])}))
         assert await locked.execute(f"delete from {TABLE} where user_id = $1", pair[0]) == "DELETE 1"
     assert await locked.fetchval(f"select array_agg(user_id) from {TABLE}") == [pair[1]]
+
+
+@pytest.mark.parametrize("name", ["lock_down.sql", "close_writes.sql"])
+@pytest.mark.parametrize(
+    "membership", ["", "create role between; grant between to authenticated; grant spotconn to between"]
+)
+async def test_a_client_that_may_act_as_the_library_is_refused(
+    admin: asyncpg.Connection, name: SqlFile, membership: str
+) -> None:
+    """A client role that is a member of spotconn, directly or not, would keep the tokens: the file says so."""
+    transaction = admin.transaction()
+    await transaction.start()
+    try:
+        await admin.execute(read_sql("lock_down_undo.sql"))
+        await admin.execute(membership or "grant spotconn to anon")
+        with pytest.raises(asyncpg.RaiseError, match="a client role may act as the role spotconn") as raised:
+            await admin.execute(read_sql(name))
+        assert "REVOKE spotconn FROM" in str(raised.value.hint)
+    finally:
+        await transaction.rollback()
 
 
 @pytest.mark.long

@@ -15,14 +15,12 @@ import pytest
 
 from spotconn import (
     ConfigurationError,
-    Connection,
     ConnectionAdmin,
     ConnectionStore,
     DatabaseUnavailable,
     NotConnected,
     Profile,
 )
-from spotconn._database.repetition import MOST_ATTEMPTS
 from spotconn._database.unreachable import unreachable
 from support.connections import grant
 from support.database import Database
@@ -123,38 +121,6 @@ async def test_a_connection_that_is_lost_as_it_is_released_takes_nothing_back(
         assert (await store.get(user)).access_token == "access-x"
         async with store.as_user(user) as connection:
             await connection.execute("select 1")
-
-
-@pytest.mark.parametrize(("fails", "answered"), [(MOST_ATTEMPTS - 1, True), (MOST_ATTEMPTS, False)])
-@pytest.mark.parametrize("state", ["40001", "40P01"])
-async def test_a_conflict_is_tried_again(
-    database: Database, user: UUID, admin: asyncpg.Connection, state: str, fails: int, *, answered: bool
-) -> None:
-    """Also a write, three times in all: Postgres has rolled each attempt back."""
-    await admin.execute(f"""
-        create sequence public.attempts;
-        grant all on sequence public.attempts to public;
-        create function public.conflict() returns trigger language plpgsql as $$
-        begin
-            if nextval('public.attempts') <= {fails} then
-                raise exception 'conflict' using errcode = '{state}';
-            end if;
-            return new;
-        end $$;
-        create trigger conflict before insert on public.spotify_connections
-            for each row execute function public.conflict();
-    """)
-    try:
-        async with ConnectionStore.open(database.dsn) as store:
-            if answered:
-                await store.save(user, grant("x"), ALICE)
-                assert isinstance(await store.get(user), Connection)
-            else:
-                with pytest.raises(DatabaseUnavailable, match=state):
-                    await store.save(user, grant("x"), ALICE)
-        assert await admin.fetchval("select last_value from public.attempts") == MOST_ATTEMPTS
-    finally:
-        await admin.execute("drop function public.conflict() cascade; drop sequence public.attempts")
 
 
 async def test_a_pool_in_use_and_a_database_that_is_away_are_told_apart(database: Database, user: UUID) -> None:

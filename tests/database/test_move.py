@@ -103,8 +103,8 @@ async def test_bad_arguments_are_named(encrypted: ConnectionStore, house: Connec
     before = await encrypted.save(users[0], grant("a"), ALICE)
     other = await encrypted.save(users[1], grant("b"), ALICE)
     for arguments, text in (
-        (("marked", users[1]), "^from_user: expected a UUID$"),
-        ((users[0], "marked"), "^to_user: expected a UUID$"),
+        (("marked", users[1]), "^from_user: expected a UUID or an integer id"),
+        ((users[0], "marked"), "^to_user: expected a UUID or an integer id"),
         ((users[0], str(users[0])), "^to_user: expected another user"),
         ((users[0], uuid4()), r"^to_user: no such user in auth\.users$"),
         (users[:2], "^to_user: has a connection"),

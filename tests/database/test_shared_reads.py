@@ -110,14 +110,14 @@ async def test_one_bad_row_is_its_own_users(database: Database, way: FaultProxy,
     await admin.execute("update public.spotify_connections set access_token = $2 where user_id = $1", broken, foreign)
     await admin.execute("delete from public.spotify_connections where user_id = $1", missing)
     hide = "create policy hide on public.spotify_connections as restrictive for select using (user_id <> '{}')"
-    await admin.execute(hide.format(hidden))
-    try:
-        async with opened(database, way, cipher=cipher) as store:
+    async with opened(database, way, cipher=cipher) as store:
+        await admin.execute(hide.format(hidden))
+        try:
             found = await outcomes(store, users)
-    finally:
-        await admin.execute("drop policy hide on public.spotify_connections")
+        finally:
+            await admin.execute("drop policy hide on public.spotify_connections")
     errors = {user: one for user, one in zip(users, found, strict=True) if not isinstance(one, StoredAccessToken)}
-    assert errors == {broken: DecryptionError, missing: NotConnected, hidden: NotConnected}
+    assert errors == {broken: DecryptionError, missing: NotConnected, hidden: RowSecurityError}
 
 
 async def test_what_fails_for_several_is_repeated_for_each(
@@ -127,13 +127,13 @@ async def test_what_fails_for_several_is_repeated_for_each(
     users = await bulk_users(admin, 20)
     bad = users[11]
     fail = "create policy fail on public.spotify_connections as restrictive for select using (case when user_id = '{}' "
-    await admin.execute(fail.format(bad) + "then 1 / length(display_name) = 0 else true end)")
     await admin.execute("update public.spotify_connections set display_name = '' where user_id = $1", bad)
-    try:
-        async with opened(database, way) as store:
+    async with opened(database, way) as store:
+        await admin.execute(fail.format(bad) + "then 1 / length(display_name) = 0 else true end)")
+        try:
             found = await outcomes(store, users)
-    finally:
-        await admin.execute("drop policy fail on public.spotify_connections")
+        finally:
+            await admin.execute("drop policy fail on public.spotify_connections")
     assert {user for user, one in zip(users, found, strict=True) if not isinstance(one, StoredAccessToken)} == {bad}
     assert found[11] is StatementRefused
 

@@ -1,6 +1,7 @@
 """The SQL files belong into a transaction of the caller's, and leave alone what the project has."""
 
 import re
+from typing import Any
 
 import asyncpg
 import pytest
@@ -95,7 +96,8 @@ def test_what_is_printed_is_one_transaction() -> None:
     statements = schema_statements(plain_postgres=True, lock_down=True)
     assert not {"begin", "commit"} & {statement.lower() for statement in statements}
     assert not any(statement.endswith(";") or statement.startswith("--") for statement in statements)
-    for wrong in ({"plain_postgres": True}, {"lock_down": True}, {"close_writes": True}):
+    wrong: Any
+    for wrong in ({"plain_postgres": True}, {"lock_down": True}, {"close_writes": True}, {"users": "a.b(c text)"}):
         with pytest.raises(ValueError, match="undo_lock_down"):
             schema_sql(undo_lock_down=True, **wrong)
         with pytest.raises(ValueError, match="undo_lock_down"):

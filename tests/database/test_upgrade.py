@@ -183,6 +183,43 @@ async def test_the_documented_table_becomes_what_a_new_database_has(
     assert await schema_state(scratch) == await schema_state(fresh)
 
 
+EARLIER_3 = """
+drop type spotconn.connection, spotconn.refresh_turn, spotconn.saved_refresh cascade;
+create view spotconn.connection with (security_invoker = true) as
+    select stored.*, state.client_id from public.spotify_connections as stored
+    left join spotconn.refresh_state as state using (user_id);
+grant select on spotconn.connection to spotconn, service_role;
+create function spotconn.get_connection(p_user_id uuid) returns setof spotconn.connection
+    language sql as 'select * from spotconn.connection';
+create function spotconn.decide_turn(
+    p_connection spotconn.connection, p_state spotconn.refresh_state, p_seen bytea, p_client_ids text[],
+    p_now timestamptz, out outcome text, out retry_after double precision, out client_ids text[]
+) language sql as 'select null, null::double precision, null::text[]'
+"""
+
+
+async def test_the_view_of_an_earlier_version_3_goes(
+    dsn: Dsn, scratch: asyncpg.Connection, stored: Users, fresh: asyncpg.Connection
+) -> None:
+    """The functions over the view `spotconn.connection` are replaced by those over the type of that name, rows stay."""
+    await apply_schema(dsn(), plain_postgres=False)
+    before = await stored_rows(scratch)
+    await scratch.execute(EARLIER_3)
+    await apply_schema(dsn(), plain_postgres=False)
+    assert await schema_state(scratch) == await schema_state(fresh)
+    assert await stored_rows(scratch) == before
+
+
+async def test_a_view_over_that_view_is_not_dropped(dsn: Dsn, scratch: asyncpg.Connection, stored: Users) -> None:
+    """What a project has built on it is named by Postgres, and nothing is changed."""
+    await apply_schema(dsn(), plain_postgres=False)
+    await scratch.execute(EARLIER_3 + "; create view public.mine as select user_id from spotconn.connection")
+    with pytest.raises(asyncpg.DependentObjectsStillExistError) as raised:
+        await apply_schema(dsn(), plain_postgres=False)
+    assert raised.value.detail == "view public.mine depends on view spotconn.connection"
+    assert await scratch.fetchval("select count(*) from public.mine") == len(stored) - 1
+
+
 async def test_version_3_applied_twice_changes_nothing(dsn: Dsn, scratch: asyncpg.Connection, stored: Users) -> None:
     """The second time leaves schema and rows as they are after the first and some use: leases, failures and counts."""
     await apply_schema(dsn(), plain_postgres=False)

@@ -15,8 +15,15 @@ import pytest
 from spotipy.cache_handler import CacheFileHandler
 from spotipy.oauth2 import SpotifyOAuth
 
-from import_tokens import import_cache, import_grant, read_cache, read_session, start_of
-from spotconn import ConnectionStore, NotConnected, ReauthorizationRequired, SpotifyAccounts, TokenManager
+from import_tokens import import_cache, read_cache, read_session, start_of
+from spotconn import (
+    ConnectionStore,
+    NotConnected,
+    ReauthorizationRequired,
+    SpotifyAccounts,
+    TokenManager,
+    import_grant,
+)
 from spotconn.testing import FakeSpotify
 from support.connections import OWN_APP, connect, content, rows
 from support.consent import REDIRECT_URI, SCOPES, agree

@@ -23,7 +23,7 @@ from spotconn import (
     freshness,
 )
 from spotconn.errors import ReauthorizationReason
-from spotconn.models import FailureReason, add_months, is_token, parse_user_id, read_scope
+from spotconn.models import FailureReason, add_months, is_token, read_scope
 
 USER = UUID("5b0c9d1e-0f0a-4a52-8a55-3c2f1d6e7a88")
 END = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -149,20 +149,6 @@ def test_a_text_without_scopes_says_nothing(text: str | None) -> None:
     """It was no record of a grant; only the empty text is, which this library stores for a grant without scopes."""
     assert read_scope(text) is None
     assert read_scope("") == frozenset()
-
-
-@pytest.mark.parametrize("text", [str(USER), str(USER).upper(), USER.hex, f"{{{USER}}}", USER.urn])
-def test_a_user_id_is_read_from_text(text: str) -> None:
-    """Every usual spelling of a UUID names the same user."""
-    assert parse_user_id(text) == parse_user_id(USER) == USER
-
-
-@pytest.mark.parametrize("wrong", ["", "marked-access", "5b0c9d1e-0f0a-4a52-8a55", None, 7, b"marked", ["marked"]])
-def test_a_wrong_user_id_is_named_and_not_repeated(wrong: Any) -> None:
-    """What is no UUID is refused by the argument's name, with nothing of it in the error or behind it."""
-    with pytest.raises(ValueError, match=r"^user_id: expected a UUID$") as raised:
-        parse_user_id(wrong)
-    assert raised.value.__context__ is None
 
 
 @pytest.mark.parametrize(

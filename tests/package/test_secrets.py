@@ -49,6 +49,10 @@ from support.public_calls import public_calls
 CLIENT_SECRET = "demo-secret"
 CODE, VERIFIER = "marked-code-4711", "marked-verifier-0123456789-0123456789-0123456789"
 KEY, OLD_KEY, STRANGE_KEY = (AesGcmSivCipher.generate_key() for _ in range(3))
+ELSEWHERE = """
+create table public.elsewhere as select user_id, refresh_token, access_token from public.spotify_connections;
+grant usage on schema auth to operator; grant select on public.elsewhere, auth.users to operator
+"""
 HOUSE = "alter table public.spotify_connections"
 BROKEN = (Answer.truncated(), Answer.unavailable(), Answer.reset(), Answer(body=b"<html>"))
 STALE = RefreshFailure(reason="unavailable")
@@ -377,7 +381,7 @@ async def the_environment(house: House) -> None:
 
 
 @drives("ConnectionAdmin.expiring", "ConnectionAdmin.failing", "ConnectionAdmin.stats", "ConnectionAdmin.rekey",
-        "ConnectionAdmin.recheck", "ConnectionAdmin.assign_app", "ConnectionAdmin.move",
+        "ConnectionAdmin.recheck", "ConnectionAdmin.assign_app", "ConnectionAdmin.move", "ConnectionAdmin.migrate",
         "ConnectionAdmin.open")  # fmt: skip
 async def the_admin(house: House) -> None:
     detector, user = house.detector, house.users[0]
@@ -391,6 +395,10 @@ async def the_admin(house: House) -> None:
         detector.record(await admin.recheck(since=datetime.now(UTC)), await admin.rekey(progress=detector.record))
         detector.record(await admin.stats(), await admin.assign_app("an-app"))
         await detector.fails(admin.assign_app("no app"))
+        await detector.fails(anext(admin.migrate("nowhere")))
+        await house.admin.execute(ELSEWHERE)
+        detector.record([one async for one in admin.migrate("public.elsewhere", needs_account=False)])
+        await house.admin.execute("drop table public.elsewhere")
         await detector.fails(admin.move(user, UUID(int=1)))
         await detector.fails(admin.recheck(since=datetime(2026, 1, 1)))  # noqa: DTZ001  the point
     async with ConnectionAdmin.open(house.operator, cipher=AesGcmSivCipher([STRANGE_KEY])) as admin:

@@ -48,7 +48,8 @@ async def a_token_is_text(tokens: TokenManager, user_id: UUID) -> None:
     assert_type(await tokens.get_valid_token(user_id), str)
     assert_type(await tokens.get_valid_token(str(user_id), scopes=["user-read-email"], min_ttl=60), str)
     assert_type(await tokens.replace_rejected(user_id, "token"), str)
-    await tokens.get_valid_token(4711)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await tokens.get_valid_token(4711)
+    await tokens.get_valid_token(47.11)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await tokens.get_valid_token(user_id, ["a"])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await tokens.get_valid_token(user_id, min_ttl="60")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await tokens.get_valid_token(user_id, scope="a")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

@@ -74,15 +74,12 @@ OBJECTS = {
         "the function public.leak() is SECURITY DEFINER and speaks of the table; anon, authenticated may call it",
         None,
     ),
-    "definition of the view": Case(
-        "create or replace view spotconn.connection with (security_invoker = true) as select id, user_id, "
-        "spotify_user_id, access_token, refresh_token, expires_at, connected_at, display_name, email, scope, "
-        "client_id, refused_by, failure, failed_at, retry_at, saves, family, remaining from "
-        "(select c.*, s.client_id, s.refused_by, s.failure, "
-        "s.failed_at, s.retry_at, s.saves, s.family, 1::double precision as remaining "
-        f"from {TABLE} c left join spotconn.refresh_state s using (user_id)) as x",
+    "type": Case(
+        "alter type spotconn.connection alter attribute scope type varchar(2)",
         "fail",
-        "table spotconn.connection was altered",
+        "column spotconn.connection.scope was altered (form: character varying(2))",
+        "ALTER TYPE spotconn.connection ALTER ATTRIBUTE scope TYPE text",
+        by_hand=True,
     ),
     "trigger disabled": Case(
         f"alter table {TABLE} disable trigger spotconn_notify_change",

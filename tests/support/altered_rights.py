@@ -34,8 +34,6 @@ RIGHTS = {
         "policy more on spotconn.pending_connect was added: permissive for select to PUBLIC using true",
         "DROP POLICY more ON spotconn.pending_connect",
     ),
-    "view": Case("alter view spotconn.connection set (security_invoker = false)", "fail", "without security_invoker"),
-    "view option gone": Case("alter view spotconn.connection reset (security_invoker)", "fail", "spotconn.connection"),
     "truncate": Case(f"grant truncate on {TABLE} to anon", "fail", f"anon may TRUNCATE {TABLE}"),
     "references": Case(f"grant references, trigger on {TABLE} to public", "fail", f"PUBLIC may REFERENCES {TABLE}"),
     "uid of a header": Case(
@@ -92,8 +90,21 @@ RIGHTS = {
     ),
     "restrictive policy": Case(
         f"create policy r on {TABLE} as restrictive using (email is null)",
+        "fail",
+        f"policy r on {TABLE} was added, and keeps rows from the library: restrictive for all to PUBLIC",
+        f"DROP POLICY r ON {TABLE}",
+    ),
+    "restrictive policy of a role that the library's is a member of": Case(
+        f"create role team; grant team to spotconn; create policy r on {TABLE} as restrictive for update to team "
+        "using (true)",
+        "fail",
+        f"policy r on {TABLE} was added, and keeps rows from the library: restrictive for update to team",
+        f"DROP POLICY r ON {TABLE}; REVOKE team FROM spotconn",
+    ),
+    "restrictive policy of the browsers": Case(
+        f"create policy r on {TABLE} as restrictive to authenticated using (email is null)",
         "warn",
-        f"policy r on {TABLE} was added: restrictive for all",
+        f"policy r on {TABLE} was added: restrictive for all to authenticated",
         f"DROP POLICY r ON {TABLE}",
     ),
     "policy of a role that a client is a member of": Case(

@@ -91,10 +91,12 @@ TABLES = {
         by_hand=True,
     ),
     "unique key gone": Case(
-        f"alter table {TABLE} drop constraint spotify_connections_user_id_key",
+        f"alter table {TABLE} drop constraint spotify_connections_user_id_key cascade",
         "fail",
         f"constraint spotify_connections_user_id_key on {TABLE} is missing",
-        f"alter table {TABLE} add constraint spotify_connections_user_id_key unique (user_id)",
+        f"alter table {TABLE} add constraint spotify_connections_user_id_key unique (user_id); "
+        f"alter table spotconn.row_probe add constraint row_probe_user_id_fkey foreign key (user_id) "
+        f"references {TABLE} (user_id) on update cascade on delete cascade",
         by_hand=True,
     ),
     "primary key of started connects gone": Case(

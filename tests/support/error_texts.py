@@ -9,10 +9,7 @@ from support.source_texts import ANY, Module, Reader, modules, names_of, paramet
 
 BUILTIN = ("ValueError", "TypeError", "RuntimeError", "AttributeError", "ImportError", "FileNotFoundError")
 """Classes of Python's own that a caller may see."""
-CHOSEN = {("_database/errors.py", "kind"): "RowSecurityError"}
-"""Classes behind a variable that is called, by file and name: of all SQLSTATEs only 42501 is left there."""
 SEEN_CALLS = {
-    "_database/errors.py: kind": "in CHOSEN",
     "_database/sqlstates.py: ConfigurationError": "the table of SQLSTATEs: sqlstates.md has its texts",
     "_database/sqlstates.py: DatabaseUnavailable": "as above",
     "_database/sqlstates.py: RowSecurityError": "as above",
@@ -126,8 +123,6 @@ def _class_name(module: Module, called: ast.expr) -> str | None:
     """Return the name of the error class that is called; None for anything else."""
     if not isinstance(called, ast.Name):
         return None
-    if (chosen := CHOSEN.get((module.name, called.id))) and isinstance(module.parents[called], ast.Call):
-        return chosen
     origin, name = module.imports.get(called.id, ("", called.id))
     if origin in {"spotconn", "spotconn.errors"} or (module.name == "errors.py" and name in module.classes):
         return name if name in _LIBRARY else None

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import asyncpg
 
@@ -15,7 +15,7 @@ from spotconn._database.schema import schema_sql
 from spotconn.testing import EmbeddedPostgres
 
 FILE = Path(spotconn.__file__).parent / "_command" / "expected_facts.tsv"
-PARTS: Mapping[str, dict[str, bool]] = {
+PARTS: Mapping[str, dict[str, Any]] = {
     "open": {},
     "closed": {"close_writes": True},
     "locked": {"lock_down": True},

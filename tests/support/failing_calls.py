@@ -345,6 +345,8 @@ FAILURES = [
     Failure("ConnectionAdmin.rekey", ConfigurationError, lambda at: at.overseer.rekey()),
     Failure("ConnectionAdmin.move", ValueError, lambda at: at.overseer.move(at.user, at.user)),
     Failure("ConnectionAdmin.move", DatabaseUnavailable, lambda at: at.overseer.move(at.user, at.nobody), away),
+    Failure("ConnectionAdmin.migrate", ValueError, lambda at: drain(at.overseer.migrate("nowhere"))),
+    Failure("ConnectionAdmin.migrate", DatabaseUnavailable, lambda at: drain(at.overseer.migrate("nowhere")), away),
     Failure("ConnectionAdmin.recheck", ValueError, lambda at: at.overseer.recheck(since=NAIVE)),
     Failure("ConnectionAdmin.recheck", DatabaseUnavailable, lambda at: at.overseer.recheck(since=NOW), away),
     Failure("ConnectionAdmin.assign_app", ValueError, lambda at: at.overseer.assign_app("")),

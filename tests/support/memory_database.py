@@ -331,7 +331,7 @@ class MemoryDatabase:
         return None if expires_at is None else expires_at.timestamp()
 
     def _shown(self, user_id: UUID) -> dict[str, Any] | None:
-        """Return the row as the view spotconn.connection does."""
+        """Return the row as spotconn.connections does."""
         row, known = self.row, self._known()
         if row is None:
             return None

@@ -8,7 +8,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,24 @@ from uuid import UUID, uuid4
 import asyncpg
 
 import spotconn
-from spotconn import AesGcmSivCipher, ConnectionAdmin, ConnectionStore, Profile, RefreshFailure, RefreshTurn, TokenGrant
+from spotconn import (
+    AesGcmSivCipher,
+    ConnectionAdmin,
+    ConnectionStore,
+    Profile,
+    RefreshFailure,
+    RefreshTurn,
+    TokenGrant,
+    importing,
+    schema_sql,
+)
 from spotconn._command.catalog import ROLE_OF_THE_LIBRARY
 from spotconn._command.checks import CHECKS, Check
 from spotconn._command.decryption import check_decryption
 from spotconn._command.probe import Probe
-from spotconn._database import application
+from spotconn._database import application, migration
 from spotconn._tokens.cache import ConnectionCache
+from spotconn.errors import NotConnected, RowSecurityError
 from spotconn.models import fingerprint
 from spotconn.testing import apply_schema
 from support.bulk import add_connections, bulk_user
@@ -219,6 +230,38 @@ async def _listed(items: AsyncIterator[object]) -> None:
         pass
 
 
+async def _followed(harness: PlanHarness) -> None:
+    tied = schema_sql(users="public.people(id bigint)", transaction=False)
+    await harness.root.execute(f"create table public.people (id bigint primary key); {tied}")
+    try:
+        for change in ("insert into {} values (42)", "update {} set id = 43", "delete from {}"):
+            await harness.root.execute(change.format("public.people"))
+        await harness.root.fetchval("select spotconn.integer_id(spotconn.user_id(42))")
+    finally:
+        await harness.root.execute("drop table public.people")
+
+
+async def _migrated(harness: PlanHarness) -> None:
+    user = harness.busy()
+    await harness.root.execute(
+        "create view public.elsewhere as select $$%s$$::uuid as user_id, $$r$$::text as refresh_token" % user  # noqa: UP031
+    )
+    login = await harness.house._database.fetch("select session_user as name")
+    await harness.root.execute(f"grant select on public.elsewhere, auth.users to {login[0]['name']}")
+    await harness.root.execute(f"grant usage on schema auth to {login[0]['name']}")
+    try:
+        await _listed(harness.house.migrate("public.elsewhere", needs_account=False))
+        await harness.house._database.fetch(migration._INSERT, *(list[object]() for _ in range(9)))
+    finally:
+        await harness.root.execute("drop view public.elsewhere")
+
+
+async def _with_account(harness: PlanHarness) -> None:
+    user = harness.busy()
+    async with harness.store.as_user(user) as connection:
+        await connection.execute(importing._SET_ACCOUNT, user, "account", None, None)
+
+
 async def _turn(harness: PlanHarness, user: UUID) -> RefreshTurn:
     # A short lease: a rekey waits for its end.
     return await harness.store.begin_refresh(user, seen=(await harness.store.get(user)).fingerprint, lease=0.5)
@@ -238,6 +281,20 @@ async def _refreshed(harness: PlanHarness) -> None:
 async def _failed(harness: PlanHarness) -> None:
     turn = await _turn(harness, harness.free())
     assert await harness.store.fail_refresh(turn, RefreshFailure(reason="unavailable"))
+
+
+async def _found_none(harness: PlanHarness) -> None:
+    """Read a connection that is missing, and one that a policy of the project hides; fail a refresh that was saved."""
+    hide = f"create policy hide on {TABLES[0]} as restrictive for select using (spotify_user_id is null)"
+    for user, policy in ((harness.new(), "select"), (harness.new(), hide), (harness.busy(), hide)):
+        await harness.root.execute(policy)
+        with suppress(NotConnected, RowSecurityError):
+            await harness.store.get(user)
+            raise AssertionError(policy)
+        await harness.root.execute(f"drop policy if exists hide on {TABLES[0]}")
+    turn = await _turn(harness, harness.free())
+    assert await harness.store.finish_refresh(turn, _grant(60))
+    assert await harness.store.fail_refresh(turn, RefreshFailure()) is None
 
 
 async def _connected(harness: PlanHarness) -> None:
@@ -284,6 +341,7 @@ CALLS: dict[str, Call] = {
     "ConnectionStore.begin_refresh, four kinds of state": _begun,
     "ConnectionStore.finish_refresh": _refreshed,
     "ConnectionStore.fail_refresh": _failed,
+    "ConnectionStore, where nothing is found": _found_none,
     "ConnectionStore.as_user": _own_sql,
     "Subscription.heartbeat": _listening,
     "PendingConnects.put and take": _connecting,
@@ -292,10 +350,13 @@ CALLS: dict[str, Call] = {
     "ConnectionAdmin.stats": lambda harness: harness.house.stats(),
     "ConnectionAdmin.recheck": lambda harness: harness.house.recheck(since=LONG_AGO),
     "ConnectionAdmin.assign_app": lambda harness: harness.house.assign_app("app"),
+    "ConnectionAdmin.migrate": _migrated,
+    "verify_connection, of an unknown account": _with_account,
     "ConnectionAdmin.move": lambda harness: harness.house.move(harness.free(), harness.new()),
     "ConnectionAdmin.rekey": lambda harness: harness.house.rekey(),
     "schema, what is there": lambda harness: application.look(harness.probe.session),
     "schema, what it waits for": lambda harness: application._holders(harness.probe.session),
+    "a table of users that is followed": _followed,
     "the end of a user": lambda harness: harness.root.execute("delete from auth.users where id = $1", harness.busy()),
     **{f"doctor, {name}": partial(_examined, check) for name, check in CHECKS.items()},
     "doctor, decryption": partial(_examined, partial(check_decryption, environ=KEYS)),
@@ -310,10 +371,11 @@ _OURS = re.compile(r"spotify_connections|refresh_state|pending_connect|spotconn\
 
 def statements() -> set[str]:
     """Every statement in the source of the library that speaks of the tables or the functions."""
-    return {text for text in _texts() if _SQL.match(text) and _OURS.search(text) and "{" not in text}
+    return {text for text in source_texts() if _SQL.match(text) and _OURS.search(text) and "{" not in text}
 
 
-def _texts() -> Iterator[str]:
+def source_texts() -> Iterator[str]:
+    """Yield the strings in the source of the library, also those put together at import."""
     package = Path(spotconn.__file__).parent
     for file in package.rglob("*.py"):
         if file.is_relative_to(package / "testing"):

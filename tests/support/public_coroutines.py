@@ -121,6 +121,7 @@ CALLS: dict[str, Call] = {
     "ConnectionAdmin.rekey": lambda on: on.admin.rekey(),
     "ConnectionAdmin.move": lambda on: on.admin.move(on.user, UUID(int=1)),
     "ConnectionAdmin.recheck": lambda on: on.admin.recheck(since=PAST),
+    "ConnectionAdmin.migrate": lambda on: _first(on.admin.migrate("nowhere")),
     "ConnectionAdmin.assign_app": lambda on: on.admin.assign_app("an-app"),
     "SpotifyAccounts.refresh": lambda on: on.accounts.refresh("a-token"),
     "SpotifyAccounts.exchange_code": lambda on: on.accounts.exchange_code(

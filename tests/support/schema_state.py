@@ -21,7 +21,6 @@ _QUERIES = {
     "policies": "select polrelid::regclass::text, polname::text, polcmd::text, polpermissive, "
     "array(select rolname::text from pg_roles where pg_roles.oid = any(polroles) order by 1), "
     "pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid) from pg_policy order by 1, 2",
-    "view": "select pg_get_viewdef('spotconn.connection'::regclass)",
     "functions": f"select pg_get_functiondef(oid), {_ACL.format(acl='proacl')} from pg_proc "
     f"where pronamespace in {_OURS} order by 1",
     "triggers": "select pg_get_triggerdef(oid), tgenabled::text from pg_trigger where not tgisinternal order by 1",
@@ -32,7 +31,7 @@ Rows = dict[str, list[tuple[Any, ...]]]
 
 
 async def schema_state(connection: asyncpg.Connection) -> Rows:
-    """Return tables, view, functions, triggers, policies and privileges of the schemas public and spotconn."""
+    """Return tables, types, functions, triggers, policies and privileges of the schemas public and spotconn."""
     return {name: [tuple(row) for row in await connection.fetch(query)] for name, query in _QUERIES.items()}
 
 

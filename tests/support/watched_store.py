@@ -7,7 +7,15 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from spotconn import ConnectionStore, Outcome, ReauthorizationRequired, RefreshFailure, RefreshTurn, TokenManager
+from spotconn import (
+    ConnectionStore,
+    Outcome,
+    ReauthorizationRequired,
+    RefreshFailure,
+    RefreshTurn,
+    TokenManager,
+    UserId,
+)
 from spotconn.testing import FakeSpotify
 from support.connections import connect
 
@@ -21,7 +29,7 @@ class WatchedStore(ConnectionStore):
         self.turns = 0
 
     async def begin_refresh(
-        self, user_id: UUID | str, *, seen: str, lease: float = 15, client_ids: Iterable[str] = ()
+        self, user_id: UserId, *, seen: str, lease: float = 15, client_ids: Iterable[str] = ()
     ) -> RefreshTurn:
         self.requested.set()
         self.turns += 1

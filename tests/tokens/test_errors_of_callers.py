@@ -98,7 +98,7 @@ ORDERS = [(one, two, together) for one in (False, True) for two in (False, True)
 """Whether each caller handles an error of its own, and whether both begin at once."""
 PUBLIC_FRAMES = {"get_valid_token", "_answers_of", "async_auth_flow", "auth_flow", "sync_auth_flow"}
 """Frames of the library that its errors pass through on the way out: their locals hold no token."""
-LISTS = {"ConnectionAdmin.expiring", "ConnectionAdmin.failing"}
+LISTS = {"ConnectionAdmin.expiring", "ConnectionAdmin.failing", "ConnectionAdmin.migrate"}
 """What these read holds no token, and their frames stay."""
 RAISES_NOTHING = {
     "AesGcmSivCipher.encrypt",

@@ -4,7 +4,7 @@ COUNT_PLAIN_TEXT = """
 select
     count(*) filter (where not starts_with(value, 'spotconn')) as plain,
     count(*) as all,
-    (array_agg(user_id) filter (where not starts_with(value, 'spotconn')))[1:6] as users
+    (array_agg(user_id::text) filter (where not starts_with(value, 'spotconn')))[1:6] as users
 from public.spotify_connections, lateral (values (access_token), (refresh_token)) as token (value)
 """
 INSERT_FOR_ANOTHER_USER = (

@@ -7,12 +7,15 @@ from socket import AF_UNIX
 from typing import TypeAlias
 
 from spotconn._command.catalog import COUNT_PLAIN_TEXT
+from spotconn._command.clients import check_clients
 from spotconn._command.clocks import check_clocks
-from spotconn._command.comparison import check_catalog, check_clients
+from spotconn._command.comparison import check_catalog
 from spotconn._command.finding import Finding
 from spotconn._command.isolation import check_isolation
+from spotconn._command.notifications import check_notifications
 from spotconn._command.probe import TIMEOUT, UNSEEN, Probe
 from spotconn._command.read_only import check_writing
+from spotconn._command.users import check_users
 from spotconn._database.errors import APPLY_SCHEMA
 from spotconn._database.pool import is_pooled
 from spotconn._database.schema import SCHEMA_VERSION
@@ -114,20 +117,6 @@ async def _check_grants(probe: Probe) -> Finding:
     )
 
 
-async def _check_notifications(probe: Probe) -> Finding:
-    if await probe.value("select pg_catalog.pg_is_in_recovery()"):
-        return Finding(state="skip", subject="changes", text="a replica notifies nobody")
-    if await probe.value("select spotconn.heartbeat('')"):
-        return Finding(state="ok", subject="changes", text="every process that listens is notified")
-    return Finding(
-        state="warn",
-        subject="changes",
-        text="the triggers that notify of changes are missing or disabled: what one process disconnects, "
-        "others remember for up to cache_ttl",
-        remedy=f"unless that is meant: {APPLY_SCHEMA}",
-    )
-
-
 async def _check_encryption(probe: Probe) -> Finding:
     subject = "stored tokens"
     if not await probe.become_service_role():
@@ -155,8 +144,9 @@ CHECKS: dict[str, Check] = {
     "isolation": check_isolation,
     "catalog": check_catalog,
     "grants": _check_grants,
-    "changes": _check_notifications,
+    "changes": check_notifications,
     "clients": check_clients,
+    "users": check_users,
     "stored tokens": _check_encryption,
     "clocks": check_clocks,
 }

@@ -1,4 +1,4 @@
-"""The doctor's checks that compare the catalog of the database with that of the shipped schema."""
+"""The doctor's check that compares the catalog of the database with that of the shipped schema."""
 
 from collections.abc import Mapping
 
@@ -14,33 +14,11 @@ MOST_NAMED = 5
 
 _BYPASSES = Fact("role", "service_role", "attribute", "BYPASSRLS")
 
-_LEVELS = {
-    "open": Finding(
-        state="warn",
-        subject="clients",
-        text="a signed-in user reads and writes the tokens of the own row: one who has somebody's leaked refresh "
-        "token can put it there, and read back what this service refreshed with its client secret, unless "
-        "SPOTCONN_REQUIRE_ENCRYPTED refuses it",
-        remedy="spotconn schema --apply --close-writes (clients still read the tokens of their own row), or "
-        "spotconn schema --apply --lock-down (they do neither)",
-    ),
-    "closed": Finding(
-        state="ok",
-        subject="clients",
-        text="by the level applied, a signed-in user reads the tokens of the own row and writes none; see catalog",
-    ),
-    "locked": Finding(
-        state="ok",
-        subject="clients",
-        text="by the level applied, a signed-in user neither reads nor writes tokens; see catalog",
-    ),
-}
-
 
 async def check_catalog(probe: Probe) -> Finding:
     """Compare the table, the schema spotconn, their rights and what is around them with the expected facts."""
     found, expected = await read_facts(probe), expected_facts()
-    if other := _of_other_version("catalog", found, expected):
+    if other := of_other_version("catalog", found, expected):
         return other
     if not await probe.value(f"select {HIDES_ROWS}"):
         found.add(_BYPASSES)  # or it has policies of its own, which are as good
@@ -59,15 +37,7 @@ async def check_catalog(probe: Probe) -> Finding:
     )
 
 
-async def check_clients(probe: Probe) -> Finding:
-    """Name what a signed-in user may do with the tokens of the own row, by the level that was applied."""
-    found, expected = await read_facts(probe), expected_facts()
-    if other := _of_other_version("clients", found, expected):
-        return other
-    return _LEVELS[level_of(found, expected)]
-
-
-def _of_other_version(subject: str, found: set[Fact], expected: Mapping[str, set[Fact]]) -> Finding | None:
+def of_other_version(subject: str, found: set[Fact], expected: Mapping[str, set[Fact]]) -> Finding | None:
     """Compare the function that gives the version, in the catalog: calling it needs rights that may be missing."""
     bodies = [fact for fact in found if (fact.name, fact.property) == ("spotconn.schema_version()", "body")]
     if not bodies:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from spotconn._command.difference import Difference, default_privilege, event_trigger
 from spotconn._command.facts import Fact
+from spotconn._command.same_form import TABLE, without_same_form
 from spotconn._database.errors import APPLY_SCHEMA
 
 CLIENTS = {"PUBLIC", "anon", "authenticated"}
@@ -35,7 +36,8 @@ _ORDER = (
 
 def differences(found: Collection[Fact], expected: Collection[Fact]) -> list[Difference]:
     """Return the differences, the gravest first."""
-    of_interest = set(found) ^ set(expected)
+    found, expected = without_same_form(found, expected)
+    of_interest = found ^ expected
     known = {fact[:2] for fact in expected}
     present = {fact[:2] for fact in found}
     differing = list[Difference]()
@@ -64,23 +66,19 @@ def _added(facts: list[Fact]) -> Iterator[Difference]:
     values = {one.property: one.value for one in facts}
     form, text = values.get("form", ""), f"{fact.kind} {_short(fact.name)} was added"
     open_to = CLIENTS & {one.value.rpartition(" to ")[2] for one in facts if one.property == "right"}
+    if (refusing := _refusing(fact, form, text, has_default="expression" in values)) is not None:
+        yield refusing
+        return
     match fact.kind:
-        case "policy" if _grantees(form) == {"service_role"}:
-            return  # it says nothing of a role that no policy binds
         case "policy":
-            state: Literal["warn", "fail"] = "fail" if _reaches_others(form) else "warn"
-            yield Difference(state, f"{text}: {_short(form)}", _unless_meant(state, f"DROP POLICY {fact.name}"))
+            yield from _added_policy(fact, form, text, binds="binds" in values)
         case "rule":
             yield Difference("fail", f"{text}: {_short(form)}", f"DROP RULE {fact.name}")
         case "trigger":
             yield Difference("warn", f"{text}: {_short(form)}", f"unless it is meant: DROP TRIGGER {fact.name}")
-        case "column" if form.endswith(" not null") and "expression" not in values:
-            table, _, column = fact.name.rpartition(".")
-            text += f": {form} without a default, so that no user can be connected"
-            yield Difference("fail", text, f"ALTER TABLE {table} ALTER COLUMN {column} DROP NOT NULL")
         case "column" if not open_to and _PLAIN_DEFAULT.fullmatch(values.get("expression", "default ")):
             return  # the project's own
-        case "index" if not _FOREIGN.search(form):
+        case "index" | "constraint" if _is_plain(fact.kind, form):
             return
         case "index" | "column" | "constraint":
             yield Difference("warn", f"{text}: {_short(values.get('expression', form))}", "see that it is meant")
@@ -88,8 +86,36 @@ def _added(facts: list[Fact]) -> Iterator[Difference]:
             if open_to:
                 text += f", and {', '.join(sorted(open_to))} may use it"
             kind = "function" if fact.kind == "function" else form.removeprefix("unlogged ").partition(" with")[0]
-            state = "fail" if open_to else "warn"
+            state: Literal["warn", "fail"] = "fail" if open_to else "warn"
             yield Difference(state, text, _unless_meant(state, f"DROP {kind.upper()} {fact.name}"))
+
+
+def _added_policy(fact: Fact, form: str, text: str, *, binds: bool) -> Iterator[Difference]:
+    if _grantees(form) == {"service_role"}:
+        return  # it says nothing of a role that no policy binds
+    if binds:
+        remedy = f"ALTER POLICY {fact.name} TO authenticated, which spares the library, or DROP POLICY {fact.name}"
+        yield Difference("fail", f"{text}, and keeps rows from the library: {_short(form)}", remedy)
+        return
+    state: Literal["warn", "fail"] = "fail" if _reaches_others(form) else "warn"
+    yield Difference(state, f"{text}: {_short(form)}", _unless_meant(state, f"DROP POLICY {fact.name}"))
+
+
+def _is_plain(kind: str, form: str) -> bool:
+    """Whether an added index or constraint needs no word: it calls nothing, or its index is named."""
+    return form.startswith("UNIQUE") if kind == "constraint" else not _FOREIGN.search(form)
+
+
+def _refusing(fact: Fact, form: str, text: str, *, has_default: bool) -> Difference | None:
+    """Return what is to be said of a part of the documented table that refuses connections."""
+    if fact.kind == "index" and " UNIQUE " in form:
+        text += f": {_short(form)}: it refuses a second user with the same, such as one Spotify account for two"
+        return Difference("warn", text, "unless it is meant, drop it, or the constraint that it belongs to")
+    table, _, column = fact.name.rpartition(".")
+    if (fact.kind, table, has_default) == ("column", TABLE, False) and form.endswith(" not null"):
+        text += f": {_short(form)} without a default, so that no user can be connected"
+        return Difference("fail", text, f"ALTER TABLE {TABLE} ALTER COLUMN {column} DROP NOT NULL")
+    return None
 
 
 def _reaches_others(form: str) -> bool:
@@ -117,6 +143,8 @@ def _missing(fact: Fact) -> Difference:
         return Difference("warn", text, f"unless that is meant: {APPLY_SCHEMA}")
     if fact.name == "auth.uid()":
         return Difference("fail", text, _UID)
+    if fact.kind == "constraint" and fact.name.endswith(f" on {TABLE}"):
+        return Difference("fail", f"{text}: {_short(fact.value)}", APPLY_SCHEMA)
     if fact.kind in {"column", "constraint", "index"}:
         is_key = fact.value.startswith(("PRIMARY KEY", "UNIQUE", "FOREIGN KEY"))
         return Difference("fail" if fact.kind == "column" or is_key else "warn", text, _COMPARE)
@@ -133,7 +161,8 @@ def _altered(added: list[Fact], missing: list[Fact]) -> Iterator[Difference]:
     now = {fact.property: fact for fact in added if fact.property not in {"right", "children", "parents"}}
     for fact in added:
         if fact.property == "right":
-            yield _added_right(fact)
+            if not _is_of_overview(fact):
+                yield _added_right(fact)
         elif fact.property == "owner":
             yield _owner(fact)
         elif fact.property in {"children", "parents"}:
@@ -173,6 +202,14 @@ def _right(fact: Fact, verb: str) -> tuple[str, str]:
 def _missing_right(fact: Fact) -> Difference:
     grantee, text = _right(fact, "may not")
     return Difference("warn" if grantee in CLIENTS else "fail", text, APPLY_SCHEMA)
+
+
+def _is_of_overview(fact: Fact) -> bool:
+    """Whether a right is one that the guide gives a role of the project's own, to read connections without tokens."""
+    privilege, _, grantee = fact.value.rpartition(" to ")
+    return (fact.name, privilege) in {("spotconn.connection_overview", "SELECT"), ("spotconn", "USAGE")} and (
+        grantee not in {*CLIENTS, "authenticator", "spotconn"}
+    )
 
 
 def _added_right(fact: Fact) -> Difference:

@@ -47,7 +47,7 @@ relation as (
     select class.oid, relkind, relowner, relacl, relrowsecurity, relforcerowsecurity, relpersistence, reloptions,
         format('%I.%I', nspname, relname) as name
     from pg_class as class join pg_namespace as schema on schema.oid = relnamespace
-    where relkind in ('r', 'p', 'v', 'm', 'f', 'S')
+    where relkind in ('r', 'p', 'v', 'm', 'f', 'S', 'c')
         and (nspname = 'spotconn' or (nspname, relname) = ('public', 'spotify_connections'))
 ),
 routine as (
@@ -139,7 +139,7 @@ fact (kind, object, property, value) as (
             ' ', case relpersistence when 'p' then null else 'unlogged' end,
             case relkind
                 when 'r' then 'table' when 'v' then 'view' when 'm' then 'materialized view' when 'S' then 'sequence'
-                when 'f' then 'foreign table' else 'partitioned table'
+                when 'f' then 'foreign table' when 'c' then 'type' else 'partitioned table'
             end,
             case when relkind = 'v' then case
                 when exists (
@@ -163,7 +163,7 @@ fact (kind, object, property, value) as (
         format_type(atttypid, atttypmod) || case when attnotnull then ' not null' else '' end
         || case when attidentity <> '' then ' identity' else '' end
     from relation join pg_attribute on attrelid = relation.oid and attnum > 0 and not attisdropped
-    where relkind in ('r', 'p', 'f')
+    where relkind in ('r', 'p', 'f', 'c')
     union all
     select 'column', format('%s.%I', name, attname), 'expression',
         case when attgenerated = '' then 'default ' else 'generated ' end || pg_get_expr(adbin, adrelid)
@@ -198,6 +198,12 @@ fact (kind, object, property, value) as (
             'using ' || pg_get_expr(polqual, polrelid), 'with check ' || pg_get_expr(polwithcheck, polrelid)
         )
     from relation join pg_policy on polrelid = relation.oid
+    union all
+    -- No shipped policy is restrictive. One that binds the library keeps it from rows of its users.
+    select 'policy', format('%I on %s', polname, name), 'binds', 'spotconn'
+    from relation join pg_policy on polrelid = relation.oid and not polpermissive
+    where 0 = any (polroles)
+        or exists (select from unnest(polroles) as bound (role) where pg_has_role('spotconn', bound.role, 'usage'))
     union all
     select 'function', name, 'body', 'hash ' || case when own then text
         else regexp_replace(text, '\s|;\s*$', '', 'g') end from routine

@@ -17,7 +17,7 @@ async def check_isolation(probe: Probe) -> Finding:
     await probe.value("select spotconn.act_as($1)", uuid4())
     other: UUID = uuid4()
     visible = await probe.value("select pg_catalog.count(*) from public.spotify_connections")
-    updated = await probe.attempt("update public.spotify_connections set email = email")
+    updated = await probe.attempt("update public.spotify_connections set email = email where true")
     # Policies are checked before foreign keys, so the id need not exist.
     inserted = await probe.attempt(INSERT_FOR_ANOTHER_USER, other)
     if (visible, updated, inserted) == (0, "UPDATE 0", "42501"):

@@ -34,6 +34,7 @@ class Parts(TypedDict):
     """The choice of SQL files: arguments of `spotconn.schema_sql`."""
 
     plain_postgres: bool
+    users: str | None
     close_writes: bool
     lock_down: bool
     undo_lock_down: bool
@@ -94,11 +95,12 @@ def check_options(
     wrong = {
         "--apply and --check do not go together": apply and check,
         "--no-transaction is for the SQL that is printed": no_transaction and (apply or check),
-        "--undo-lock-down stands alone": undo and (parts["plain_postgres"] or closes),
+        "--undo-lock-down stands alone": undo and (parts["plain_postgres"] or closes or parts["users"] is not None),
         "--close-writes and --lock-down do not go together: the second closes the writes, too": (
             parts["close_writes"] and parts["lock_down"]
         ),
-        "--check goes together with --close-writes and --lock-down alone": check and (parts["plain_postgres"] or undo),
+        "--check goes together with --close-writes and --lock-down alone": check
+        and (parts["plain_postgres"] or undo or parts["users"] is not None),
         "--json goes together with --apply or --check: SQL is printed as it is": as_json and not (apply or check),
         "--client-id goes together with --apply": client_id is not None and (not apply or undo),
         "--owner goes together with --apply": owner is not None and (not apply or undo),
@@ -108,6 +110,10 @@ def check_options(
     }
     for text in (text for text, is_wrong in wrong.items() if is_wrong):
         fail(text, USAGE)
+    try:
+        schema_sql(**parts)
+    except ValueError as error:
+        fail(f"--{error}", USAGE)
 
 
 async def apply_schema(parts: Parts, client_id: str | None, owner: str | None) -> Applied:
@@ -138,7 +144,7 @@ async def apply_schema(parts: Parts, client_id: str | None, owner: str | None) -
         names = files_to_apply(**parts)
         print_line(f"applies {', '.join(names)}")
         named = "" if owner is None else f"set local spotconn.owner = '{owner}';\n"
-        with _warnings_printed(session):
+        with _messages_printed(session):
             await apply(session, named + schema_sql(**parts, transaction=False), waiting=_print_waiting)
         after = await look(session)
     assigned = None if client_id is None else await _assign(client_id)
@@ -150,19 +156,21 @@ def _print_waiting(holders: str) -> None:
 
 
 @contextmanager
-def _warnings_printed(session: Session) -> Generator[None]:
-    """Context manager: print what the files warn of, such as a right that this login cannot grant."""
-    session.add_log_listener(_print_warning)
+def _messages_printed(session: Session) -> Generator[None]:
+    """Context manager: print what the files say, such as a column that is converted or a right that is lacking."""
+    session.add_log_listener(_print_message)
     try:
         yield
     finally:
-        session.remove_log_listener(_print_warning)
+        session.remove_log_listener(_print_message)
 
 
-def _print_warning(_session: object, message: asyncpg.PostgresLogMessage) -> None:
+def _print_message(_session: object, message: asyncpg.PostgresLogMessage) -> None:
+    text, hint = getattr(message, "message", ""), getattr(message, "hint", None) or ""
     if message.sqlstate == "01000":
-        hint = getattr(message, "hint", None) or ""
-        print_line(printable(f"warning: {getattr(message, 'message', '')}. {hint}".rstrip()))
+        print_line(printable(f"warning: {text}. {hint}".rstrip()))
+    elif message.severity_en == "NOTICE":
+        print_line(printable(text))
 
 
 async def _assign(client_id: str) -> int:

@@ -126,7 +126,7 @@ class BoundPool:
 
         Args:
             user_ids: of those users.
-            query: the statement.
+            query: the statement; takes them as text.
             reuse: as in `acquire`.
 
         Raises:
@@ -136,9 +136,8 @@ class BoundPool:
 
     async def fetch(self, session: Session, query: str, user_ids: list[UUID]) -> list[asyncpg.Record]:
         """Return the same as `rows_of`, through a session of this pool."""
-        rows = await answer(
-            session, lambda seconds: session.fetch(query, user_ids, timeout=seconds), seconds=self.timeout
-        )
+        texts = [str(user_id) for user_id in user_ids]
+        rows = await answer(session, lambda seconds: session.fetch(query, texts, timeout=seconds), seconds=self.timeout)
         check_users(session, {row["user_id"] for row in rows} <= set(user_ids))
         return rows
 

@@ -16,7 +16,7 @@ from spotconn._database.bound_pool import BoundPool
 from spotconn._database.errors import map_errors
 from spotconn._database.pool import open_single
 from spotconn._database.subscription import ChangeHandler, Subscription
-from spotconn.errors import SpotconnError
+from spotconn.errors import ConfigurationError, SpotconnError
 
 _log = logging.getLogger("spotconn")
 
@@ -75,6 +75,7 @@ class ChangeFeed:
         self._backoff = Backoff(first=FIRST_PAUSE, longest=LONGEST_PAUSE)
         self._task: asyncio.Task[None] | None = None
         self._subscription: Subscription | None = None
+        self._refused = False
 
     def add(self, handler: TrustingHandler) -> None:
         """Pass changes on to a handler from now on. May be repeated.
@@ -121,7 +122,7 @@ class ChangeFeed:
         """Context manager: pass changes to `handler`. `Subscription.heartbeat` tells whether they arrive.
 
         Raises:
-            ConfigurationError: the DSN is malformed, or the login is refused.
+            ConfigurationError: the DSN is malformed, or the login or LISTEN is refused.
             DatabaseUnavailable: no connection in time.
         """
         pool = await open_single(self._dsn, self._options, seconds=self._timeout)
@@ -129,7 +130,11 @@ class ChangeFeed:
         try:
             session = await map_errors(pool.acquire(timeout=self._timeout))
             subscription = Subscription(self._pool, session, timeout=self._timeout)
-            await subscription.start(handler)
+            try:
+                await subscription.start(handler)
+            except ConfigurationError:
+                self._refused = True
+                raise
             yield subscription
         finally:
             bound.terminate()
@@ -141,6 +146,7 @@ class ChangeFeed:
 
     async def _run(self) -> None:
         while self._needed:
+            self._refused = False
             try:
                 await self._listen()
             except SpotconnError as error:
@@ -148,8 +154,10 @@ class ChangeFeed:
             except Exception as error:  # noqa: BLE001  of the caller's: a callable for the password, or a clock
                 self._log_loss(type(error).__name__)
             if self._needed:
-                # Jittered, so that a fleet does not come back all at once.
-                await asyncio.sleep(self._backoff.next_pause())
+                # Jittered, so that a fleet does not come back all at once. A pooler that refuses LISTEN is
+                # not asked again soon: it would cost a login each time, and be refused again.
+                delay = self._backoff.next_pause()
+                await asyncio.sleep(LONGEST_PAUSE if self._refused else delay)
 
     async def _listen(self) -> None:
         """Pass changes on until the session is lost or none is needed."""

@@ -9,19 +9,32 @@ from typing import TypeVar
 
 import asyncpg
 
-from spotconn._database.sqlstates import BAD_INPUT, verdict
+from spotconn._database.sqlstates import BAD_INPUT, HIDDEN, verdict
 from spotconn._database.unreachable import hook_failure, unreachable
-from spotconn.errors import ConfigurationError, DatabaseUnavailable, SchemaMismatch, SpotconnError, StatementRefused
+from spotconn._printable import shown
+from spotconn.errors import (
+    ConfigurationError,
+    DatabaseUnavailable,
+    RowSecurityError,
+    SchemaMismatch,
+    SpotconnError,
+    StatementRefused,
+)
 
 _T = TypeVar("_T")
 
 APPLY_SCHEMA = "apply the schema of this version of spotconn: spotconn schema --apply"
+SPARE_THE_LIBRARY = "let it bind browsers alone: ALTER POLICY name ON public.spotify_connections TO authenticated"
+"""What to do with a restrictive policy that binds the role `spotconn`."""
 
 _TABLES = {"spotify_connections", "refresh_state", "pending_connect"}
+_HELD_UP = {"40001", "40P01", "55P03"}
+"""SQLSTATEs of a statement that met another transaction, while the database serves others."""
 _FUNCTION = re.compile(r'^(?:PL/\S+ (?:\S+ )?([\w.]+)\(|SQL \S+ "([\w.]+)")', re.MULTILINE)
 """In the context of an error, in any language of the server. The innermost function comes first."""
 _IDENTIFIER = re.compile(r"\w[\w .$-]{0,126}")
 _PARAMETER = re.compile(r'parameter(?: in options)?:? "?([A-Za-z][\w.]{0,62})')
+_QUOTED = re.compile(r'"([^"]+)"')
 _POOLER_SETTING = re.compile(
     r"no such (?:user|database)|database .* does not exist|authentication failed|wrong password|"
     r"(?:tenant|user)\b.* not found|tenant identifier|endpoint id|external_id|ssl connection is required|allow_list",
@@ -63,6 +76,14 @@ def _library_error(error: asyncpg.PostgresError) -> SpotconnError | ValueError:
     state = error.sqlstate or "?????"
     if state in BAD_INPUT and (state != "23503" or _is_of_user(error)):
         return ValueError(BAD_INPUT[state])
+    if state == HIDDEN:
+        return _hidden(error)
+    # Supavisor, where txn_mode_leak_action is "error". It ends the client, so asyncpg has the text within its own.
+    if state in {"XX000", "08003"} and "not allowed in transaction mode" in str(error):
+        return ConfigurationError(
+            "a transaction pooler in between refuses what outlives a transaction: name the server itself, or a pooler "
+            "in session mode; for notifications alone in SPOTCONN_LISTEN_URL (listen_dsn)"
+        )
     severity = _field(error, "severity_en") or _field(error, "severity")  # PgBouncer sends only the latter
     if severity in {"FATAL", "PANIC"} and (refused := _login_error(error, state)):
         return refused
@@ -99,17 +120,17 @@ def _login_error(error: asyncpg.PostgresError, state: str) -> ConfigurationError
 
 def _statement_error(error: asyncpg.PostgresError, state: str) -> SpotconnError:
     name = type(error).__name__
-    kind, advice = verdict(state)
+    no_role = state == "22023" and _function(error) == "spotconn.act_as"  # as after a restore without roles
+    kind, advice = verdict("42704" if no_role else state)
     if _field(error, "server_source_function") == "PreCommit_Notify":
         return DatabaseUnavailable(
-            f"the queue of NOTIFY is full (SQLSTATE {state}): a session that listens sits in a transaction, and no "
-            "change can be saved until it ends; see pg_stat_activity, and free the queue then by "
-            "SELECT pg_notification_queue_usage()",
+            f"the queue of NOTIFY is full (SQLSTATE {state}): a session that listens sits in a transaction, and what "
+            "notifies fails until it ends; find it with spotconn doctor, and try again",
             answered=True,
         )
     if kind is DatabaseUnavailable:
         text = f"the database cannot serve now ({name}, SQLSTATE {state}); {advice}"
-        return DatabaseUnavailable(text, answered=not state.startswith("08"), locked=state == "55P03")
+        return DatabaseUnavailable(text, answered=not state.startswith("08"), locked=state in _HELD_UP)
     if kind is ConfigurationError:
         return ConfigurationError(f"the database refused the login or a setting ({name}, SQLSTATE {state}): {advice}")
     function = _foreign_function(error)
@@ -117,9 +138,40 @@ def _statement_error(error: asyncpg.PostgresError, state: str) -> SpotconnError:
         return StatementRefused(state, _refusal(error, state, advice))
     if kind is SchemaMismatch:
         return SchemaMismatch(f"the database lacks what this library needs ({name}): {APPLY_SCHEMA}")
-    return kind(
+    return RowSecurityError(_denial(error))
+
+
+def _denial(error: asyncpg.PostgresError) -> str:
+    """Return the text of a lack of privilege."""
+    if _field(error, "server_source_function") == "ExecWithCheckOptions":
+        return (
+            f"row level security refuses the row that the library writes for its user{_violated(error)}: "
+            f"{SPARE_THE_LIBRARY}, or {APPLY_SCHEMA}"
+        )
+    return (
         f"the login role may not act under row level security: GRANT spotconn TO it (with INHERIT), or {APPLY_SCHEMA}"
     )
+
+
+def _hidden(error: asyncpg.PostgresError) -> RowSecurityError:
+    """Return the error of a connection that policies hide, named as `spotconn.refuse_hidden` does in the fields."""
+    restrictive = shown(_field(error, "constraint_name") or "")
+    lacking = shown(_field(error, "data_type_name") or "")
+    causes = list[str]()
+    if restrictive:
+        causes.append(f"restrictive policy {restrictive}: {SPARE_THE_LIBRARY}")
+    if lacking:
+        causes.append(f"no permissive policy for {lacking} binds the role spotconn: {APPLY_SCHEMA}")
+    named = "; ".join(causes) or f"a policy was altered, or a trigger keeps it: {APPLY_SCHEMA}"
+    return RowSecurityError(
+        f"the connection of this user is stored, and kept from the library by row level security: {named}", hidden=True
+    )
+
+
+def _violated(error: asyncpg.PostgresError) -> str:
+    """Return the policy that does not let the library write a row. Postgres names a restrictive one, and the table."""
+    names = _QUOTED.findall(str(_field(error, "message")))
+    return f" (restrictive policy {shown(names[0])})" if len(names) > 1 else ""
 
 
 def _refusal(error: asyncpg.PostgresError, state: str, advice: str) -> str:

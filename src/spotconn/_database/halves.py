@@ -7,7 +7,7 @@ from uuid import UUID
 import asyncpg
 
 from spotconn._tracebacks import renewed
-from spotconn.errors import DatabaseUnavailable, SpotconnError, StatementRefused
+from spotconn.errors import DatabaseUnavailable, RowSecurityError, SpotconnError, StatementRefused
 
 MOST_REFUSED = 50
 """Refused statements after which a refusal concerns the whole: one row causes nine among 200 users."""
@@ -35,9 +35,9 @@ async def read_in_halves(
         try:
             rows += await read(some)
             unavailable = 0
-        except StatementRefused as error:
+        except (StatementRefused, RowSecurityError) as error:
             refused += 1
-            if refused > MOST_REFUSED:
+            if refused > MOST_REFUSED or (isinstance(error, RowSecurityError) and not error.hidden):
                 raise
             failure: SpotconnError = renewed(error)
         except DatabaseUnavailable as error:

@@ -28,7 +28,7 @@ _LOCK_TIMEOUT = "set local lock_timeout = '5s'"
 # As every other writer: the connection first, then what is known of its refresh token.
 _LOCK_ROWS = """
 select user_id, access_token, refresh_token from public.spotify_connections
-where user_id = any($1::uuid[]) order by user_id for update
+where user_id = any($1::text[]::uuid[]) order by user_id for update
 """
 # In a statement of its own, after the row is locked: nobody acquires a lease without that lock. A holder who let its
 # lease lapse may still save what replaced the refresh token; a minute is what spotconn.fail_refresh allows it, too.
@@ -77,7 +77,7 @@ class Mover:
             RowSecurityError, DatabaseUnavailable, SchemaMismatch: as `ServiceRole.fetch`.
         """
         backoff, waited = Backoff(first=FIRST_PAUSE, longest=LONGEST_PAUSE), 0.0
-        while not isinstance(outcome := await self._attempt(), bool):
+        while not isinstance(outcome := await self._database.run(self._attempt), bool):
             delay = backoff.next_pause()
             if waited + delay > LONGEST_WAIT:
                 text = "the connection of from_user is being refreshed, or a refresh was cut off less than a minute ago"
@@ -86,28 +86,27 @@ class Mover:
             waited += delay
         return outcome
 
-    async def _attempt(self) -> bool | float:
+    async def _attempt(self, session: Session) -> bool | float:
         """Return whether there was a connection, or the seconds after which a refresh under way is over."""
-        async with self._database.transaction() as session:
-            row = await self._locked(session)
-            if row is None:
-                return False
-            before = digest(row["refresh_token"])
-            if remaining := await self._remaining(session, before):
-                return remaining
-            access_token, refresh_token = self._encrypted(row, "access_token"), self._encrypted(row, "refresh_token")
-            if row["user_id"] == self._to_user and access_token is None and refresh_token is None:
-                return False
-            texts = access_token or row["access_token"], refresh_token or row["refresh_token"]
-            await map_errors(_update(session, row["user_id"], self._to_user, *texts))
-            await self._carry(session, before, digest(texts[1]))
+        row = await self._locked(session)
+        if row is None:
+            return False
+        before = digest(row["refresh_token"])
+        if remaining := await self._remaining(session, before):
+            return remaining
+        access_token, refresh_token = self._encrypted(row, "access_token"), self._encrypted(row, "refresh_token")
+        if row["user_id"] == self._to_user and access_token is None and refresh_token is None:
+            return False
+        texts = access_token or row["access_token"], refresh_token or row["refresh_token"]
+        await map_errors(_update(session, row["user_id"], self._to_user, *texts))
+        await self._carry(session, before, digest(texts[1]))
         return True
 
     async def _locked(self, session: Session) -> asyncpg.Record | None:
         """Return the row to be moved; one of `to_user` if it may have been moved without this library."""
         await map_errors(session.execute(_LOCK_TIMEOUT, timeout=TIMEOUT))
         users = [self._from_user, self._to_user]
-        found = await map_errors(session.fetch(_LOCK_ROWS, users, timeout=TIMEOUT))
+        found = await map_errors(session.fetch(_LOCK_ROWS, [str(user) for user in users], timeout=TIMEOUT))
         check_users(session, {row["user_id"] for row in found} <= set(users))
         if len(found) > 1:
             raise _taken()

@@ -18,6 +18,7 @@ import asyncpg
 
 from spotconn._database.bound_pool import check_users
 from spotconn._database.errors import map_errors
+from spotconn._database.idle_sessions import Session
 from spotconn._database.service_role import TIMEOUT, ServiceRole
 from spotconn.cipher import MARK, VERSION, AesGcmSivCipher, TokenColumn
 from spotconn.errors import ConfigurationError, DecryptionError
@@ -44,20 +45,20 @@ order by user_id
 limit $2
 """
 LOCK_FREE_ROWS = """
-select user_id from public.spotify_connections where user_id = any($1::uuid[]) order by user_id
+select user_id from public.spotify_connections where user_id = any($1::text[]::uuid[]) order by user_id
 for no key update skip locked
 """
 # In a statement of its own, after the rows are locked: nobody acquires a lease without that lock.
 LEASED = """
 select user_id, extract(epoch from lease_until - spotconn.now())::float8 as remaining from spotconn.refresh_state
-where user_id = any($1::uuid[]) and spotconn.runs(leased_at, lease_until, spotconn.now())
+where user_id = any($1::text[]::uuid[]) and spotconn.runs(leased_at, lease_until, spotconn.now())
 """
 # The old values are compared by their hash, because the server may log arguments, and these may be plain text.
 WRITE = """
 with rewritten as (
     update public.spotify_connections as stored
     set access_token = rewritten.access_token, refresh_token = rewritten.refresh_token
-    from unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::text[], $5::text[])
+    from unnest($1::text[]::uuid[], $2::text[]::bytea[], $3::text[]::bytea[], $4::text[], $5::text[])
         as rewritten (user_id, old, fingerprint, access_token, refresh_token)
     where stored.user_id = rewritten.user_id
         and sha256(convert_to(stored.access_token || ' ' || stored.refresh_token, 'UTF8')) = rewritten.old
@@ -87,11 +88,11 @@ class State(Enum):
 
 
 class _Rewritten(NamedTuple):
-    """The arguments of `WRITE` for a row."""
+    """The arguments of `WRITE` for a row; hashes as Postgres reads a bytea."""
 
     user_id: UUID
-    old: bytes
-    fingerprint: bytes
+    old: str
+    fingerprint: str
     access_token: str
     refresh_token: str
 
@@ -150,17 +151,22 @@ class Rekey:
         rewritten = {row["user_id"]: self._rewritten(row) for row in rows if self._state(row) is State.OLD}
         if not rewritten:
             return
-        async with self._database.transaction() as session:
-            free = await map_errors(session.fetch(LOCK_FREE_ROWS, list(rewritten), timeout=TIMEOUT))
-            leased = await map_errors(session.fetch(LEASED, list(rewritten), timeout=TIMEOUT))
-            ready = self._ready(rewritten, {row["user_id"] for row in free}, leased)
-            columns = zip(*ready, strict=True) if ready else ((),) * len(_Rewritten._fields)
-            saved = await map_errors(session.fetch(WRITE, *columns, timeout=TIMEOUT))
-            users = {row["user_id"] for row in saved}
-            check_users(session, users <= rewritten.keys())
+        users = await self._database.run(lambda session: self._write(session, rewritten))
         self._done += len(users)
         self._lost += len(rewritten) - len(users)
         self._encrypted += len(users & plain_text)
+
+    async def _write(self, session: Session, rewritten: dict[UUID, _Rewritten]) -> set[UUID]:
+        """Save what may be saved now, and return whose rows these are."""
+        users = [str(user) for user in rewritten]
+        free = await map_errors(session.fetch(LOCK_FREE_ROWS, users, timeout=TIMEOUT))
+        leased = await map_errors(session.fetch(LEASED, users, timeout=TIMEOUT))
+        ready = self._ready(rewritten, {row["user_id"] for row in free}, leased)
+        columns = [[str(row[place]) for row in ready] for place in range(len(_Rewritten._fields))]
+        saved = await map_errors(session.fetch(WRITE, *columns, timeout=TIMEOUT))
+        written = {row["user_id"] for row in saved}
+        check_users(session, written <= rewritten.keys())
+        return written
 
     def _ready(
         self, rewritten: dict[UUID, _Rewritten], free: set[UUID], leased: list[asyncpg.Record]
@@ -215,7 +221,8 @@ class Rekey:
     def _rewritten(self, row: asyncpg.Record) -> _Rewritten:
         old = f"{row['access_token']} {row['refresh_token']}"
         access_token, refresh_token = self._text(row, "access_token"), self._text(row, "refresh_token")
-        return _Rewritten(row["user_id"], digest(old), digest(row["refresh_token"]), access_token, refresh_token)
+        before, fingerprint = (rf"\x{digest(text).hex()}" for text in (old, row["refresh_token"]))
+        return _Rewritten(row["user_id"], before, fingerprint, access_token, refresh_token)
 
     def _text(self, row: asyncpg.Record, column: TokenColumn) -> str:
         """Return the text to store."""

@@ -7,13 +7,14 @@ from typing import TypeVar
 
 import asyncpg
 
+from spotconn._backoff import Backoff
 from spotconn._database.errors import map_errors
 from spotconn._database.idle_sessions import Session
 
 _T = TypeVar("_T")
 
-MOST_ATTEMPTS = 3
-"""Attempts of a statement that conflicts with another transaction."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.004, 0.2
+"""Seconds before another attempt of what conflicts with another transaction."""
 _LEAST = 0.001
 """Seconds of an attempt that comes when the time is over."""
 _CONFLICTS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
@@ -40,10 +41,36 @@ async def answer(session: Session, call: Callable[[float], Awaitable[_T]], *, se
 async def _repeated(session: Session, call: Callable[[float], Awaitable[_T]], seconds: float) -> _T:
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
-    for _ in range(MOST_ATTEMPTS - 1):
-        with suppress(*_CONFLICTS):
-            return await _closed_if_lost(session, call(max(end - loop.time(), _LEAST)))
-    return await _closed_if_lost(session, call(max(end - loop.time(), _LEAST)))
+
+    def attempt() -> Awaitable[_T]:
+        return _closed_if_lost(session, call(max(end - loop.time(), _LEAST)))
+
+    return await retried(attempt, lambda error: isinstance(error, _CONFLICTS), seconds=seconds)
+
+
+async def retried(
+    attempt: Callable[[], Awaitable[_T]], is_conflict: Callable[[Exception], bool], *, seconds: float
+) -> _T:
+    """Return the result of a transaction, begun anew after each conflict with another one until the time is over.
+
+    In repeatable read and serializable each attempt sees what the one before conflicted with.
+
+    Args:
+        attempt: begins the transaction.
+        is_conflict: whether Postgres has rolled it back whole, and it may succeed the next time.
+        seconds: for all attempts together.
+    """
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    backoff = Backoff(first=FIRST_PAUSE, longest=LONGEST_PAUSE)
+    while True:
+        try:
+            return await attempt()
+        except Exception as error:
+            delay = backoff.next_pause()
+            if not is_conflict(error) or loop.time() + delay >= end:
+                raise
+        await asyncio.sleep(delay)
 
 
 async def _closed_if_lost(session: Session, call: Awaitable[_T]) -> _T:

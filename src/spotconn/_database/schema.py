@@ -7,12 +7,21 @@ from pathlib import Path
 from typing import Literal
 
 from spotconn._database.errors import APPLY_SCHEMA
+from spotconn._database.users_table import UsersTable
 from spotconn.errors import SchemaMismatch
 
 SCHEMA_VERSION = 3
 """The version of the schema that this library needs, as `spotconn.schema_version()` returns it."""
 
-SqlFile = Literal["schema.sql", "plain_postgres.sql", "close_writes.sql", "lock_down.sql", "lock_down_undo.sql"]
+SqlFile = Literal[
+    "users_check.sql",
+    "plain_postgres.sql",
+    "schema.sql",
+    "users.sql",
+    "close_writes.sql",
+    "lock_down.sql",
+    "lock_down_undo.sql",
+]
 
 _PART = re.compile(
     r"--[^\n]*"  # a comment
@@ -41,7 +50,9 @@ def read_sql(name: SqlFile) -> str:
     return (folder / name).read_text(encoding="utf-8")
 
 
-def files_to_apply(*, plain_postgres: bool, close_writes: bool, lock_down: bool, undo_lock_down: bool) -> list[SqlFile]:
+def files_to_apply(
+    *, plain_postgres: bool, users: str | None, close_writes: bool, lock_down: bool, undo_lock_down: bool
+) -> list[SqlFile]:
     """Return the SQL files to apply, in their order.
 
     Raises:
@@ -50,12 +61,14 @@ def files_to_apply(*, plain_postgres: bool, close_writes: bool, lock_down: bool,
     if close_writes and lock_down:
         raise ValueError("close_writes: lock_down closes the writes, too; choose one")
     if undo_lock_down:
-        if plain_postgres or close_writes or lock_down:
-            raise ValueError("undo_lock_down: it stands alone, without plain_postgres, close_writes and lock_down")
+        if plain_postgres or users is not None or close_writes or lock_down:
+            raise ValueError("undo_lock_down: it stands alone")
         return ["lock_down_undo.sql"]
     chosen: dict[SqlFile, bool] = {
+        "users_check.sql": users is not None,
         "plain_postgres.sql": plain_postgres,
         "schema.sql": True,
+        "users.sql": users is not None,
         "close_writes.sql": close_writes,
         "lock_down.sql": lock_down,
     }
@@ -65,6 +78,7 @@ def files_to_apply(*, plain_postgres: bool, close_writes: bool, lock_down: bool,
 def schema_sql(
     *,
     plain_postgres: bool = False,
+    users: str | None = None,
     close_writes: bool = False,
     lock_down: bool = False,
     undo_lock_down: bool = False,
@@ -74,23 +88,35 @@ def schema_sql(
 
     Args:
         plain_postgres: put before it what Supabase already has.
+        users: add what ties your table of users to `auth.users`: the table with the column of the ids and its type,
+            such as `public.users(id bigint)`. Names are quoted as in SQL.
         close_writes: add what lets the client roles read and delete rows, and write none.
         lock_down: add what takes the token columns away from the client roles, and their writes.
         undo_lock_down: return only the SQL that undoes either.
         transaction: put BEGIN and COMMIT around it. Without them it has to be applied within a transaction of yours.
 
     Raises:
-        ValueError: `undo_lock_down` together with another, or `close_writes` with `lock_down`.
+        ValueError: `users` has another form, or parts are chosen that do not go together: `undo_lock_down` and another,
+            `close_writes` and `lock_down`.
     """
-    names = files_to_apply(
-        plain_postgres=plain_postgres, close_writes=close_writes, lock_down=lock_down, undo_lock_down=undo_lock_down
+    parts = _parts(
+        plain_postgres=plain_postgres,
+        users=users,
+        close_writes=close_writes,
+        lock_down=lock_down,
+        undo_lock_down=undo_lock_down,
     )
-    text = "\n".join(read_sql(name) for name in names)
+    text = "\n".join(parts)
     return f"begin;\n\n{text}\ncommit;\n" if transaction else text
 
 
 def schema_statements(
-    *, plain_postgres: bool = False, close_writes: bool = False, lock_down: bool = False, undo_lock_down: bool = False
+    *,
+    plain_postgres: bool = False,
+    users: str | None = None,
+    close_writes: bool = False,
+    lock_down: bool = False,
+    undo_lock_down: bool = False,
 ) -> list[str]:
     """Return the statements of that SQL, for a migration tool whose driver takes one at a time.
 
@@ -98,17 +124,28 @@ def schema_statements(
 
     Args:
         plain_postgres: put before them what Supabase already has.
+        users: add what ties your table of users to `auth.users`, as in `schema_sql`.
         close_writes: add what lets the client roles read and delete rows, and write none.
         lock_down: add what takes the token columns away from the client roles, and their writes.
         undo_lock_down: return only what undoes either.
 
     Raises:
-        ValueError: `undo_lock_down` together with another, or `close_writes` with `lock_down`.
+        ValueError: `users` has another form, or parts are chosen that do not go together: `undo_lock_down` and another,
+            `close_writes` and `lock_down`.
     """
-    names = files_to_apply(
-        plain_postgres=plain_postgres, close_writes=close_writes, lock_down=lock_down, undo_lock_down=undo_lock_down
+    parts = _parts(
+        plain_postgres=plain_postgres,
+        users=users,
+        close_writes=close_writes,
+        lock_down=lock_down,
+        undo_lock_down=undo_lock_down,
     )
-    return [statement for name in names for statement in _statements(read_sql(name))]
+    return [statement for part in parts for statement in _statements(part)]
+
+
+def _parts(*, users: str | None, **parts: bool) -> list[str]:
+    settings = [] if users is None else [UsersTable.parse(users).settings()]
+    return settings + [read_sql(name) for name in files_to_apply(users=users, **parts)]
 
 
 def _statements(text: str) -> list[str]:

@@ -1,8 +1,8 @@
 """Transactions as `service_role`, which sees every row: it has BYPASSRLS, or policies of its own."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -12,11 +12,14 @@ from spotconn._database.acquire import terminate_on_error, within
 from spotconn._database.bound_pool import BoundPool, check_users
 from spotconn._database.errors import APPLY_SCHEMA, map_errors
 from spotconn._database.idle_sessions import Session
+from spotconn._database.repetition import retried
 from spotconn._database.statements import HIDES_ROWS
-from spotconn.errors import RowSecurityError, SchemaMismatch, SpotconnError, StatementRefused
+from spotconn.errors import DatabaseUnavailable, RowSecurityError, SchemaMismatch, SpotconnError, StatementRefused
 
 if TYPE_CHECKING:
     from asyncpg.transaction import Transaction
+
+_T = TypeVar("_T")
 
 BATCH = 1000
 """Rows read or changed in one statement."""
@@ -67,8 +70,20 @@ class ServiceRole:
             RowSecurityError: the login may not become service_role, or a policy hides rows from that role.
             DatabaseUnavailable, SchemaMismatch: it failed.
         """
-        async with self.transaction() as session:
-            return await map_errors(session.fetch(query, *args, timeout=TIMEOUT))
+        return await self.run(lambda session: map_errors(session.fetch(query, *args, timeout=TIMEOUT)))
+
+    async def run(self, work: Callable[[Session], Awaitable[_T]]) -> _T:
+        """Return the result of `work` in a transaction, which is begun anew where it was the victim of a deadlock.
+
+        Raises:
+            The same as `fetch`, and what `work` raises.
+        """
+
+        async def attempt() -> _T:
+            async with self.transaction() as session:
+                return await work(session)
+
+        return await retried(attempt, _is_held_up, seconds=ANSWER_TIMEOUT)
 
     async def batches(self, query: str, *args: object) -> AsyncIterator[list[asyncpg.Record]]:
         """Yield the rows of a list in batches, each read by a statement of its own.
@@ -89,21 +104,26 @@ class ServiceRole:
             start = UUID(int=last.int + 1)
 
     async def _batch(self, query: str, start: UUID, *args: object) -> list[asyncpg.Record]:
-        async with self.transaction() as session:
+        async def read(session: Session) -> list[asyncpg.Record]:
             rows = await map_errors(session.fetch(query, start, BATCH, *args, timeout=TIMEOUT))
             users = [row["user_id"] for row in rows]
             check_users(session, users == sorted(users) and all(start <= user for user in users))
-        return rows
+            return rows
+
+        return await self.run(read)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[Session]:
         """Context manager: a transaction as `service_role`, rolled back if the block fails.
 
+        It is READ COMMITTED, whichever level is the default: a statement that follows a lock has to see what the
+        lock was waited for.
+
         Raises:
             The same as `fetch`.
         """
         async with self._pool.acquire() as session:
-            transaction = session.transaction()
+            transaction = session.transaction(isolation="read_committed")
             await map_errors(within(transaction.start(), seconds=ANSWER_TIMEOUT))
             try:
                 await _become_service_role(session)
@@ -112,6 +132,10 @@ class ServiceRole:
                 await _roll_back(session, transaction)
                 raise
             await map_errors(within(transaction.commit(), seconds=TIMEOUT))
+
+
+def _is_held_up(error: Exception) -> bool:
+    return isinstance(error, DatabaseUnavailable) and error.locked
 
 
 async def _roll_back(session: Session, transaction: "Transaction") -> None:

@@ -23,25 +23,31 @@ from spotconn.errors import DatabaseUnavailable
 if TYPE_CHECKING:
     from asyncpg.transaction import Transaction
 
-# No transaction can be chained to a commit that fails, so deferred constraints are checked before it.
-_COMMIT = "set constraints all immediate; commit and chain"
+# No transaction can be chained to a commit that fails, so deferred constraints are checked before it. All that speaks
+# of a session is within DO: Supavisor can be set to refuse the message, and to end the client, where it sees such
+# statements (txn_mode_leak_action).
+_COMMIT = "do $$ begin set constraints all immediate; end $$; commit and chain"
 _ROLLBACK = "rollback and chain"
 _FATAL = {"FATAL", "PANIC"}
 _NOT_SAVED = (
     "the session was lost before the end of the block (a restart, pg_terminate_backend or "
     "idle_in_transaction_session_timeout): nothing of the block was saved; run the block again"
 )
-_RESET = (
-    "set session authorization default; reset all; select pg_catalog.pg_advisory_unlock_all(); close all; unlisten *; "
-    "discard temp; discard sequences"
-)
-# Prepared statements of the caller and of asyncpg's cursors, whose names are the same in every process. Those of the
-# pooler itself must stay.
-_DEALLOCATE_STATEMENTS = """
+# Last the prepared statements of the caller and of asyncpg's cursors, whose names are the same in every process. Those
+# of the pooler itself must stay.
+_RESTORE = """
 do $$
 declare
     statement text;
 begin
+    set session authorization default;
+    reset all;
+    perform pg_catalog.pg_advisory_unlock_all();
+    execute 'close all';
+    unlisten *;
+    discard temp;
+    discard sequences;
+    {settings}
     for statement in
         select name from pg_catalog.pg_prepared_statements where from_sql or pg_catalog.starts_with(name, '__asyncpg_')
     loop
@@ -128,13 +134,13 @@ def _ends_session(error: Exception) -> bool:
 
 
 def _restoring(session: Session) -> str:
-    """Return the statements that restore the present state of a session."""
+    """Return the statement that restores the present state of a session."""
     current = {name: getattr(session.get_settings(), name, None) for name in _TRACKED_SETTINGS}
-    restored = [f"set {name} = {_literal(value)}" for name, value in current.items() if value is not None]
-    return "; ".join([_RESET, *restored, _DEALLOCATE_STATEMENTS])
+    restored = [f"set {name} = {_literal(value)};" for name, value in current.items() if value is not None]
+    return _RESTORE.format(settings=" ".join(restored))
 
 
 def _literal(text: str) -> str:
-    """Return a literal that does not depend on standard_conforming_strings."""
-    escaped = text.replace("\\", "\\\\").replace("'", "''")
+    """Return a literal that does not depend on standard_conforming_strings, and does not end a dollar quote."""
+    escaped = text.replace("\\", "\\\\").replace("'", "''").replace("$", r"\x24")
     return f"E'{escaped}'"

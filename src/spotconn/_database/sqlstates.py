@@ -37,6 +37,7 @@ def _refused(advice: str) -> Verdict:
 
 
 _NO_SCHEMA = Verdict(SchemaMismatch, "")  # the remedy is APPLY_SCHEMA
+_ROW_SECURITY = Verdict(RowSecurityError, "")  # the text names what is missing, or binds
 _LOGIN = _setting("check user, password, database name and sslmode of the database URL")
 _NO_STATEMENT = _setting("a transaction pooler is in between: make the pool with statement_cache_size=0")
 _READ_ONLY = _passes(
@@ -46,6 +47,9 @@ _READ_ONLY = _passes(
 _ENCODING = _refused(
     "a text holds NUL or a character that the encoding of the database lacks; the database must be UTF8"
 )
+
+HIDDEN = "SC002"
+"""A policy hides the connection of the user acted for: from spotconn.refuse_hidden."""
 
 # By SQLSTATE, or by its first two characters (PostgreSQL, appendix A).
 TABLE: dict[str, Verdict] = {
@@ -64,7 +68,7 @@ TABLE: dict[str, Verdict] = {
     "3D": _LOGIN,
     "3F000": _NO_SCHEMA,
     "40": _passes("another transaction came in between: try again"),
-    "42501": Verdict(RowSecurityError, ""),
+    "42501": _ROW_SECURITY,
     "42703": _NO_SCHEMA,
     "42704": _NO_SCHEMA,
     "42804": _NO_SCHEMA,
@@ -89,6 +93,7 @@ TABLE: dict[str, Verdict] = {
     ),
     "58": _passes(),
     "72": _passes(),
+    HIDDEN: _ROW_SECURITY,
     "P0": _refused("a trigger or function of the project raises it: correct it"),
     "XX": _refused("the server says that its data or an index is damaged: see its log"),
     "XX000": _passes("the server, or a pooler in between, failed inside: try again later; its log says why"),

@@ -1,6 +1,9 @@
 """The statements of the store, each a call of a function of the schema `spotconn`, and those of the admin."""
 # ruff: noqa: S608  they are put together from constants
 
+# Arrays are sent as text. asyncpg looks up the type of any other array on each new connection, and turns jit off for
+# the session meanwhile, which Supavisor can be set to refuse.
+
 # Of the store. Each names the user that its row belongs to, so that the answer can be checked, and its columns, which a
 # later schema may add to.
 _CONNECTION = (
@@ -9,8 +12,8 @@ _CONNECTION = (
 )
 _COLUMNS = ", ".join(f"(answer.connection).{column}" for column in _CONNECTION.split(", "))
 GET = f"select {_CONNECTION} from spotconn.get_connection($1)"
-GET_MANY = f"select {_CONNECTION} from spotconn.get_connections($1)"
-GET_ACCESS_TOKENS = "select user_id, access_token, remaining, scope from spotconn.get_access_tokens($1)"
+GET_MANY = f"select {_CONNECTION} from spotconn.get_connections($1::text[]::uuid[])"
+GET_ACCESS_TOKENS = "select user_id, access_token, remaining, scope from spotconn.get_access_tokens($1::text[]::uuid[])"
 SAVE = f"select {_CONNECTION} from spotconn.save_connection($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
 CHECK_SAVE = "select $1::uuid as user_id, spotconn.check_save($1, $2)"
 DELETE = "select $1::uuid as user_id, spotconn.delete_connection($1) as deleted"
@@ -31,16 +34,33 @@ VERIFY = "select spotconn.verify()::text"
 
 # Of the admin. Lists are read in batches by user id, so no rows and no transaction are held between two batches.
 # $1 is the first user id, $2 the size of a batch.
-_OVERVIEW = """
-select user_id, spotify_user_id, display_name, email, connected_at, expires_at, client_id, failure, failed_at, retry_at
-from spotconn.connection
-where user_id >= $1 and {condition}
-order by user_id
+_WITH_STATE = """
+from public.spotify_connections as stored
+left join spotconn.refresh_state as state
+    on state.user_id = stored.user_id
+    and coalesce(state.fingerprint = sha256(convert_to(stored.refresh_token, 'UTF8')), false)
+"""
+# The times are those that a client can hold, as in spotconn.connections.
+_OVERVIEW = f"""
+select
+    stored.user_id, stored.spotify_user_id, stored.display_name, stored.email,
+    case when stored.connected_at between '2000-01-01 00:00+00' and '9998-12-31 00:00+00'
+        then stored.connected_at::timestamptz end as connected_at,
+    least(greatest(stored.expires_at::timestamptz, '0001-01-02 00:00+00'), '9999-12-31 00:00+00') as expires_at,
+    state.client_id, state.failure,
+    case when state.failed_at is not null
+        then least(greatest(state.failed_at, '0001-01-02 00:00+00'), '9999-12-31 00:00+00') end as failed_at,
+    case when state.retry_at between '0001-01-02 00:00+00' and '9999-12-31 00:00+00' then state.retry_at end as retry_at
+{_WITH_STATE}
+where stored.user_id >= $1 and {{condition}}
+order by stored.user_id
 limit $2
 """
 EXPIRING = _OVERVIEW.format(
     condition="(failure is null or failure = 'unavailable') and (coalesce(client_id = any($4::text[]), false) or "
-    "(connected_at at time zone 'UTC') + interval '6 months' <= (now() + make_interval(secs => $3)) at time zone 'UTC')"
+    "stored.connected_at between '2000-01-01 00:00+00' and '9998-12-31 00:00+00' and "
+    "(stored.connected_at::timestamptz at time zone 'UTC') + interval '6 months' "
+    "<= (now() + make_interval(secs => $3)) at time zone 'UTC')"
 )
 FAILING = _OVERVIEW.format(condition="failure is not null")
 
@@ -72,15 +92,16 @@ ADD_STATES = """
 insert into spotconn.refresh_state (user_id, fingerprint)
 select stored.user_id, sha256(convert_to(stored.refresh_token, 'UTF8'))
 from public.spotify_connections as stored
-where stored.user_id = any($1::uuid[])
+where stored.user_id = any($1::text[]::uuid[])
     and not exists (select from spotconn.refresh_state as state where state.user_id = stored.user_id)
 order by stored.user_id
 on conflict (user_id) do nothing
 """
 LOCK_ROWS = """
-select user_id from public.spotify_connections where user_id = any($1::uuid[]) order by user_id for no key update
+select user_id from public.spotify_connections where user_id = any($1::text[]::uuid[])
+order by user_id for no key update
 """
-OF_NO_APP = "select user_id from spotconn.connection where user_id = any($1::uuid[]) and client_id is null"
+OF_NO_APP = f"select stored.user_id {_WITH_STATE} where stored.user_id = any($1::text[]::uuid[]) and client_id is null"
 # Each in a statement of its own, after the connections are locked, so that it sees what their lock was waited for.
 # As spotconn.enter_state: what speaks of another refresh token than the stored one is void.
 VOID_STATES = """
@@ -92,7 +113,7 @@ update spotconn.refresh_state as state set
     failure = null, failed_at = null, paused_at = null, retry_at = null, failures = 0, refusals = 0,
     saved_at = null, granted_at = null
 from public.spotify_connections as stored
-where state.user_id = any($1::uuid[]) and stored.user_id = state.user_id
+where state.user_id = any($1::text[]::uuid[]) and stored.user_id = state.user_id
     and state.fingerprint <> sha256(convert_to(stored.refresh_token, 'UTF8'))
 """
 # A refusal of a refresh token with other apps says nothing about its own.
@@ -100,14 +121,14 @@ CLEAR_REFUSALS = """
 update spotconn.refresh_state as state
 set failure = null, failed_at = null, paused_at = null, retry_at = null, refusals = 0
 from public.spotify_connections as stored
-where state.user_id = any($1::uuid[]) and stored.user_id = state.user_id
+where state.user_id = any($1::text[]::uuid[]) and stored.user_id = state.user_id
     and state.client_id is null and state.failure <> 'unavailable' and $2::text <> all (state.refused_by)
 """
 ASSIGN_APP = """
 update spotconn.refresh_state as state
 set client_id = $2, refused_by = '{}'
 from public.spotify_connections as stored
-where state.user_id = any($1::uuid[]) and stored.user_id = state.user_id and state.client_id is null
+where state.user_id = any($1::text[]::uuid[]) and stored.user_id = state.user_id and state.client_id is null
 returning state.user_id
 """
 
@@ -132,7 +153,7 @@ select
 from public.spotify_connections, lateral (values (access_token), (refresh_token)) as token (value)
 group by 1, 2
 """
-APPS = "select client_id, count(*) from spotconn.connection group by client_id order by client_id"
+APPS = f"select client_id, count(*) {_WITH_STATE} group by client_id order by client_id"
 
 # A policy also binds roles that inherit from those it names. A command needs a permissive policy that lets every row
 # pass, and no restrictive one that may keep one back: any but the constant may.

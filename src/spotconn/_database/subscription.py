@@ -15,6 +15,10 @@ from spotconn.errors import DatabaseUnavailable, SchemaMismatch
 CHANNEL = "spotconn"
 _HEARTBEAT = "heartbeat "
 """The first characters of a notification of `spotconn.heartbeat`."""
+QUEUE_FILLED = (
+    "changes are not notified while the queue of NOTIFY is half full: a session that listens sits in a transaction; "
+    "find it with spotconn doctor and end it"
+)
 _ALL = "*"
 """The notification of a change of all rows."""
 
@@ -49,12 +53,14 @@ class Subscription:
         self._woken = asyncio.Event()
         self._lost = False
         self._confirmed = False
+        self._skipped: int | None = None
 
     async def start(self, handler: ChangeHandler) -> None:
         """Begin to listen.
 
         Raises:
             DatabaseUnavailable: no answer in time.
+            ConfigurationError: a pooler in between refuses it.
         """
 
         def notified(_session: object, _pid: object, _channel: object, payload: object) -> None:
@@ -74,7 +80,7 @@ class Subscription:
         The first one is sent from another session, which shows that notifications of others arrive, too.
 
         Raises:
-            DatabaseUnavailable: it does not arrive in time.
+            DatabaseUnavailable: it does not arrive in time, or changes since the last one were not notified.
             SchemaMismatch: the triggers are missing or disabled.
         """
         self._arrived.clear()
@@ -107,8 +113,13 @@ class Subscription:
 
     async def _send(self, session: Session) -> None:
         query = "select spotconn.heartbeat($1)"
-        if not await map_errors(session.fetchval(query, self._nonce, timeout=self._timeout)):
+        skipped: int | None = await map_errors(session.fetchval(query, self._nonce, timeout=self._timeout))
+        if skipped is None:
             raise SchemaMismatch(f"the triggers that tell of changes are gone or disabled: {APPLY_SCHEMA}")
+        # A change that was skipped may be one that a cached token does not show.
+        if not skipped or self._skipped not in {None, skipped}:
+            raise DatabaseUnavailable(QUEUE_FILLED, answered=True)
+        self._skipped = skipped
 
     def _check(self) -> None:
         if self._lost:

@@ -21,7 +21,6 @@ class _Sample(NamedTuple):
 _ID = UUID("00000000-0000-0000-0000-000000000001")
 _SAMPLES: dict[str, _Sample] = {
     "uuid": _Sample(_ID, f"'{_ID}'::uuid"),
-    "uuid[]": _Sample([_ID], f"array['{_ID}'::uuid]"),
     "text": _Sample("text", "'text'::text"),
     "text[]": _Sample(["text"], "array['text'::text]"),
     "timestamptz": _Sample(datetime(2026, 3, 29, 1, 2, 3, tzinfo=UTC), "'2026-03-29 01:02:03Z'::timestamptz"),

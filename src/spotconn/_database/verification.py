@@ -1,12 +1,14 @@
 """What a store needs of its database, looked at in one round trip."""
 
 import json
+from collections import defaultdict
 from typing import Any
 
 from spotconn._database import statements
 from spotconn._database.bound_pool import BoundPool
 from spotconn._database.errors import APPLY_SCHEMA
 from spotconn._database.schema import check_version
+from spotconn._printable import shown
 from spotconn.errors import ConfigurationError, RowSecurityError, SchemaMismatch
 
 ENCODING = "UTF8"
@@ -30,6 +32,9 @@ UNBOUND = {
 }
 """By what `spotconn.verify()` returns as `unbound`: the reason and what to do."""
 
+_PROJECTS_TABLE = "public.spotify_connections"
+"""Whose policies may be the project's, for its browsers."""
+
 
 async def verify(pool: BoundPool) -> None:
     """Raise an error unless the database has this library's schema and row level security binds.
@@ -37,7 +42,7 @@ async def verify(pool: BoundPool) -> None:
     Raises:
         SchemaMismatch: the schema is missing or of another version, or `auth.uid()` does not return the user.
         ConfigurationError: the encoding of the database is not UTF8.
-        RowSecurityError: the policies would not bind, or the login lacks a grant.
+        RowSecurityError: the policies would not bind, or hide rows from the library, or the login lacks a grant.
         DatabaseUnavailable: no answer in time.
     """
     found = await _read(pool)
@@ -50,6 +55,28 @@ async def verify(pool: BoundPool) -> None:
         )
     if found["unbound"] is not None:
         raise RowSecurityError(f"row level security would not bind: {UNBOUND[found['unbound']]}")
+    if found["policies"]:
+        raise RowSecurityError(f"row level security would keep rows from the library: {_causes(found['policies'])}")
+
+
+def _causes(faults: list[dict[str, str | None]]) -> str:
+    """Return the policies that bind or are missing, by name, and what to do.
+
+    Args:
+        faults: as `spotconn.policy_faults()` has them.
+    """
+    commands = defaultdict[tuple[str | None, str | None], list[str]](list)
+    for fault in faults:
+        commands[fault["relation"], fault["policy"]].append(str(fault["command"]))
+    return "; ".join(_cause(str(relation), policy, ", ".join(found)) for (relation, policy), found in commands.items())
+
+
+def _cause(relation: str, policy: str | None, commands: str) -> str:
+    if policy is None:
+        return f"no permissive policy on {relation} binds the role spotconn for {commands}: {APPLY_SCHEMA}"
+    name = f"{shown(policy)} ON {relation}"
+    remedy = f"ALTER POLICY {name} TO authenticated" if relation == _PROJECTS_TABLE else f"DROP POLICY {name}"
+    return f"the restrictive policy {shown(policy)} on {relation} binds the role spotconn for {commands}: {remedy}"
 
 
 async def _read(pool: BoundPool) -> dict[str, Any]:

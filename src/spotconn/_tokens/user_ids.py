@@ -5,9 +5,9 @@ from collections.abc import AsyncIterable, Iterable
 from uuid import UUID
 
 from spotconn._tracebacks import Failure, scrub
-from spotconn.models import parse_user_id
+from spotconn._user_ids import UserId, parse_user_id
 
-UserIds = Iterable[UUID | str] | AsyncIterable[UUID | str]
+UserIds = Iterable[UserId] | AsyncIterable[UserId]
 
 _END = object()
 

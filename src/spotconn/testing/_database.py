@@ -56,7 +56,7 @@ async def reset(dsn: str) -> None:
     """
     connection = await asyncpg.connect(dsn, timeout=TIMEOUT, command_timeout=TIMEOUT)
     try:
-        await connection.execute("delete from auth.users")
+        await connection.execute("delete from auth.users where true")
         await connection.execute(_CLOCK)
     finally:
         await connection.close(timeout=TIMEOUT)

@@ -1,0 +1,259 @@
+"""`ConnectionAdmin.migrate`: what becomes of the rows of another table, and that what is there stays."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, date, datetime
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from cryptography.fernet import Fernet
+
+from spotconn import (
+    AesGcmSivCipher,
+    ConfigurationError,
+    ConnectionAdmin,
+    ConnectionStore,
+    MigratedRow,
+    SpotifyAccounts,
+    TokenManager,
+)
+from spotconn._command.fernet import fernet_decrypt
+from spotconn._command.migrate import report_rows
+from spotconn._database import source_table
+from spotconn._database.migration import read_time
+from spotconn._database.schema import schema_sql
+from spotconn.testing import FakeSpotify
+from support.connections import connect, rows
+from support.database import Database
+from support.other_shapes import SHAPES, USERS
+from support.scratch import scratch_database
+
+ENDS = datetime(2026, 11, 24, 12, tzinfo=UTC)
+TABLE = """
+create schema old;
+create table old."Spotify Tokens" (
+    owner text, refresh text, access text, ends bigint, account text, granted jsonb, "since when" date
+);
+grant usage on schema old to operator; grant select on old."Spotify Tokens" to operator;
+grant usage on schema auth to operator; grant select on auth.users to operator
+"""
+MAP = {"user_id": "owner", "refresh_token": "refresh", "access_token": "access", "expires_at": "ends"} | {
+    "spotify_user_id": "account",
+    "scope": "granted",
+    "connected_at": "since when",
+}
+SOURCE = 'old."Spotify Tokens"'
+
+
+@pytest.fixture
+async def source(admin: asyncpg.Connection, operator: str) -> AsyncIterator[str]:
+    """The name of another table, which is empty."""
+    assert operator
+    await admin.execute(TABLE)
+    yield SOURCE
+    await admin.execute("drop schema old cascade")
+
+
+@pytest.fixture
+async def work(operator: str, source: str) -> AsyncIterator[ConnectionAdmin]:
+    """An admin of a login that may read that table."""
+    assert source
+    async with ConnectionAdmin.open(operator) as opened:
+        yield opened
+
+
+async def add(admin: asyncpg.Connection, user: object, refresh: str | None = "refresh", **values: object) -> None:
+    """Insert a row into the other table."""
+    row = {"access": "access", "ends": 1795000000, "account": "alice", "granted": '["streaming"]'} | values
+    await admin.execute(
+        f"insert into {SOURCE} values ($1, $2, $3, $4, $5, $6, $7)",
+        None if user is None else str(user),
+        refresh,
+        *(row.get(name) for name in ("access", "ends", "account", "granted", "since")),
+    )
+
+
+async def outcomes(found: AsyncIterator[MigratedRow]) -> dict[str, str]:
+    """What becomes of each user, in words."""
+    return {row.key: " ".join([row.state, *row.lacks]) async for row in found}
+
+
+async def test_a_dry_run_writes_nothing(work: ConnectionAdmin, admin: asyncpg.Connection, users: list[UUID]) -> None:
+    """It tells what would be written, what is not known of each row, and what makes a row unusable."""
+    nobody = uuid4()
+    await add(admin, users[0])
+    await add(admin, users[1], access=None, granted=None)
+    await add(admin, users[2], None, account=None)
+    await add(admin, nobody)
+    await add(admin, "user_2abc")
+    await add(admin, None)
+    found = await outcomes(work.migrate(SOURCE, MAP))
+    assert found == {
+        str(users[0]): "ready connected_at",
+        str(users[1]): "ready access_token expires_at scope connected_at",
+        str(users[2]): "unusable refresh_token spotify_user_id",
+        str(nobody): "unusable user in auth.users",
+        "user_2abc": "unusable user_id",
+        "None": "unusable user_id",
+    }
+    assert not await rows(admin)
+
+
+async def test_rows_are_written_once(
+    work: ConnectionAdmin, admin: asyncpg.Connection, users: list[UUID], store: ConnectionStore, spotify: FakeSpotify
+) -> None:
+    """Times in seconds and milliseconds and scopes as JSON are read; a connection that is there stays, also later."""
+    there = await connect(store, spotify, users[2])
+    await add(admin, users[0], since=date(2026, 9, 1))
+    await add(admin, users[1], ends=1795000000000, granted="[]")
+    await add(admin, users[1], "older", ends=1000)
+    await add(admin, users[2])
+    known = datetime(2026, 6, 1, tzinfo=UTC)
+    found = [row async for row in work.migrate(SOURCE, MAP, write=True, connected_at=known)]
+    assert sorted(row.state for row in found) == ["older", "present", "written", "written"]
+    first, second, third = [await store.get(user) for user in users]
+    assert (first.refresh_token, first.spotify_user_id, first.scope) == ("refresh", "alice", frozenset({"streaming"}))
+    assert first.expires_at == second.expires_at == datetime.fromtimestamp(1795000000, UTC)
+    assert first.connected_at == datetime(2026, 8, 31, 10, tzinfo=UTC)
+    assert (second.refresh_token, second.connected_at) == ("refresh", known)
+    assert third.refresh_token == there.refresh_token
+    again = [row.state async for row in work.migrate(SOURCE, MAP, write=True)]
+    assert sorted(again) == ["older", "present", "present", "present"]
+
+
+async def test_a_row_that_the_database_refuses_stands_alone(
+    work: ConnectionAdmin, admin: asyncpg.Connection, users: list[UUID]
+) -> None:
+    """What a constraint of the project refuses is told by its name, and the rows beside it are written."""
+    for user, account in zip(users, ("alice", "bob", "carla"), strict=True):
+        await add(admin, user, account=account)
+    await admin.execute("alter table public.spotify_connections add constraint mine check (spotify_user_id <> 'bob')")
+    try:
+        found = await outcomes(work.migrate(SOURCE, MAP, write=True))
+    finally:
+        await admin.execute("alter table public.spotify_connections drop constraint mine")
+    assert "mine" in found.pop(str(users[1]))
+    assert [text.split()[0] for text in found.values()] == ["written", "written"]
+    assert len(await rows(admin)) == 2
+
+
+async def test_tokens_are_encrypted_anew(
+    operator: str, source: str, admin: asyncpg.Connection, users: list[UUID], database: Database
+) -> None:
+    """What Fernet has encrypted is stored under the key of the ring; what it does not decrypt is told."""
+    key = Fernet.generate_key().decode()
+    assert source
+    await add(admin, users[0], Fernet(key).encrypt(b"refresh-marked").decode(), access=None)
+    await add(admin, users[1], Fernet(Fernet.generate_key()).encrypt(b"refresh-marked").decode())
+    cipher = AesGcmSivCipher([AesGcmSivCipher.generate_key()])
+    async with ConnectionAdmin.open(operator, cipher=cipher) as encrypting:
+        decrypt = fernet_decrypt({"KEYS": f"{Fernet.generate_key().decode()}, {key}"}, "KEYS")
+        found = await outcomes(encrypting.migrate(SOURCE, MAP, write=True, decrypt=decrypt))
+    assert found[str(users[1])] == "unusable refresh_token"
+    (row,) = await rows(admin)
+    assert row["refresh_token"].startswith("spotconn1.")
+    async with ConnectionStore.open(database.dsn, cipher=cipher, max_size=1) as store:
+        assert (await store.get(users[0])).refresh_token == "refresh-marked"
+
+
+@pytest.mark.parametrize("keys", ["", "AQ-marked"])
+def test_a_wrong_key_is_named_by_its_variable(keys: str) -> None:
+    """The text has the name of the variable and not its value."""
+    with pytest.raises(ConfigurationError, match=r"^OLD_KEY: expected one or more keys of Fernet") as raised:
+        fernet_decrypt({"OLD_KEY": keys}, "OLD_KEY")
+    assert "marked" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "columns", "error"),
+    [
+        ("old.missing", {}, "from: expected the name of another table"),
+        ("public.spotify_connections", {}, "from: expected the name of another table"),
+        ("old.x; drop table auth.users", {}, "from: expected the name of another table"),
+        (SOURCE, {}, "map: name the column for user_id, such as user_id=its_name"),
+        (SOURCE, MAP | {"refresh_token": "x"}, "map: the table has no column 'x' for refresh_token"),
+        (SOURCE, MAP | {"token": "x"}, "map: no column 'token' to fill"),
+        (SOURCE, MAP | {"user_id": "ends"}, "map: user_id has to be a column of UUIDs, and this one is of type bigint"),
+    ],
+)
+async def test_what_is_not_there_is_named(
+    work: ConnectionAdmin, table: str, columns: dict[str, str], error: str
+) -> None:
+    """A table, a column or a mapping that is wrong is refused before a row is read; a name is never run as SQL."""
+    with pytest.raises(ValueError, match=r"^(from|map): ") as raised:
+        await outcomes(work.migrate(table, columns))
+    assert error in str(raised.value)
+
+
+async def test_rows_that_policies_hide_are_no_empty_table(work: ConnectionAdmin, admin: asyncpg.Connection) -> None:
+    """A login that would see a part of the table is refused, and so is one that may not read it."""
+    await admin.execute(f"alter table {SOURCE} enable row level security")
+    with pytest.raises(ConfigurationError, match="policies hide rows of old"):
+        await outcomes(work.migrate(SOURCE, MAP))
+    await admin.execute(f"alter table {SOURCE} disable row level security; revoke select on {SOURCE} from operator")
+    with pytest.raises(ConfigurationError, match="this login may not read old"):
+        await outcomes(work.migrate(SOURCE, MAP))
+
+
+async def test_batches_are_complete(
+    work: ConnectionAdmin, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more rows than a batch holds each comes once, and those of one user come together."""
+    monkeypatch.setattr(source_table, "BATCH", 10)
+    await admin.execute("insert into auth.users (id) select gen_random_uuid() from generate_series(1, 45)")
+    await admin.execute(
+        f"insert into {SOURCE} select id, 'refresh', 'access', ends, 'a' from auth.users, (values (1), (2)) as e (ends)"
+    )
+    found = [row async for row in work.migrate(SOURCE, MAP, write=True)]
+    assert len(found) == 90
+    assert len([row for row in found if row.state == "written"]) == 45 == len(await rows(admin))
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("1795000000", datetime.fromtimestamp(1795000000, UTC)),
+        ("1795000000.5", datetime.fromtimestamp(1795000000.5, UTC)),
+        ("1795000000500", datetime.fromtimestamp(1795000000.5, UTC)),
+        ("2026-11-24T12:00:00Z", ENDS),
+        ("2026-11-24 13:00:00+01:00", ENDS),
+        ("2026-11-24 12:00:00", ENDS),
+        ("Infinity", None),
+        ("9" * 30, None),
+        ("soon", None),
+        (None, None),
+    ],
+)
+def test_forms_of_a_time(text: str | None, moment: datetime | None) -> None:
+    """Seconds, milliseconds and ISO 8601 are told apart; anything else is not known."""
+    assert read_time(text) == moment
+
+
+@pytest.mark.parametrize("name", SHAPES)
+async def test_each_shape_ends_with_tokens_that_work(
+    prepared: Database, spotify: FakeSpotify, accounts: SpotifyAccounts, name: str
+) -> None:
+    """A table of another shape is taken over, or renamed and migrated; then Spotify accepts the token of each user."""
+    shape = SHAPES[name]
+    async with scratch_database(prepared) as dsn:
+        scratch = await asyncpg.connect(dsn())
+        await shape.create(scratch)
+        for number in range(len(USERS)):
+            spotify.add_account(f"account{number}")
+            grant = spotify.authorize(f"account{number}")
+            await scratch.execute(
+                "update public.spotify_connections set access_token = $1, refresh_token = $2 where refresh_token = $3",
+                *(grant.access_token, grant.refresh_token, f"refresh{number}"),
+            )
+        if shape.wrong:
+            await scratch.execute("alter table public.spotify_connections rename to spotify_connections_old")
+        await scratch.execute(schema_sql(plain_postgres=True, transaction=False))
+        await scratch.close()
+        if shape.wrong:
+            columns = dict(option.split("=") for option in shape.options[1::2])
+            async with ConnectionAdmin.open(dsn()) as migrating:
+                found = migrating.migrate("public.spotify_connections_old", columns, write=True)
+                assert (await report_rows(found, None, as_json=False))["written"] == len(USERS)
+        async with ConnectionStore.open(dsn("app"), max_size=2) as store, TokenManager(store, accounts) as tokens:
+            for user in USERS:
+                assert spotify.accepts(await tokens.get_valid_token(user))
