@@ -14,7 +14,6 @@ from support.connections import rows
 from support.consent import pending
 from support.database import Database
 
-pytestmark = pytest.mark.parametrize("prepared", ["packaged"], indirect=True)
 ANONYMOUS = 10_100
 """Requests without a cookie: the app kept 10,000 sessions, of whoever came last."""
 

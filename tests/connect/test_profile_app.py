@@ -15,8 +15,6 @@ from support.connections import rows
 from support.consent import pending
 from support.database import Database
 
-pytestmark = pytest.mark.parametrize("prepared", ["packaged"], indirect=True)
-
 SCREENSHOTS = "SPOTCONN_SCREENSHOTS"
 """Names a folder that gets the pictures of the README."""
 

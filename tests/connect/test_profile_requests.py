@@ -22,8 +22,6 @@ from support.consent import pending
 from support.database import Database
 from support.processes import descendants
 
-pytestmark = pytest.mark.parametrize("prepared", ["packaged"], indirect=True)
-
 
 @pytest.fixture
 async def url(database: Database, users: list[UUID]) -> AsyncIterator[str]:

@@ -146,7 +146,6 @@ async def test_a_row_that_was_moved_by_sql_is_mended(
     assert await house.move(*users[:2]) is False
 
 
-@pytest.mark.parametrize("prepared", ["packaged"], indirect=True)
 async def test_processes_that_know_both_users_follow(
     encrypted: ConnectionStore,
     accounts: SpotifyAccounts,

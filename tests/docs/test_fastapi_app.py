@@ -21,8 +21,6 @@ from spotconn.testing._server import serve
 from support.connections import connect
 from support.consent import SCOPES
 
-pytestmark = pytest.mark.parametrize("prepared", ["packaged"], indirect=True)
-
 INSIDE = ("invalid_client", "SPOTIFY_CLIENT", "Traceback", "postgres", "schema", "Error", "upstream")
 
 

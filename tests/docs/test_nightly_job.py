@@ -16,8 +16,6 @@ from spotconn.testing import Answer, FakeSpotify
 from support.connections import connect
 from support.consent import SCOPES
 
-pytestmark = pytest.mark.parametrize("prepared", ["packaged"], indirect=True)
-
 MANY = 20
 
 

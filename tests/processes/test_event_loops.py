@@ -35,7 +35,6 @@ from support.loops import LoopThread, loop_thread
 from support.public_coroutines import CALLS, Objects, answers, outcome
 
 THREADS_PROGRAM = Path(__file__).parents[1] / "support" / "threads_program.py"
-pytestmark = pytest.mark.parametrize("prepared", ["packaged"], indirect=True)
 
 WAY_OUT = "belongs to another event loop: make it in the one that uses it"
 TABLES = (

@@ -31,8 +31,6 @@ SOURCES = os.pathsep.join([str(PROGRAM.parents[1]), *sys.path])
 USERS = 12
 """One that is watched, one that only children ask for, one to warm up with, and one for each round of the parent."""
 
-one_server = pytest.mark.parametrize("prepared", ["packaged"], indirect=True)
-
 
 class Program:
     """The program as a process, and its stations."""
@@ -211,7 +209,6 @@ def test_the_table_of_calls_is_complete() -> None:
     assert set(CALLS) == public_coroutines() - CLOSING
 
 
-@one_server
 @pytest.mark.parametrize("own", ["nothing", "pool", "client"])
 async def test_children_do_not_disturb_their_parent(
     chief: str, admin: asyncpg.Connection, spotify: FakeSpotify, own: str
@@ -221,7 +218,6 @@ async def test_children_do_not_disturb_their_parent(
         await children_leave_the_parent_alone(world, own)
 
 
-@one_server
 @pytest.mark.parametrize("own", ["nothing", "client"])
 async def test_children_do_not_disturb_their_parent_over_tls(
     chief: str, admin: asyncpg.Connection, spotify: FakeSpotify, own: str, tmp_path: Path
@@ -290,7 +286,6 @@ async def settled(world: World) -> int:
     return bursts
 
 
-@one_server
 @pytest.mark.parametrize(
     ("waits_for", "own"),
     [("begin_refresh", "nothing"), ("begin_refresh", "pool"), ("Spotify", "nothing"), ("finish_refresh", "nothing")],

@@ -28,8 +28,6 @@ from support.connections import connect
 from support.consent import SCOPES
 from support.tls import certificate, tls_front
 
-pytestmark = pytest.mark.parametrize("prepared", ["packaged"], indirect=True)
-
 UNKNOWN = Answer(json={"access_token": "BQ-unknown-to-the-web-api", "token_type": "Bearer", "expires_in": 3600})
 
 
