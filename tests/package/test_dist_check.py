@@ -29,7 +29,7 @@ IN_WHEEL = {
     "spotconn/sql/schema.sql",
     *(f"spotconn-1.2.3.dist-info/{name}" for name in dist_check.INFO),
 }
-IN_SDIST = {"src/spotconn/__init__.py", "src/spotconn/py.typed", "sql/schema.sql", "docs/index.md"} | dist_check.PAPERS
+IN_SDIST = {"src/spotconn/__init__.py", "src/spotconn/py.typed", "sql/schema.sql"} | dist_check.PAPERS
 
 Check = Callable[..., list[str]]
 
@@ -66,7 +66,7 @@ def check(tmp_path: Path) -> Check:
 
 
 def test_sound_distributions_have_no_faults(check: Check) -> None:
-    """The package and its SQL in the wheel; the sources without tests, screenshots and caches in the sdist."""
+    """The package and its SQL in the wheel; the sources without tests, documentation and caches in the sdist."""
     assert check() == []
 
 

@@ -13,7 +13,7 @@ LARGEST = 400_000
 """Bytes that a wheel or an sdist may have."""
 
 INFO = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
-ROOMS = ("docs", "examples", "sql", "src")
+ROOMS = ("examples", "sql", "src")
 PAPERS = {
     ".gitignore",
     "CHANGELOG.md",
