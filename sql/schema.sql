@@ -246,6 +246,13 @@ declare
             ('spotconn', 'row_probe'), ('spotconn', 'connection_overview'), ('spotconn', 'connection')  -- a view before
         )
     );
+    -- The table that users.sql ties, first, as in a statement that deletes a user of it: it holds up writes, not reads.
+    followed constant text := (
+        select pg_catalog.format('lock table %I.%I in share row exclusive mode; ', nspname, relname)
+        from pg_catalog.pg_class join pg_catalog.pg_namespace as schema on schema.oid = relnamespace
+        where nspname = pg_catalog.current_setting('spotconn.users_schema', true)
+            and relname = pg_catalog.current_setting('spotconn.users_table', true)
+    );
     -- A table that is made below refers to the users, whose deletion locks both, too.
     users constant text := (
         select 'lock table auth.users in share row exclusive mode; ' from pg_catalog.pg_class
@@ -261,14 +268,14 @@ begin
     for attempt in 1..case when relations is null then 0 else 25 end loop
         begin
             perform pg_catalog.set_config('lock_timeout', '100ms', true);
-            execute pg_catalog.concat(users, 'lock table ', relations, ' in access exclusive mode');
+            execute pg_catalog.concat(followed, users, 'lock table ', relations, ' in access exclusive mode');
             perform pg_catalog.set_config('lock_timeout', former, true);
             exit;
         exception
             when lock_not_available or deadlock_detected then
                 if attempt = 25 then
                     raise lock_not_available using
-                        message = 'a transaction that goes on holds a table of spotconn',
+                        message = 'a transaction that goes on holds a table of spotconn or of users',
                         hint = 'Nothing was changed. Find it in pg_stat_activity, let it end, and apply the schema again.';
                 end if;
         end;
@@ -287,6 +294,7 @@ declare
     changes text[] := '{}';
     change text;
     fault text;
+    detail text;
     expected record;
     other record;
     number bigint;
@@ -308,6 +316,7 @@ begin
         if step = 1 then
             for expected in
                 select wanted.*, attribute.attnum, attribute.attnotnull, attribute.atthasdef,
+                    pg_catalog.pg_get_expr(adbin, adrelid) as own_default,
                     pg_catalog.format_type(attribute.atttypid, attribute.atttypmod) as found,
                     case
                         when attribute.atttypid = type::pg_catalog.regtype then ''
@@ -335,6 +344,7 @@ begin
                 left join pg_catalog.pg_attribute as attribute
                     on attribute.attrelid = relation and attribute.attname = name and attribute.attnum > 0
                     and not attribute.attisdropped
+                left join pg_catalog.pg_attrdef on adrelid = attribute.attrelid and adnum = attribute.attnum
                 order by place
             loop
                 if expected.attnum is null and expected.name = 'scope' and exists (
@@ -364,6 +374,12 @@ begin
                         'alter column %I type %s ' || pg_catalog.format(expected.conversion, expected.name),
                         expected.name, expected.type
                     );
+                    -- Such as auth.uid(), on which a browser relies that leaves the column out.
+                    if expected.atthasdef and expected.name = 'user_id' then
+                        changes := changes || pg_catalog.format(
+                            'alter column user_id set default (%s)::pg_catalog.uuid', expected.own_default
+                        );
+                    end if;
                     zone_matters := zone_matters or expected.type = 'timestamptz';
                 end if;
                 if expected.required and not expected.attnotnull then
@@ -467,6 +483,9 @@ begin
                     fault := 'a value is none of that type';
                 when not_null_violation then
                     fault := 'some rows have null there';
+                when feature_not_supported or datatype_mismatch then  -- the detail names what depends on the column
+                    get stacked diagnostics detail = pg_exception_detail;
+                    fault := pg_catalog.concat_ws('. ', sqlerrm, nullif(detail, ''));
                 when others then
                     fault := sqlerrm;
             end;

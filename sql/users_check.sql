@@ -1,5 +1,5 @@
--- Looks at the table of users that `spotconn schema --users` names and locks it, before anything is changed: plain_postgres.sql
--- and schema.sql follow, then users.sql. The settings before this file name the table:
+-- Looks at the table of users that `spotconn schema --users` names, before anything is changed: plain_postgres.sql and
+-- schema.sql follow, which locks it, then users.sql. The settings before this file name the table:
 -- set local spotconn.users_schema, spotconn.users_table, spotconn.users_column, spotconn.users_type.
 
 set local client_min_messages = warning;
@@ -37,7 +37,6 @@ declare
     known pg_catalog.pg_class;
     id pg_catalog.pg_attribute;
     tied record;
-    former constant text := pg_catalog.current_setting('lock_timeout');
     problem text;
     remedy text := 'Name another table or column: spotconn schema --apply --users ''public.users(id bigint)''.';
 begin
@@ -95,10 +94,6 @@ begin
         raise exception '%: %', pg_catalog.format('%I.%I', named_schema, named_table), problem
             using hint = 'Nothing was changed. ' || remedy;
     end if;
-    -- Before the tables that schema.sql locks, as a statement does that deletes a user: it holds up writes, not reads.
-    perform pg_catalog.set_config('lock_timeout', '2s', true);
-    execute pg_catalog.format('lock table %I.%I in share row exclusive mode', named_schema, named_table);
-    perform pg_catalog.set_config('lock_timeout', former, true);
 end
 $$;
 

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from spotconn import (
+    AesGcmSivCipher,
     ConnectionAdmin,
     ConnectionStore,
     MigratedRow,
@@ -138,6 +139,28 @@ async def test_each_row_is_verified_by_one_refresh(
     again = await report_rows(migrating(work), tokens, as_json=False)
     assert (again["present"], again["verified"], again["refused"]) == (3, 0, 1)
     assert spotify.refresh_calls == asked
+
+
+async def test_a_connection_that_does_not_decrypt_ends_no_run(
+    old: asyncpg.Connection,
+    users: list[UUID],
+    spotify: FakeSpotify,
+    tokens: TokenManager,
+    work: ConnectionAdmin,
+    database: Database,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One that stood before, under a key that is gone, is named, and the others are verified."""
+    await granted(old, spotify, users)
+    first = min(users)
+    async with ConnectionAdmin.open(
+        database.admin_dsn, cipher=AesGcmSivCipher([AesGcmSivCipher.generate_key()])
+    ) as admin:
+        await anext(migrating(admin))
+    await old.execute("delete from public.spotify_connections where user_id <> $1", first)
+    counts = await report_rows(migrating(work), tokens, as_json=False)
+    assert (counts["present"], counts["unusable"], counts["verified"]) == (1, 1, 2)
+    assert f"{first} is unusable: " in capsys.readouterr().out
 
 
 def migrating(work: ConnectionAdmin) -> AsyncIterator[MigratedRow]:

@@ -16,6 +16,7 @@ from spotconn import (
     MigratedRow,
     SpotifyAccounts,
     TokenManager,
+    user_id,
 )
 from spotconn._command.fernet import fernet_decrypt
 from spotconn._command.migrate import report_rows
@@ -35,7 +36,12 @@ create table old."Spotify Tokens" (
     owner text, refresh text, access text, ends bigint, account text, granted jsonb, "since when" date
 );
 grant usage on schema old to operator; grant select on old."Spotify Tokens" to operator;
-grant usage on schema auth to operator; grant select on auth.users to operator
+grant usage on schema auth, spotconn to operator; grant select on auth.users to operator;
+grant execute on function spotconn.user_id(bigint), spotconn.user_id(text) to operator
+"""
+GONE = """
+drop schema old cascade; revoke usage on schema auth, spotconn from operator; revoke select on auth.users from operator;
+revoke execute on function spotconn.user_id(bigint), spotconn.user_id(text) from operator
 """
 MAP = {"user_id": "owner", "refresh_token": "refresh", "access_token": "access", "expires_at": "ends"} | {
     "spotify_user_id": "account",
@@ -51,7 +57,7 @@ async def source(admin: asyncpg.Connection, operator: str) -> AsyncIterator[str]
     assert operator
     await admin.execute(TABLE)
     yield SOURCE
-    await admin.execute("drop schema old cascade")
+    await admin.execute(GONE)
 
 
 @pytest.fixture
@@ -173,7 +179,7 @@ def test_a_wrong_key_is_named_by_its_variable(keys: str) -> None:
         (SOURCE, {}, "map: name the column for user_id, such as user_id=its_name"),
         (SOURCE, MAP | {"refresh_token": "x"}, "map: the table has no column 'x' for refresh_token"),
         (SOURCE, MAP | {"token": "x"}, "map: no column 'token' to fill"),
-        (SOURCE, MAP | {"user_id": "ends"}, "map: user_id has to be a column of UUIDs, and this one is of type bigint"),
+        (SOURCE, MAP | {"user_id": "since when"}, "map: user_id has to be a column of UUIDs, integers or text, and"),
     ],
 )
 async def test_what_is_not_there_is_named(
@@ -193,6 +199,41 @@ async def test_rows_that_policies_hide_are_no_empty_table(work: ConnectionAdmin,
     await admin.execute(f"alter table {SOURCE} disable row level security; revoke select on {SOURCE} from operator")
     with pytest.raises(ConfigurationError, match="this login may not read old"):
         await outcomes(work.migrate(SOURCE, MAP))
+
+
+@pytest.mark.parametrize(
+    ("kind", "present"), [("bigint", 42), ("text", "user_2abc"), ("varchar(50)", str(UUID(int=1)))]
+)
+async def test_ids_of_another_kind_are_mapped(
+    work: ConnectionAdmin, admin: asyncpg.Connection, kind: str, present: int | str
+) -> None:
+    """Integers and texts, also a text that is a UUID, are the users that `user_id` makes of them."""
+    gone = 43 if kind == "bigint" else "user_gone"
+    await admin.execute("insert into auth.users (id) values ($1)", user_id(present))
+    await admin.execute(f"alter table {SOURCE} drop owner, add id {kind}")
+    for value in (present, gone, None):
+        await admin.execute(f"insert into {SOURCE} (id, refresh, account) values ($1, 'refresh', 'alice')", value)
+    found = [row async for row in work.migrate(SOURCE, MAP | {"user_id": "id"}, write=True)]
+    assert [(row.user_id, row.key, row.state) for row in found] == [
+        (user_id(present), str(present), "written"),
+        (user_id(gone), str(gone), "unusable"),
+        (None, "None", "unusable"),
+    ]
+    assert [row.lacks for row in found[1:]] == [("user in auth.users",), ("user_id",)]
+    assert [row["user_id"] for row in await rows(admin)] == [user_id(present)]
+
+
+async def test_a_text_is_not_taken_for_two_users(
+    work: ConnectionAdmin, admin: asyncpg.Connection, users: list[UUID]
+) -> None:
+    """Where a text is the UUID of one user, and the column holds text ids of others, nothing is read or written."""
+    await admin.execute("insert into auth.users (id) values ($1)", user_id("user_2abc"))
+    await add(admin, users[0])
+    await add(admin, "user_2abc")
+    with pytest.raises(ValueError, match=r"^map: user_id holds UUIDs of auth.users and text ids") as raised:
+        await outcomes(work.migrate(SOURCE, MAP, write=True))
+    assert str(users[0]) not in str(raised.value)
+    assert not await rows(admin)
 
 
 async def test_batches_are_complete(

@@ -127,6 +127,25 @@ async def test_the_command_prints_the_zone(dsn: Dsn, scratch: asyncpg.Connection
     assert "were read in the session's zone: " in applied.stderr
 
 
+async def test_the_default_of_a_converted_user_id_is_kept(scratch: asyncpg.Connection) -> None:
+    """A browser that leaves user_id to the default auth.uid() still inserts the own row."""
+    await SHAPES["user_id of type text"].create(scratch)
+    await scratch.execute(
+        "delete from public.spotify_connections; "
+        "alter table public.spotify_connections alter user_id set default auth.uid()"
+    )
+    await scratch.execute(SQL)
+    async with scratch.transaction():
+        await scratch.execute(
+            f'set local request.jwt.claims = \'{{"sub": "{USERS[0]}"}}\'; set local role authenticated'
+        )
+        await scratch.execute(
+            "insert into public.spotify_connections (spotify_user_id, access_token, refresh_token, expires_at) "
+            "values ('alice', 'a', 'r', now())"
+        )
+    assert await scratch.fetchval("select user_id::text from public.spotify_connections") == USERS[0]
+
+
 FAULTS = {
     "is no table": "create view public.spotify_connections as select 1 as id",
     "column user_id: bigint instead of uuid": "alter table {} drop column user_id cascade, add user_id bigint",
@@ -140,8 +159,11 @@ FAULTS = {
     "alter column user_id type uuid using user_id::pg_catalog.uuid: a value is none of that type": (
         "alter table {} drop user_id cascade, add user_id text not null default 'user_2abc'"
     ),
-    "used in a policy definition": (
+    "used in a policy definition. policy own on table public.spotify_connections depends on column": (
         "alter table {} drop user_id cascade, add user_id text; create policy own on {} using (user_id = '1')"
+    ),
+    "view or rule. rule _RETURN on view public.emails depends on column": (
+        "alter table {} alter email type varchar; create view public.emails as select email from {}"
     ),
 }
 

@@ -1,5 +1,6 @@
 """A table of users of the project's own, which auth.users follows: `users` of `schema_sql` and `schema_statements`."""
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -26,6 +27,7 @@ from spotconn._database.idle_sessions import Session
 from spotconn._database.schema import read_sql
 from spotconn.testing import apply_schema
 from support.database import Dsn
+from support.lock_waits import until_someone_waits
 
 PLAIN = "public.users(id bigint)"
 GRANT = TokenGrant(access_token="access", refresh_token="refresh", expires_at=datetime(2099, 11, 24, tzinfo=UTC))
@@ -115,6 +117,24 @@ async def test_users_of_every_type_are_followed(
     assert await scratch.fetchval(KNOWN) == sorted(map(user_id, ids))
     await scratch.execute("truncate users")
     assert await scratch.fetchval(KNOWN) == []
+
+
+async def test_a_transaction_that_deletes_a_user_goes_on_beside_an_application(
+    dsn: Dsn, tied: asyncpg.Connection
+) -> None:
+    """It has the connections first and the users then, and gets both; the application has neither until it has all."""
+    applying, deleting = await asyncpg.connect(dsn()), await asyncpg.connect(dsn())
+    try:
+        async with asyncio.TaskGroup() as group, deleting.transaction():
+            await deleting.execute("delete from spotify_connections where user_id = spotconn.user_id(1)")
+            task = group.create_task(apply(applying, PLAIN))
+            await until_someone_waits(tied, "public.spotify_connections")
+            await deleting.execute("set local lock_timeout = '2s'; delete from users where id = 1")
+        assert task.done()
+        assert await tied.fetchval(KNOWN) == [user_id(2)]
+    finally:
+        await applying.close()
+        await deleting.close()
 
 
 async def test_a_second_application_changes_nothing(tied: asyncpg.Connection) -> None:

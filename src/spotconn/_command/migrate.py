@@ -13,7 +13,7 @@ from spotconn._command.console import moment, open_admin, run
 from spotconn._command.fernet import fernet_decrypt
 from spotconn._command.output import ROWS_LEFT, USAGE, fail, print_line, write_json, write_line
 from spotconn._printable import shown
-from spotconn.errors import AskUser, SpotifyUnavailable
+from spotconn.errors import AskUser, DecryptionError, SpotifyUnavailable
 from spotconn.importing import verify_connection
 from spotconn.manager import TokenManager
 from spotconn.overview import MigratedRow
@@ -143,6 +143,8 @@ class Verifier:
         except AskUser as error:
             self._due = begun + PACE
             return "refused", str(error)
+        except DecryptionError as error:  # one that stood before; the rows behind it are verified all the same
+            return "unusable", str(error)
         if refreshed:
             self._due = begun + PACE
         return "verified" if refreshed else row.state, ""

@@ -212,7 +212,7 @@ def _refusal(error: asyncpg.PostgresError) -> ConfigurationError | None:
 async def _holders(session: Session) -> str:
     """Return the transactions that hold the locks, as a phrase."""
     found = await map_errors(session.fetch(_HOLDERS, timeout=TIMEOUT))
-    return f"it waits for {', '.join(_phrases(found)) or 'a transaction that holds a table of spotconn'}"
+    return f"it waits for {', '.join(_phrases(found)) or 'a transaction that holds a table of spotconn or of users'}"
 
 
 def _phrases(rows: Iterable[asyncpg.Record]) -> Iterable[str]:

@@ -99,7 +99,7 @@ class Candidate:
 
     def _row(self) -> MigratedRow:
         user_id, unusable = self._found["user_id"], tuple(self._unusable())
-        key = str(self._found["key"] if user_id is None else user_id)
+        key = str(self._found["key"])
         if unusable:
             return MigratedRow(user_id=user_id, key=key, state="unusable", lacks=unusable)
         return MigratedRow(user_id=user_id, key=key, state="ready", lacks=tuple(self._unknown()))

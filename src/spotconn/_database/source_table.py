@@ -35,14 +35,22 @@ where attrelid = $1 and attnum > 0 and not attisdropped
 """
 # The server has quoted the names.
 _READ = """
-select *, exists (select from auth.users where users.id = user_id) as is_user
+select *, exists (select from auth.users where users.id = batch.user_id) as is_user
 from (
     select {key} as key, {user_id} as user_id, {values} from {table} where {condition}
     order by {key} fetch first {batch} rows with ties
 ) as batch
 order by key
 """
+# A text that is a UUID may be that user of auth.users, or a text id that was hashed: another user.
+_READINGS = """
+with read as not materialized (select {as_uuid} as as_uuid, {as_text} as as_text from {table})
+select
+    exists (select from read join auth.users on users.id = read.as_uuid) as as_uuid,
+    exists (select from read join auth.users on users.id = read.as_text) as as_text
+"""
 _UUID = "'^[0-9a-fA-F]{8}(-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}$'"
+_INTEGERS = ("smallint", "integer", "bigint")
 
 
 @dataclass(frozen=True)
@@ -67,10 +75,12 @@ class SourceTable:
     Attributes:
         name: qualified and quoted.
         columns: by the column of public.spotify_connections; at least those of `REQUIRED`.
+        user_id: the user's UUID as SQL, null where there is none.
     """
 
     name: str
     columns: Mapping[str, Column]
+    user_id: str
 
     @classmethod
     async def describe(cls, pool: BoundPool, name: str, mapping: Mapping[str, str]) -> Self:
@@ -83,8 +93,9 @@ class SourceTable:
                 name, if there is one; the empty name leaves it out.
 
         Raises:
-            ValueError: there is no such table or column, or one that is needed is missing.
-            ConfigurationError: policies hide rows of the table from the login.
+            ValueError: there is no such table or column, or one that is needed is missing; or its ids of users are of
+                no type or form that can be mapped.
+            ConfigurationError: policies hide rows of the table from the login, or it may not read it.
             DatabaseUnavailable: no answer.
         """
         if unknown := set(mapping) - set(TARGETS):
@@ -101,15 +112,8 @@ class SourceTable:
                 )
             rows = await map_errors(session.fetch(_COLUMNS, found["oid"], timeout=TIMEOUT))
         columns = {row["name"]: Column(row["quoted"], row["category"], row["type"]) for row in rows}
-        return cls(found["name"], _chosen(columns, mapping))
-
-    @property
-    def _user_id(self) -> str:
-        """The user's UUID as SQL, null where there is none."""
-        column = self.columns["user_id"]
-        if column.type == "uuid":
-            return column.quoted
-        return f"case when {column.quoted}::text ~ {_UUID} then {column.quoted}::text::uuid end"
+        chosen = _chosen(columns, mapping)
+        return cls(found["name"], chosen, await _user_id(pool, found["name"], chosen["user_id"]))
 
     def _query(self, condition: str) -> str:
         """Return the SELECT of a batch, which ends with all rows of the last user."""
@@ -120,7 +124,7 @@ class SourceTable:
             if name in self.columns and name != "user_id"
         )
         return _READ.format(
-            key=key, user_id=self._user_id, values=values, table=self.name, condition=condition, batch=BATCH
+            key=key, user_id=self.user_id, values=values, table=self.name, condition=condition, batch=BATCH
         )
 
     async def batches(self, pool: BoundPool) -> AsyncIterator[list[asyncpg.Record]]:
@@ -134,23 +138,43 @@ class SourceTable:
             DatabaseUnavailable: no answer.
         """
         key = self.columns["user_id"].quoted
-        rows = await self._read(pool, f"{key} is not null")
+        rows = await _read(pool, self.name, self._query(f"{key} is not null"))
         while rows:
             yield rows
             if len(rows) < BATCH:
                 break
-            rows = await self._read(pool, f"{key} > $1", rows[-1]["key"])
-        if rows := await self._read(pool, f"{key} is null"):
+            rows = await _read(pool, self.name, self._query(f"{key} > $1"), rows[-1]["key"])
+        if rows := await _read(pool, self.name, self._query(f"{key} is null")):
             yield rows
 
-    async def _read(self, pool: BoundPool, condition: str, *args: object) -> list[asyncpg.Record]:
-        try:
-            async with pool.acquire() as session, session.transaction(readonly=True):
-                await map_errors(session.execute(set_timeouts(TIMEOUT), timeout=TIMEOUT))
-                return await map_errors(session.fetch(self._query(condition), *args, timeout=TIMEOUT))
-        except RowSecurityError:
-            pass
-        raise ConfigurationError(f"this login may not read {self.name} or auth.users: use that of their owner")
+
+async def _read(pool: BoundPool, name: str, query: str, *args: object) -> list[asyncpg.Record]:
+    try:
+        async with pool.acquire() as session, session.transaction(readonly=True):
+            await map_errors(session.execute(set_timeouts(TIMEOUT), timeout=TIMEOUT))
+            return await map_errors(session.fetch(query, *args, timeout=TIMEOUT))
+    except RowSecurityError:
+        pass
+    raise ConfigurationError(f"this login may not read {name}, auth.users or schema spotconn: use that of their owner")
+
+
+async def _user_id(pool: BoundPool, name: str, column: Column) -> str:
+    """Return as SQL the UUID of the user of a row: all of a column are read in one way."""
+    if column.type == "uuid":
+        return column.quoted
+    if column.type in _INTEGERS:
+        return f"spotconn.user_id({column.quoted})"
+    if column.category != "S":
+        raise ValueError(f"map: user_id has to be a column of UUIDs, integers or text, and this one is {column.type}")
+    as_uuid = f"case when {column.quoted}::text ~ {_UUID} then {column.quoted}::text::uuid end"
+    as_text = f"spotconn.user_id({column.quoted}::text)"
+    (found,) = await _read(pool, name, _READINGS.format(table=name, as_uuid=as_uuid, as_text=as_text))
+    if found["as_uuid"] and found["as_text"]:
+        raise ValueError(
+            "map: user_id holds UUIDs of auth.users and text ids, which may be one text: "
+            "make a view that has one of the two, as uuid"
+        )
+    return as_text if found["as_text"] else as_uuid
 
 
 def _chosen(columns: Mapping[str, Column], mapping: Mapping[str, str]) -> dict[str, Column]:
@@ -162,10 +186,6 @@ def _chosen(columns: Mapping[str, Column], mapping: Mapping[str, str]) -> dict[s
     for target in REQUIRED:
         if target not in chosen:
             raise ValueError(f"map: name the column for {target}, such as {target}=its_name")
-    user = chosen["user_id"]
-    # The mapping of other ids to UUIDs belongs into `SourceTable._user_id`.
-    if user.type != "uuid" and user.category != "S":
-        raise ValueError(f"map: user_id has to be a column of UUIDs, and this one is of type {user.type}")
     return chosen
 
 
