@@ -19,7 +19,7 @@ PARALLEL = -n $(WORKERS) --dist worksteal
 
 # Programs from npm, for the tests: the Supabase CLI, and versions of Postgres between the oldest and the newest.
 NPM_VERSIONS := 16 17
-PLATFORM = $(shell node --print 'process.platform + "-" + process.arch')
+PLATFORM = $(shell node --print 'process.platform + "-" + process.arch' 2>/dev/null)
 NPM_PACKAGES = supabase@2.117.0 \
     postgres-16@npm:@embedded-postgres/$(PLATFORM)@16.14.0-beta.17 \
     postgres-17@npm:@embedded-postgres/$(PLATFORM)@17.10.0-beta.17
@@ -59,7 +59,7 @@ versions: .venv/dev-installed .venv/npm-installed ## the tests of the database o
 	    else skipped="$$skipped $$version"; fi; \
 	done; echo "versions: passed; skipped for want of npm:$${skipped:- none}"
 # Without those that are the same on each version: of the driver, the pooler and the keys.
-VERSION_TESTS := tests/database tests/command/test_doctor_facts.py \
+VERSION_TESTS := tests/database $(foreach part,facts sound,tests/command/test_doctor_$(part).py) \
     $(foreach part,cipher dsn pgbouncer tls_settings value_types,--ignore=tests/database/test_$(part).py)
 
 # The long form of the tests of the refresh protocol: more processes, more rounds, more steps, random faults.

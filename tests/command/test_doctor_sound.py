@@ -18,9 +18,9 @@ READ_ONLY = "default_transaction_read_only"
 
 
 @pytest.fixture(scope="module")
-def project() -> Iterator[Database]:
+def project(prepared: Database) -> Iterator[Database]:
     """A server that has what a project on Supabase has."""
-    with serving() as database:
+    with serving(prepared.server._binaries) as database:
         yield database
 
 

@@ -93,6 +93,18 @@ async def test_it_looks_before_it_writes(command: Command, old: asyncpg.Connecti
     assert len(await rows(old)) == 1
 
 
+async def test_an_account_that_verification_fills_in_is_not_missing_in_a_look(
+    command: Command, old: asyncpg.Connection, users: list[UUID]
+) -> None:
+    """A look counts such a row among those that would be written; without --verify it is unusable as it is written."""
+    await old.execute("insert into old.tokens values ($1, 'AQ')", users[0])
+    looked = await command(*MAP)
+    assert looked.stdout.startswith("would be written: 1\nof these, spotify_user_id is not known: 1\n")
+    written = await command(*MAP, "--apply")
+    assert written.exit_code == 7
+    assert written.stdout == f"{users[0]} is unusable: spotify_user_id\nunusable: 1\n"
+
+
 @pytest.mark.usefixtures("old")
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),

@@ -199,6 +199,9 @@ async def test_rows_that_policies_hide_are_no_empty_table(work: ConnectionAdmin,
     await admin.execute(f"alter table {SOURCE} disable row level security; revoke select on {SOURCE} from operator")
     with pytest.raises(ConfigurationError, match="this login may not read old"):
         await outcomes(work.migrate(SOURCE, MAP))
+    await admin.execute("revoke usage on schema old from operator")
+    with pytest.raises(ValueError, match="another table or view that this login can see"):
+        await outcomes(work.migrate(SOURCE, MAP))
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ async def _no_function_is_open(connection: asyncpg.Connection) -> None:
 
 async def test_every_function_is_pinned_and_closed(admin: asyncpg.Connection) -> None:
     """Each function has its search_path pinned and runs with its caller's rights, and only spotconn may execute it, but
-    for those that reckon with times.
+    for those that reckon with times and ids; spotconn.follow_user, which triggers run, has its owner's.
     """
     await _no_function_is_open(admin)
 

@@ -11,14 +11,19 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from spotconn._database.schema import SqlFile, read_sql
+from spotconn._database.schema import read_sql, schema_sql
 from spotconn.testing import EmbeddedPostgres
 from support.database import SYSTEM_15
 from support.npm import require_supabase, run_supabase
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(180)]
 
-MIGRATIONS: tuple[SqlFile, ...] = ("schema.sql", "lock_down.sql")
+MIGRATIONS = {
+    "schema": read_sql("schema.sql"),
+    "lock_down": read_sql("lock_down.sql"),
+    # As in the guides, with BEGIN and COMMIT: here of the next release.
+    "spotconn": schema_sql(lock_down=True),
+}
 # As `postgres` on Supabase: no superuser, and the roles and the users are there before.
 OWNER = """
 create role owner login createrole bypassrls password 'owner';
@@ -69,8 +74,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     assert run_supabase(folder, "init").returncode == 0
     migrations = folder / "supabase" / "migrations"
     migrations.mkdir(exist_ok=True)
-    for number, name in enumerate(MIGRATIONS):
-        (migrations / f"2026010100000{number}_{name}").write_text(read_sql(name), encoding="utf-8")
+    for number, (name, sql) in enumerate(MIGRATIONS.items()):
+        (migrations / f"2026010100000{number}_{name}.sql").write_text(sql, encoding="utf-8")
     with EmbeddedPostgres(binaries=SYSTEM_15) as server:
         made = Project(folder, server.dsn())
         asyncio.run(_execute(made.admin_dsn, read_sql("plain_postgres.sql") + OWNER))
@@ -79,13 +84,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
 
 
 async def test_the_files_are_pushed_as_migrations(project: Project) -> None:
-    """By a role that is no superuser, as on Supabase, and once each."""
+    """Also as `spotconn schema` prints them; by a role that is no superuser, as on Supabase, and once each."""
     assert "up to date" in project.run("push", "--yes", dsn=project.dsn).stdout
     session = await asyncpg.connect(project.admin_dsn)
     names = await session.fetch("select name from supabase_migrations.schema_migrations order by version")
     locked = await session.fetchval("select spotconn.locked_down()")
     await session.close()
-    assert [f"{row['name']}.sql" for row in names] == list(MIGRATIONS)
+    assert [row["name"] for row in names] == list(MIGRATIONS)
     assert locked
 
 

@@ -1,25 +1,16 @@
 """The blocks of SQL on the pages for Supabase run as their readers run them, and nothing of them stays."""
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from uuid import UUID
 
 import asyncpg
 import pytest
-from markdown_it import MarkdownIt
 
 from spotconn import ConnectionStore, Profile
 from spotconn._database.schema import read_sql
 from support.connections import grant
+from support.guide import sql_blocks
 from support.tenant import Tenant
-
-GUIDES = Path(__file__).parents[2] / "docs" / "how-to"
-
-
-def sql_blocks(page: str) -> list[str]:
-    """Return the blocks of SQL of a page, in their order."""
-    tokens = MarkdownIt().parse((GUIDES / page).read_text(encoding="utf-8"))
-    return [token.content for token in tokens if token.type == "fence" and token.info.strip() == "sql"]
 
 
 @pytest.fixture
@@ -35,7 +26,7 @@ async def rolled_back(admin: asyncpg.Connection) -> AsyncIterator[asyncpg.Connec
 async def test_an_administrators_blocks(rolled_back: asyncpg.Connection) -> None:
     """Those of the guide run in their order, where Realtime publishes the table."""
     await rolled_back.execute("create publication supabase_realtime for table public.spotify_connections")
-    found = sql_blocks("supabase.md")
+    found = [*sql_blocks("supabase.md")]
     assert found
     for block in found:
         await rolled_back.execute(block)
@@ -45,7 +36,7 @@ async def test_an_administrators_blocks(rolled_back: asyncpg.Connection) -> None
 async def test_a_signed_in_users_blocks(store: ConnectionStore, user: UUID, rolled_back: asyncpg.Connection) -> None:
     """Each changes the one row of the user."""
     await store.save(user, grant("a"), Profile(spotify_user_id="alice"))
-    found = sql_blocks("writing-the-table.md")
+    found = [*sql_blocks("writing-the-table.md")]
     assert found
     for block in found:
         assert await Tenant(rolled_back, user).send(block) == "UPDATE 1"

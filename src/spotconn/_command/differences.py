@@ -185,6 +185,8 @@ def _changed(fact: Fact, changed: set[str], now: dict[str, Fact]) -> Difference:
         return Difference("fail" if foreign else "warn", text, _UID)
     if fact.kind in {"column", "constraint", "index"}:
         return Difference("warn" if " public." in f" {fact.name.rpartition(' on ')[2]}" else "fail", text, _COMPARE)
+    if "form" in now and now["form"].value.startswith("unlogged"):
+        return Difference("fail", text, f"ALTER TABLE {fact.name} SET LOGGED")
     if changed == {"row security"} and "row security" in now and now["row security"].value == "on, forced":
         return Difference("warn", text, f"unless it is meant: ALTER TABLE {fact.name} NO FORCE ROW LEVEL SECURITY")
     if fact.kind == "trigger" and fact.name.startswith("spotconn_notify"):

@@ -59,8 +59,9 @@ def migrate(
     async def bring_over() -> Counter[Outcome]:
         decrypt = None if fernet_key_env is None else fernet_decrypt(os.environ, fernet_key_env)
         async with open_admin() as admin, _open_tokens(verify=verify) as tokens:
+            needs_account = apply and not verify  # a look does not know yet whether they are to be verified
             rows = admin.migrate(
-                source, mapping, write=apply, connected_at=since, decrypt=decrypt, needs_account=not verify
+                source, mapping, write=apply, connected_at=since, decrypt=decrypt, needs_account=needs_account
             )
             return await report_rows(rows, tokens, as_json=as_json)
 

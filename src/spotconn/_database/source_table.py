@@ -102,7 +102,8 @@ class SourceTable:
             raise ValueError(f"map: no column {min(unknown)!r} to fill; expected {', '.join(TARGETS)}")
         async with pool.acquire() as session:
             found = None
-            with suppress(StatementRefused):  # a malformed name, before Postgres 16
+            # A schema that it may not use, or a malformed name before Postgres 16.
+            with suppress(RowSecurityError, StatementRefused):
                 found = await map_errors(session.fetchrow(_DESCRIBE, name, timeout=TIMEOUT))
             if found is None or found["own"]:
                 raise ValueError("from: expected the name of another table or view that this login can see")
