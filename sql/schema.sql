@@ -243,7 +243,7 @@ declare
         from pg_catalog.pg_class join pg_catalog.pg_namespace as schema on schema.oid = relnamespace
         where relkind in ('r', 'p', 'v') and (nspname, relname) in (
             ('public', 'spotify_connections'), ('spotconn', 'refresh_state'), ('spotconn', 'pending_connect'),
-            ('spotconn', 'row_probe'), ('spotconn', 'connection_overview'), ('spotconn', 'connection')  -- a view before
+            ('spotconn', 'own_row'), ('spotconn', 'connection_overview'), ('spotconn', 'connection')  -- a view before
         )
     );
     -- The table that users.sql ties, first, as in a statement that deletes a user of it: it holds up writes, not reads.
@@ -800,31 +800,16 @@ begin
 end
 $$;
 
--- Empty for ever: spotconn.is_hidden inserts a row and rolls it back, because its foreign key looks for the connection past
--- every policy. Made anew where the table of the connections was replaced, or its unique key.
-do $$
-begin
-    if not exists (
-        select from pg_catalog.pg_constraint
-        where conrelid = pg_catalog.to_regclass('spotconn.row_probe') and contype = 'f'
-            and confrelid = 'public.spotify_connections'::pg_catalog.regclass
-    ) then
-        drop table if exists spotconn.row_probe;
-        create unlogged table spotconn.row_probe (
-            user_id uuid primary key references public.spotify_connections (user_id) on update cascade on delete cascade
-        );
-    end if;
-end
-$$;
+-- The connection of the user acted for, whatever the policies hide: for spotconn.is_hidden. A view reads as its owner.
+-- By its LIMIT nothing can be written through it, and no condition of a query on it meets a row of another user.
+create or replace view spotconn.own_row as
+select stored.id, stored.user_id
+from (select auth.uid() as user_id) as claimed
+join public.spotify_connections as stored on stored.user_id = claimed.user_id
+limit 1;
 
-alter table spotconn.row_probe enable row level security;
-
-drop policy if exists "Own connection is probed" on spotconn.row_probe;
-create policy "Own connection is probed" on spotconn.row_probe
-    for insert to spotconn with check ((select auth.uid()) = user_id);
-
-revoke all on spotconn.row_probe from public, anon, authenticated, service_role;
-grant insert on spotconn.row_probe to spotconn;
+revoke all on spotconn.own_row from public, anon, authenticated, service_role;
+grant select on spotconn.own_row to spotconn;
 
 -- Names a stored token by its content.
 create or replace function spotconn.fingerprint(p_stored text) returns bytea
@@ -954,14 +939,26 @@ return exists (
 );
 
 -- What may keep the role spotconn from a row of its user: by table and command each restrictive policy that binds it, quoted
--- where it has to be, and null where no permissive one does.
+-- where it has to be, and null where no permissive one does. One that lets each user have the own row keeps nothing.
 create or replace function spotconn.policy_faults() returns table (relation text, command text, policy text)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
     return query
         with bound as (
-            select policy.polrelid, pg_catalog.quote_ident(policy.polname) as name, policy.polpermissive as permissive, policy.polcmd as code
-            from pg_catalog.pg_policy as policy where spotconn.binds(policy.polroles)
+            select
+                policy.polrelid, pg_catalog.quote_ident(policy.polname) as name, policy.polpermissive as permissive,
+                policy.polcmd as code
+            from pg_catalog.pg_policy as policy
+            where spotconn.binds(policy.polroles) and (policy.polpermissive or not (
+                policy.polrelid = 'public.spotify_connections'::pg_catalog.regclass
+                and array[
+                    pg_catalog.pg_get_expr(coalesce(policy.polqual, policy.polwithcheck), policy.polrelid),
+                    pg_catalog.pg_get_expr(coalesce(policy.polwithcheck, policy.polqual), policy.polrelid)
+                ] <@ array[
+                    'true', '(( SELECT auth.uid() AS uid) = user_id)', '(user_id = ( SELECT auth.uid() AS uid))',
+                    '(auth.uid() = user_id)', '(user_id = auth.uid())'
+                ]
+            ))
         )
         select protected.name, needed.command, bound.name
         from (values
@@ -1048,45 +1045,43 @@ end
 $$;
 
 -- Whether a policy hides the connection of the user acted for, who is shown none (SELECT) or none to change (UPDATE).
--- Where the documented policies alone bind there is no such connection, and nothing is written. Else a row that refers to it
--- is inserted and rolled back: the lock of its foreign key holds a connection in place, so that another look is conclusive.
+-- Where the documented policies alone bind there is no such connection. Else spotconn.own_row tells; where its owner may be
+-- bound as well, the catalog says whether a policy may hide it.
 create or replace function spotconn.is_hidden(p_user_id uuid, p_command text) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    connections constant regclass := 'public.spotify_connections';
-    hidden boolean;
+    former uuid;
 begin
-    if spotconn.shows_own_rows(p_command) and spotconn.claimed_user() = p_user_id then
+    if spotconn.claimed_user() is distinct from p_user_id then
+        raise undefined_function using message = 'auth.uid() does not return the sub of request.jwt.claims';
+    elsif spotconn.shows_own_rows(p_command) then
         return false;
+    elsif not exists (
+        select from pg_catalog.pg_class as view
+        join pg_catalog.pg_roles as role on role.oid = view.relowner
+        join pg_catalog.pg_class as stored on stored.oid = 'public.spotify_connections'::pg_catalog.regclass
+        where view.oid = pg_catalog.to_regclass('spotconn.own_row') and view.reloptions is null  -- no security_invoker
+            and pg_catalog.has_table_privilege(role.oid, stored.oid, 'select')
+            and (
+                role.rolsuper or role.rolbypassrls
+                or not stored.relforcerowsecurity and pg_catalog.pg_has_role(role.oid, stored.relowner, 'usage')
+            )
+    ) then
+        return exists (
+            select from spotconn.policy_faults() as fault
+            where fault.relation = 'public.spotify_connections' and fault.command in ('SELECT', p_command)
+        );
+    elsif p_command = 'SELECT' then
+        -- One statement looks twice at the same moment.
+        return exists (select from spotconn.own_row as own where own.user_id = p_user_id)
+            and not exists (select from public.spotify_connections as stored where stored.user_id = p_user_id);
     end if;
-    begin
-        if pg_catalog.current_setting('session_replication_role') = 'replica' or not exists (
-            select from pg_catalog.pg_constraint
-            where conrelid = pg_catalog.to_regclass('spotconn.row_probe') and contype = 'f' and confrelid = connections
-        ) then
-            raise undefined_table;  -- no foreign key is checked
-        end if;
-        perform pg_catalog.set_config('lock_timeout', '500ms', true);  -- as in spotconn.finish_refresh
-        insert into spotconn.row_probe (user_id) values (p_user_id);
-        if p_command = 'SELECT' then
-            perform from public.spotify_connections as stored where stored.user_id = p_user_id;
-        else
-            perform from public.spotify_connections as stored where stored.user_id = p_user_id for no key update;
-        end if;
-        hidden := not found;
-        raise sqlstate 'SC003';  -- only this rolls back
-    exception
-        when sqlstate 'SC003' then
-            return hidden;
-        when foreign_key_violation then
-            return false;
-        when read_only_sql_transaction or feature_not_supported or insufficient_privilege or undefined_table then
-            -- A standby, or a probe that is lacking: the catalog says whether a policy may hide it.
-            return exists (
-                select from spotconn.policy_faults() as fault
-                where fault.relation = connections::text and fault.command in ('SELECT', p_command)
-            );
-    end;
+    select own.id into former from spotconn.own_row as own where own.user_id = p_user_id;
+    perform from public.spotify_connections as stored where stored.user_id = p_user_id for no key update;
+    -- What is there before and after was there in between.
+    return not found and exists (
+        select from spotconn.own_row as own where own.user_id = p_user_id and own.id = former
+    );
 end
 $$;
 

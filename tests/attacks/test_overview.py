@@ -109,3 +109,33 @@ async def test_where_row_security_is_forced_it_shows_nothing(prepared: Database)
         finally:
             await transaction.rollback()
             await admin.close()
+
+
+async def test_what_sees_past_policies_shows_the_own_row_alone(
+    admin: asyncpg.Connection, store: ConnectionStore, connected: list[UUID]
+) -> None:
+    """It tells a user no more than whether one has a connection; also to a condition that reports what it meets, and to
+    a role with all rights to it, as after a restore.
+    """
+    own = "spotconn.own_row"
+    assert await admin.fetchval(
+        f"select has_table_privilege('spotconn', '{own}', 'select') and not has_any_column_privilege('authenticated', "
+        f"'{own}', 'select, insert, update, references') and not has_table_privilege('spotconn', '{own}', 'delete')"
+    )
+    async with admin.transaction():
+        await admin.execute(
+            f"grant all on {own} to spotconn; "
+            "create function public.met(uuid) returns boolean language plpgsql cost 1e-9 "
+            "as $$begin perform set_config('spotconn.met', concat(current_setting('spotconn.met', true), $1), true); "
+            "return true; end$$"
+        )
+        await admin.execute("select spotconn.act_as($1)", connected[0])
+        assert await admin.fetchval(f"select array_agg(user_id) from {own} where public.met(user_id)") == connected[:1]
+        assert await admin.fetchval("select current_setting('spotconn.met')") == str(connected[0])
+        for change in (f"delete from {own}", f"update {own} set user_id = '{connected[1]}'"):
+            with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError):
+                async with admin.transaction():
+                    await admin.execute(change)
+        await admin.execute("reset role; drop function public.met(uuid); revoke all on spotconn.own_row from spotconn")
+        await admin.execute(f"grant select on {own} to spotconn")
+    assert len(await store.get_many(connected)) == 2

@@ -48,10 +48,8 @@ SOUND = {
     "other names": f"{ALTER} rename constraint spotify_connections_user_id_key to mine; "
     f"{ALTER} rename constraint spotify_connections_user_id_fkey to other; "
     "alter index public.idx_spotify_connections_user rename to third",
-    "an index in place of a constraint": f"{ALTER} drop constraint spotify_connections_user_id_key cascade; "
-    f"create unique index mine on {TABLE} (user_id); "
-    "alter table spotconn.row_probe add constraint row_probe_user_id_fkey foreign key (user_id) "
-    f"references {TABLE} (user_id) on update cascade on delete cascade",
+    "an index in place of a constraint": f"{ALTER} drop constraint spotify_connections_user_id_key; "
+    f"create unique index mine on {TABLE} (user_id)",
     "more that is no duty": f"{ALTER} add a text, add b int not null default 0, "
     "add c bigint generated always as identity",
 }

@@ -39,7 +39,7 @@ OPERATIONS = {
     "update tokens": f"update {TABLE} set access_token = 'x', refresh_token = 'x' where user_id = $1 returning 1",
     "give the row away": f"update {TABLE} set user_id = '{{c}}' where user_id = $1 returning 1",
     "delete": f"delete from {TABLE} where user_id = $1 returning 1",
-    "truncate": "truncate public.spotify_connections cascade",
+    "truncate": "truncate public.spotify_connections",
     "refresh state": "select 1 from spotconn.refresh_state where user_id = $1",
     "connections": "select 1 from spotconn.connections($1)",
 }

@@ -175,7 +175,7 @@ async def test_what_ends_many_or_moves_one_is_notified(
     assert await channel.payloads() == [str(bob)]
     await store.save(alice, grant("new"), ALICE)
     await channel.payloads()
-    await admin.execute("truncate public.spotify_connections cascade")
+    await admin.execute("truncate public.spotify_connections")
     assert await channel.payloads() == ["*"]
 
 

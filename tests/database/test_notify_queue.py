@@ -115,7 +115,7 @@ async def test_all_writes_go_on_while_it_is_full(server: EmbeddedPostgres, queue
                 changed = "update public.spotify_connections set display_name = 'other'"
                 assert await queue.filler.execute(changed) == "UPDATE 1"
         assert await queue.filler.execute("delete from auth.users where id = $1", second) == "DELETE 1"
-        await queue.filler.execute("truncate public.spotify_connections cascade")
+        await queue.filler.execute("truncate public.spotify_connections")
     assert await queue.filler.fetchval(SKIPPED) - before == 8, "each change but the refresh was counted"
 
 

@@ -97,6 +97,8 @@ CASES = {
 HARMLESS = {
     "restrictive to authenticated": f"create policy own on {TABLE} as restrictive to authenticated using ({AAL})",
     "restrictive to clients": f"create policy own on {TABLE} as restrictive to anon, authenticated using ({AAL})",
+    "restrictive to the own row": f"create policy own on {TABLE} as restrictive using (user_id = (select auth.uid()))",
+    "restrictive, true": f"create policy own on {TABLE} as restrictive using (true) with check (user_id = auth.uid())",
     "permissive": f"create policy own on {TABLE} using (spotify_user_id = 'shared')",
     "permissive to spotconn": f"create policy own on {TABLE} for select to spotconn using (false)",
 }
@@ -207,7 +209,7 @@ async def test_no_store_opens_on_such_policies(database: Database, admin: asyncp
 async def test_policies_that_spare_the_library_are_its_users_own(
     database: Database, admin: asyncpg.Connection, user: UUID, name: str
 ) -> None:
-    """A restrictive policy of the browsers and a permissive one more refuse nothing, and nobody is found hidden."""
+    """A restrictive policy of browsers, or to the own row, and a permissive one more refuse nothing and hide nobody."""
     await admin.execute(HARMLESS[name])
     try:
         async with ConnectionStore.open(database.dsn) as store:
@@ -398,10 +400,10 @@ async def test_a_missing_connection_costs_no_write(store: ConnectionStore, user:
         assert await session.fetchval("select pg_current_xact_id_if_assigned()") is None
 
 
-async def test_the_probe_leaves_nothing(
+async def test_a_look_past_the_policies_leaves_nothing(
     store: ConnectionStore, admin: asyncpg.Connection, users: list[UUID], connected: list[Connected]
 ) -> None:
-    """Whether a connection is hidden, missing or shown, no row and no lock stays, also within a transaction."""
+    """Whether a connection is hidden, missing or shown, no lock and no transaction id stays, also in a transaction."""
     policies = restrictive("for select", "SELECT", ALL)._replace(
         made=f"create policy own on {TABLE} as restrictive for select using (user_id <> '{users[0]}')"
     )
@@ -409,22 +411,19 @@ async def test_the_probe_leaves_nothing(
         for user, expected in zip(users, (True, False, False), strict=True):
             await session.execute("select spotconn.act_as($1)", user)
             assert await session.fetchval("select spotconn.is_hidden($1, 'SELECT')", user) is expected
-        assert await session.fetchval("select current_setting('lock_timeout')") == "0"
+        assert await session.fetchval("select pg_current_xact_id_if_assigned()") is None
         # Another session may lock the rows that were looked at.
         assert await admin.fetch(f"select from {TABLE} for update nowait")
-        assert await admin.fetchval("select count(*) from spotconn.row_probe") == 0
 
 
-async def test_a_lock_of_another_user_holds_up_no_probe(
+async def test_no_lock_holds_up_a_read(
     store: ConnectionStore, admin: asyncpg.Connection, connected: list[Connected]
 ) -> None:
-    """A probe waits for the lock of its own user's row only, and for no longer than half a second."""
+    """Nor of a row that is hidden."""
     async with altered(admin, CASES["restrictive for select"]), admin.transaction():
-        await admin.execute(f"select from {TABLE} where user_id = $1 for update", connected[1].user)
+        await admin.execute(f"select from {TABLE} for update")
         async with asyncio.timeout(5):
-            with pytest.raises(RowSecurityError):
-                await store.get(connected[0].user)
-            assert await _outcome(store, connected[1].user) == "DatabaseUnavailable"
+            assert await _outcome(store, connected[0].user) == "RowSecurityError"
 
 
 async def _outcome(store: ConnectionStore, user: UUID) -> str:
@@ -436,20 +435,56 @@ async def _outcome(store: ConnectionStore, user: UUID) -> str:
 
 
 @pytest.mark.parametrize("setting", ["default_transaction_read_only", "session_replication_role"])
-async def test_where_nothing_can_be_probed_the_catalog_decides(
+async def test_a_read_only_server_tells_them_apart(
     database: Database, admin: asyncpg.Connection, connected: list[Connected], users: list[UUID], setting: str
 ) -> None:
-    """On a read-only server, and where no foreign key is checked, a policy that may hide a row is named."""
+    """So does one on which no foreign key is checked."""
     settings = {setting: "on" if setting.startswith("default") else "replica"}
-    async with ConnectionStore.open(database.admin_dsn, server_settings=settings) as store:
+    async with (
+        ConnectionStore.open(database.admin_dsn, server_settings=settings) as store,
+        altered(admin, CASES["restrictive for select"]),
+    ):
+        assert await _outcome(store, connected[0].user) == "RowSecurityError"
         assert await _outcome(store, users[2]) == "NotConnected"
+
+
+@pytest.mark.parametrize("forced", [False, True])
+async def test_where_the_owner_is_bound_the_catalog_decides(
+    database: Database, admin: asyncpg.Connection, store: ConnectionStore, users: list[UUID], *, forced: bool
+) -> None:
+    """An owner without BYPASSRLS sees past policies unless row security is forced; no hidden row is a missing one."""
+    await store.save(users[0], grant("a"), ALICE)
+    former = await admin.fetchval("select current_user")
+    await admin.execute("create role plain nologin; grant usage, create on schema public, spotconn to plain")
+    owners = [f"alter {kind} owner to" for kind in (f"table {TABLE}", "view spotconn.own_row")]
+    try:
+        await admin.execute("; ".join(f"{owner} plain" for owner in owners))
+        await admin.execute(f"alter table {TABLE} {'force' if forced else 'no force'} row level security")
+        assert await _outcome(store, users[1]) == "NotConnected"
         async with altered(admin, CASES["restrictive for select"]):
-            assert await _outcome(store, connected[0].user) == "RowSecurityError"
+            assert await _outcome(store, users[0]) == "RowSecurityError"
+            assert await _outcome(store, users[1]) == ("RowSecurityError" if forced else "NotConnected")
+    finally:
+        await admin.execute("; ".join(f"{owner} {former}" for owner in owners))
+        await admin.execute(f"alter table {TABLE} no force row level security; drop owned by plain; drop role plain")
 
 
-async def test_a_probe_of_another_table_is_made_anew(database: Database, admin: asyncpg.Connection) -> None:
-    """Where its foreign key is gone, the schema makes it again; until then the catalog decides."""
-    await admin.execute("alter table spotconn.row_probe drop constraint row_probe_user_id_fkey")
-    assert (await look(database.dsn))["catalog"].state != "ok"
-    await apply_schema(database.admin_dsn)
-    assert (await look(database.dsn))["catalog"].state == "ok"
+async def test_claims_that_are_not_read_make_nobody_unconnected(
+    database: Database, admin: asyncpg.Connection, store: ConnectionStore, user: UUID
+) -> None:
+    """Where `auth.uid()` is replaced under a running service, the schema no longer fits."""
+    await store.save(user, grant("a"), ALICE)
+    definition = await admin.fetchval("select pg_get_functiondef('auth.uid()'::regprocedure)")
+    await admin.execute("create or replace function auth.uid() returns uuid language sql stable as 'select null::uuid'")
+    try:
+        assert await _outcome(store, user) == "SchemaMismatch"
+    finally:
+        await admin.execute(definition)
+
+
+async def test_the_table_may_be_truncated_alone(store: ConnectionStore, admin: asyncpg.Connection, user: UUID) -> None:
+    """Nothing refers to it, so neither a seed nor a replica that applies a TRUNCATE needs CASCADE."""
+    await store.save(user, grant("a"), ALICE)
+    await admin.execute(f"truncate {TABLE}")
+    with pytest.raises(NotConnected):
+        await store.get(user)

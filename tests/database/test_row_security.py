@@ -97,7 +97,7 @@ async def test_without_a_filter_only_the_own_row_shows(
         (INSERT.format(user="{c}"), "42501"),
         (INSERT.format(user="{b}") + " on conflict do nothing", "42501"),
         (INSERT.format(user="{b}") + " on conflict (user_id) do update set email = 'x'", "42501"),
-        ("truncate public.spotify_connections cascade", "42501"),
+        ("truncate public.spotify_connections", "42501"),
         ("update spotconn.refresh_state set failures = 9 where user_id = {b}", "UPDATE 0"),
         ("update spotconn.refresh_state set failures = 9", "UPDATE 1"),
         ("delete from spotconn.refresh_state", "DELETE 1"),
@@ -387,7 +387,7 @@ CLIENT = {
     "delete from public.spotify_connections where user_id = '{b}'": "DELETE 0",
     "delete from public.spotify_connections": "DELETE 1",
     INSERT.format(user="'{a}'"): "INSERT 0 1",
-    "truncate public.spotify_connections cascade": "42501",
+    "truncate public.spotify_connections": "42501",
     "select * from spotconn.refresh_state": "42501",
     "select * from spotconn.connections('{a}')": "42501",
 }

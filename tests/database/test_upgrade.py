@@ -191,6 +191,8 @@ create view spotconn.connection with (security_invoker = true) as
 grant select on spotconn.connection to spotconn, service_role;
 create function spotconn.get_connection(p_user_id uuid) returns setof spotconn.connection
     language sql as 'select * from spotconn.connection';
+create or replace function spotconn.verify() returns jsonb language sql as
+    $$select '{"unbound": null, "version": 3, "encoding": "UTF8", "claims_read": true}'::jsonb$$;
 create function spotconn.decide_turn(
     p_connection spotconn.connection, p_state spotconn.refresh_state, p_seen bytea, p_client_ids text[],
     p_now timestamptz, out outcome text, out retry_after double precision, out client_ids text[]
@@ -205,6 +207,9 @@ async def test_the_view_of_an_earlier_version_3_goes(
     await apply_schema(dsn(), plain_postgres=False)
     before = await stored_rows(scratch)
     await scratch.execute(EARLIER_3)
+    with pytest.raises(SchemaMismatch, match="earlier form"):
+        async with ConnectionStore.open(dsn("app"), max_size=1):
+            pass
     await apply_schema(dsn(), plain_postgres=False)
     assert await schema_state(scratch) == await schema_state(fresh)
     assert await stored_rows(scratch) == before
@@ -253,7 +258,7 @@ async def test_each_change_is_notified_once(dsn: Dsn, scratch: asyncpg.Connectio
             await session.execute("update public.spotify_connections set email = null")
         turn = await store.begin_refresh(stored.void, seen=SEEN)
         assert await store.finish_refresh(turn, grant("silent")) is not None
-    await scratch.execute("truncate public.spotify_connections cascade")
+    await scratch.execute("truncate public.spotify_connections")
     assert await scratch.fetchval("select spotconn.heartbeat('nonce')")
     await arrived.wait()
     assert payloads == [str(stored.plain), str(stored.leased), "*", "heartbeat nonce"]

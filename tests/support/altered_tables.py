@@ -84,7 +84,7 @@ TABLES = {
         by_hand=True,
     ),
     "unique key gone": Case(
-        f"alter table {TABLE} drop constraint spotify_connections_user_id_key cascade",
+        f"alter table {TABLE} drop constraint spotify_connections_user_id_key",
         "fail",
         f"constraint spotify_connections_user_id_key on {TABLE} is missing",
     ),

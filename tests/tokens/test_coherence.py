@@ -503,7 +503,7 @@ async def test_the_notifications_are_those_of_every_writer(
             )
         await admin.execute("update public.spotify_connections set user_id = $1", users[1])
         await admin.execute("update public.spotify_connections set expires_at = 'infinity'")
-        await admin.execute("truncate public.spotify_connections cascade")
+        await admin.execute("truncate public.spotify_connections")
         await until(lambda: len(heard) == 5)
     assert heard == [one, one, two, two, "*"]
 

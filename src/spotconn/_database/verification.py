@@ -47,6 +47,8 @@ async def verify(pool: BoundPool) -> None:
     """
     found = await _read(pool)
     check_version(found["version"])
+    if "policies" not in found:
+        raise SchemaMismatch(f"the database has an earlier form of this version of the schema: {APPLY_SCHEMA}")
     check_encoding(found["encoding"])
     if not found["claims_read"]:
         raise SchemaMismatch(
