@@ -67,7 +67,10 @@ def parse_user_id(user_id: UserId, *, name: str = "user_id") -> UUID:
     found = _from_text(user_id) if isinstance(user_id, str) else _of_integer(user_id) or _of_uuid(user_id)
     if found is not None:
         return found
-    raise ValueError(f"{name}: expected a UUID or an integer id; of a text id, spotconn.user_id(text)")
+    raise ValueError(
+        f"{name}: expected a UUID or an integer id; of an integer as text, int(text); "
+        "of a text id, spotconn.user_id(text)"
+    )
 
 
 def _of_text(text: str) -> UUID:

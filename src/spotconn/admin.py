@@ -22,6 +22,7 @@ from spotconn._database.pool import may_convert, open_pool
 from spotconn._database.rekey import Rekey
 from spotconn._database.rows import overview, statistics
 from spotconn._database.service_role import TIMEOUT, ServiceRole
+from spotconn._database.source_tokens import TokenReader
 from spotconn._database.statements import (
     ADD_STATES,
     APPS,
@@ -249,8 +250,9 @@ class ConnectionAdmin:
             DatabaseUnavailable, SchemaMismatch: it ended early; run it again.
         """
         check_connected_at(connected_at)
-        options = Options(connected_at, decrypt, needs_account)
-        migration = Migration(self._pool, self._database, self._cipher or NoCipher(), options)
+        cipher = self._cipher or NoCipher()
+        options = Options(connected_at, TokenReader(decrypt, cipher), needs_account)
+        migration = Migration(self._pool, self._database, cipher, options)
         handled = sys.exc_info()[1]
         try:
             async for row in migration.rows(source, columns or {}, write=write):

@@ -5,6 +5,7 @@ from datetime import datetime
 from uuid import UUID
 
 from spotconn._tokens.freshness import Freshness, freshness
+from spotconn._user_ids import UserId
 from spotconn.accounts import SpotifyAccounts
 from spotconn.manager import TokenManager
 from spotconn.models import Connection, TokenGrant
@@ -22,7 +23,7 @@ where user_id = $1 and spotify_user_id = ''
 
 async def import_grant(
     tokens: TokenManager,
-    user_id: UUID | str,
+    user_id: UserId,
     found: TokenGrant,
     *,
     authorized_at: datetime | None = None,
@@ -61,7 +62,7 @@ async def _refreshed(accounts: SpotifyAccounts, found: TokenGrant) -> TokenGrant
     return grant.model_copy(update=fallback)
 
 
-async def verify_connection(tokens: TokenManager, user_id: UUID | str) -> bool:
+async def verify_connection(tokens: TokenManager, user_id: UserId) -> bool:
     """Verify a connection that was migrated by one refresh, and fill in its Spotify account if that is not known.
 
     One that this library has saved before is not refreshed again.

@@ -96,13 +96,11 @@ async def test_it_looks_before_it_writes(command: Command, old: asyncpg.Connecti
 async def test_an_account_that_verification_fills_in_is_not_missing_in_a_look(
     command: Command, old: asyncpg.Connection, users: list[UUID]
 ) -> None:
-    """A look counts such a row among those that would be written; without --verify it is unusable as it is written."""
+    """Such a row is counted apart, as one that would be written with --verify, by a look and where it is left."""
     await old.execute("insert into old.tokens values ($1, 'AQ')", users[0])
-    looked = await command(*MAP)
-    assert looked.stdout.startswith("would be written: 1\nof these, spotify_user_id is not known: 1\n")
-    written = await command(*MAP, "--apply")
-    assert written.exit_code == 7
-    assert written.stdout == f"{users[0]} is unusable: spotify_user_id\nunusable: 1\n"
+    looked, written = await command(*MAP), await command(*MAP, "--apply")
+    assert looked.stdout == written.stdout == "would be written with --verify (spotify_user_id is not known): 1\n"
+    assert (looked.exit_code, written.exit_code) == (0, 7)
 
 
 @pytest.mark.usefixtures("old")
@@ -110,7 +108,6 @@ async def test_an_account_that_verification_fills_in_is_not_missing_in_a_look(
     ("arguments", "code", "text"),
     [
         (("--from", "old.tokens", "--map", "refresh"), 2, "--map: expected OURS=ITS"),
-        ((*MAP, "--verify"), 2, "--verify goes together with --apply"),
         (("--from", "old.gone"), 2, "from: expected the name of another table"),
         ((*MAP, "--fernet-key-env", "OLD_KEY"), 5, "OLD_KEY: expected one or more keys of Fernet"),
         ((*MAP, "--connected-at", "June"), 2, "'June' is no time"),
@@ -180,16 +177,62 @@ def migrating(work: ConnectionAdmin) -> AsyncIterator[MigratedRow]:
     return work.migrate("old.tokens", COLUMNS, write=True, needs_account=False)
 
 
-async def test_it_stops_where_spotify_asks_to_wait(
-    old: asyncpg.Connection, users: list[UUID], spotify: FakeSpotify, tokens: TokenManager, work: ConnectionAdmin
+async def test_what_is_still_not_known_is_counted(
+    old: asyncpg.Connection,
+    users: list[UUID],
+    spotify: FakeSpotify,
+    tokens: TokenManager,
+    work: ConnectionAdmin,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A 429 ends it with the seconds of Retry-After; no further row is asked for, and what was written stays."""
+    """The account of a user whom Spotify refuses, and of all what its answers do not say."""
+    await granted(old, spotify, users)
+    await old.execute("update old.tokens set refresh = 'AQ-marked' where owner = $1", users[0])
+    await report_rows(migrating(work), tokens, as_json=False)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("of these")]
+    assert [line.removeprefix("of these, ").replace("is not known: ", "") for line in sorted(lines)] == [
+        "access_token 1",
+        "connected_at 3",
+        "expires_at 1",
+        "scope 3",
+        "spotify_user_id 1",
+    ]
+
+
+async def test_a_look_tells_what_only_verification_writes(
+    command: Command, old: asyncpg.Connection, users: list[UUID], spotify: FakeSpotify
+) -> None:
+    """Rows without an account are counted apart, with --verify as those that would be written; Spotify is not asked."""
+    await granted(old, spotify, users)
+    looked, applied = await command(*MAP), await command(*MAP, "--apply")
+    only = "would be written with --verify (spotify_user_id is not known): 3\n"
+    assert (looked.stdout, looked.exit_code) == (only, 0)
+    assert (applied.stdout, applied.exit_code) == (only, 7)
+    assert "3 rows give no connection that works; see above" in applied.stderr
+    verified = await command(*MAP, "--verify")
+    assert verified.stdout.startswith("would be written: 3\nof these, spotify_user_id is not known: 3\n")
+    assert not await rows(old)
+    assert spotify.token_calls == 0
+
+
+async def test_it_stops_where_spotify_asks_to_wait(
+    old: asyncpg.Connection,
+    users: list[UUID],
+    spotify: FakeSpotify,
+    tokens: TokenManager,
+    work: ConnectionAdmin,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A 429 ends it with the seconds of Retry-After; no further row is asked for, and what was written stays and is
+    counted.
+    """
     await granted(old, spotify, users)
     spotify.script(Answer.too_many_requests("90"))
     with pytest.raises(SpotifyUnavailable, match=r"run it again after \d+ s") as raised:
         await report_rows(migrating(work), tokens, as_json=False)
     assert 80 < (raised.value.retry_after or 0) <= 91
     assert (spotify.token_calls, len(await rows(old))) == (1, 3)
+    assert "written: 3\n" in capsys.readouterr().out
 
 
 async def test_a_stop_loses_no_refresh_token(

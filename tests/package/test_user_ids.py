@@ -96,7 +96,7 @@ def test_a_wrong_user_id_is_named_and_not_repeated(wrong: Any) -> None:
 
     A text that is none might be a mistyped one: it is not hashed in silence.
     """
-    with pytest.raises(ValueError, match=r"^user_id: expected a UUID or an integer id") as raised:
+    with pytest.raises(ValueError, match=r"^user_id: expected a UUID .* as text, int\(text\); of a text id") as raised:
         parse_user_id(wrong)
     assert raised.value.__context__ is None
 

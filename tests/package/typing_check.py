@@ -40,6 +40,7 @@ from spotconn import (
     TokenSource,
     TryLater,
     events,
+    verify_connection,
 )
 from spotconn.testing import Answer, EmbeddedPostgres, FakeAccount, FakeClock, FakeSpotify, Hold, add_user
 
@@ -49,6 +50,7 @@ async def a_token_is_text(tokens: TokenManager, user_id: UUID) -> None:
     assert_type(await tokens.get_valid_token(str(user_id), scopes=["user-read-email"], min_ttl=60), str)
     assert_type(await tokens.replace_rejected(user_id, "token"), str)
     await tokens.get_valid_token(4711)
+    assert_type(await verify_connection(tokens, 4711), bool)
     await tokens.get_valid_token(47.11)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await tokens.get_valid_token(user_id, ["a"])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await tokens.get_valid_token(user_id, min_ttl="60")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

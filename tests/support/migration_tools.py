@@ -1,10 +1,11 @@
-"""A project of Alembic or Django with a migration of the documentation: `migration_tools.py TOOL URL FILE`."""
+"""A project of Alembic or Django with a migration of the documentation: `migration_tools.py TOOL URL FILE…`."""
 
 import asyncio
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -25,6 +26,13 @@ for words in {commands}: execute_from_command_line(["django-admin", *words])
 """
 
 
+METADATA = """
+from sqlalchemy import BigInteger, Column, MetaData, Table
+target_metadata = MetaData()
+Table("users", target_metadata, Column("id", BigInteger, primary_key=True))
+"""
+
+
 def _run(program: str, *commands: list[str], **settings: str) -> None:
     """Run commands of a tool in one process, from the folder of the project."""
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), "."]))
@@ -32,7 +40,17 @@ def _run(program: str, *commands: list[str], **settings: str) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": path} | settings)
 
 
-def with_alembic(url: str, migration: str) -> None:
+def _name_models(names: str) -> None:
+    """Let Alembic compare the models with all schemas, but for the names that the file leaves out."""
+    env = Path("history/env.py")
+    text, both = env.read_text(encoding="utf-8"), "target_metadata=target_metadata"
+    assert (text.count("target_metadata = None"), text.count(both)) == (1, 2)
+    text = text.replace("target_metadata = None", METADATA + Path(names).read_text(encoding="utf-8"))
+    text = text.replace(both, f"{both}, include_name=include_name, include_schemas=True")
+    env.write_text(text, encoding="utf-8")
+
+
+def with_alembic(url: str, migration: str, names: str) -> None:
     _run(ALEMBIC, ["init", "-t", "async", "history"])
     config = Path("alembic.ini")
     text = config.read_text(encoding="utf-8")
@@ -41,7 +59,8 @@ def with_alembic(url: str, migration: str) -> None:
     driver = url.replace("postgresql://", "postgresql+asyncpg://").replace("%", "%%")
     config.write_text(text.replace(default, f"sqlalchemy.url = {driver}"), encoding="utf-8")
     shutil.copy(migration, "history/versions")
-    _run(ALEMBIC, ["upgrade", "head"], ["stamp", "base"], ["upgrade", "head"])
+    _name_models(names)
+    _run(ALEMBIC, ["upgrade", "head"], ["stamp", "base"], ["upgrade", "head"], ["check"])
 
 
 def with_django(url: str, migration: str) -> None:
@@ -58,7 +77,7 @@ def with_django(url: str, migration: str) -> None:
     _run(DJANGO, migrate, [*migrate, "--fake", "music", "zero"], migrate, DJANGO_SETTINGS_MODULE="service.settings")
 
 
-async def main(tool: str, url: str, migration: str) -> None:
+async def main(tool: str, url: str, *files: str) -> None:
     """Apply it twice to a database of its own, which is dropped at the end."""
     name = f"scratch_{uuid4().hex}"
     maintenance = await asyncpg.connect(url)
@@ -71,7 +90,8 @@ async def main(tool: str, url: str, migration: str) -> None:
         if tool == "alembic":
             insert = "insert into users values (1)"
             await connection.execute("create table users (id bigint primary key)")
-        await asyncio.to_thread({"alembic": with_alembic, "django": with_django}[tool], own, migration)
+        upgrades: dict[str, Callable[..., object]] = {"alembic": with_alembic, "django": with_django}
+        await asyncio.to_thread(upgrades[tool], own, *files)
         await connection.execute(insert)
         assert await connection.fetchval("select array_agg(spotconn.integer_id(id)) from auth.users") == [1]
         await connection.close()

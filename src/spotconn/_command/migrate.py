@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Literal, TypeAlias
+from uuid import UUID
 
 import typer
 
@@ -21,13 +22,14 @@ from spotconn.overview import MigratedRow
 PACE = 0.2
 """Seconds from one refresh to the next at least."""
 
-Outcome: TypeAlias = Literal["ready", "written", "present", "older", "unusable", "verified", "refused"]
+Outcome: TypeAlias = Literal["ready", "written", "present", "older", "unverified", "unusable", "verified", "refused"]
 _COUNTED: dict[Outcome, str] = {
     "ready": "would be written",
     "written": "written",
     "verified": "verified by a refresh, of those written now or before",
     "present": "left as they are: the user has a connection",
     "older": "left out: the user has a newer row",
+    "unverified": "would be written with --verify (spotify_user_id is not known)",
     "unusable": "unusable",
     "refused": "refused by Spotify: the user must connect",
 }
@@ -46,28 +48,25 @@ def migrate(
     fernet_key_env: Annotated[str | None, typer.Option(help="A variable with the Fernet key of its tokens.")] = None,
     apply: Annotated[bool, typer.Option("--apply", help="Write them; else they are only looked at.")] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="With --apply: verify each by a refresh, and fill in its Spotify account.")
+        bool, typer.Option("--verify", help="Verify each by a refresh once it is written, and fill in its account.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object per row.")] = False,
 ) -> None:
     """Bring connections over from another table; may be run again, and leaves those that are there."""
-    if verify and not apply:
-        fail("--verify goes together with --apply: it may spend the refresh token", USAGE)
     mapping = dict(map(_pair, columns or ()))
     since = None if connected_at is None else moment(connected_at)
 
     async def bring_over() -> Counter[Outcome]:
         decrypt = None if fernet_key_env is None else fernet_decrypt(os.environ, fernet_key_env)
-        async with open_admin() as admin, _open_tokens(verify=verify) as tokens:
-            needs_account = apply and not verify  # a look does not know yet whether they are to be verified
+        async with open_admin() as admin, _open_tokens(verify=apply and verify) as tokens:
             rows = admin.migrate(
-                source, mapping, write=apply, connected_at=since, decrypt=decrypt, needs_account=needs_account
+                source, mapping, write=apply, connected_at=since, decrypt=decrypt, needs_account=not verify
             )
             return await report_rows(rows, tokens, as_json=as_json)
 
     counts = run(bring_over(), stopped="stopped; what was done stays done, run it again to go on")
-    if apply and (failing := counts["unusable"] + counts["refused"]):
-        fail(f"{failing} rows give no connection that works; they are listed above", ROWS_LEFT)
+    if apply and (failing := counts["unusable"] + counts["unverified"] + counts["refused"]):
+        fail(f"{failing} rows give no connection that works; see above", ROWS_LEFT)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -99,43 +98,88 @@ async def report_rows(
     Raises:
         SpotifyUnavailable: Spotify asks to wait, or does not answer.
     """
-    counts, unknown, verifier = Counter[Outcome](), Counter[str](), Verifier(tokens)
+    report, verifier = _Report(as_json=as_json), None if tokens is None else Verifier(tokens)
     unavailable: SpotifyUnavailable | None = None
     try:
+        # All are written before one is verified, so that the numbers of a run that ends early are those of the table.
         async for row in rows:
-            counts[row.state] += 1
-            unknown.update(row.lacks if row.state in {"ready", "written"} else ())
-            outcome, why = await verifier.verify(row)
-            if outcome != row.state:
-                counts[outcome] += 1
-            _write_row(row, outcome, why, as_json=as_json)
+            report.add(row, waits=verifier is not None)
+        if verifier is not None:
+            await report.verify(verifier)
     except SpotifyUnavailable as error:
         after = "later" if error.retry_after is None else f"after {error.retry_after:.0f} s"
         unavailable = SpotifyUnavailable(f"{error}; run it again {after}", retry_after=error.retry_after)
     finally:
-        _write_counts(counts, unknown, as_json=as_json)
+        report.end()
     if unavailable is not None:
         raise unavailable
-    if not counts:
+    if not report.counts:
         print_line("the table has no rows")
-    return counts
+    return report.counts
+
+
+class _Report:
+    """Writes what becomes of rows, and counts them.
+
+    Args:
+        as_json: for programs.
+
+    Attributes:
+        counts: of rows by what has become of them; one that was verified or refused counts as written, too.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._unknown = Counter[str]()
+        # Written, or there before, and not verified yet; the next one is the last.
+        self._waiting = list[MigratedRow]()
+        self.counts = Counter[Outcome]()
+
+    def add(self, row: MigratedRow, *, waits: bool) -> None:
+        """Count a row, and write it unless it waits to be verified."""
+        needs_account = row.state == "unusable" and row.lacks == ("spotify_user_id",)
+        outcome: Outcome = "unverified" if needs_account else row.state
+        self.counts[outcome] += 1
+        if waits and row.state in {"written", "present"}:
+            self._waiting.append(row)
+        else:
+            self._write(row, outcome, ", ".join(row.lacks))
+
+    async def verify(self, verifier: "Verifier") -> None:
+        """Verify the rows that wait, in their order."""
+        self._waiting.reverse()
+        while self._waiting:
+            row, outcome, why = await verifier.verify(self._waiting[-1])
+            self._waiting.pop()
+            if outcome != row.state:
+                self.counts[outcome] += 1
+            self._write(row, outcome, why)
+
+    def end(self) -> None:
+        """Write the rows that were not verified any more, and the numbers."""
+        for row in self._waiting:
+            self._write(row, row.state, "")
+        _write_counts(self.counts, self._unknown, as_json=self._as_json)
+
+    def _write(self, row: MigratedRow, outcome: Outcome, why: str) -> None:
+        self._unknown.update(row.lacks if row.state in {"ready", "written"} else ())
+        _write_row(row, outcome, why, as_json=self._as_json)
 
 
 class Verifier:
     """Verifies connections by one refresh each, one after the other and at a bounded rate.
 
     Args:
-        tokens: refreshes; None where nothing is to be verified.
+        tokens: refreshes.
     """
 
-    def __init__(self, tokens: TokenManager | None) -> None:
+    def __init__(self, tokens: TokenManager) -> None:
         self._tokens = tokens
         self._due = 0.0
 
-    async def verify(self, row: MigratedRow) -> tuple[Outcome, str]:
-        """Return what has become of a row, and what speaks against it."""
-        if self._tokens is None or row.user_id is None or row.state not in {"written", "present"}:
-            return row.state, ", ".join(row.lacks)
+    async def verify(self, row: MigratedRow) -> tuple[MigratedRow, Outcome, str]:
+        """Return a row with what is still not known of it, what has become of it, and what speaks against it."""
+        assert row.user_id is not None  # noqa: S101  it has a connection
         clock = asyncio.get_running_loop().time
         await asyncio.sleep(max(self._due - clock(), 0))
         begun = clock()
@@ -143,22 +187,27 @@ class Verifier:
             refreshed = await verify_connection(self._tokens, row.user_id)
         except AskUser as error:
             self._due = begun + PACE
-            return "refused", str(error)
+            return row, "refused", str(error)
         except DecryptionError as error:  # one that stood before; the rows behind it are verified all the same
-            return "unusable", str(error)
+            return row, "unusable", str(error)
         if refreshed:
             self._due = begun + PACE
-        return "verified" if refreshed else row.state, ""
+        return await self._now_known(row, row.user_id), "verified" if refreshed else row.state, ""
+
+    async def _now_known(self, row: MigratedRow, user_id: UUID) -> MigratedRow:
+        if not row.lacks:
+            return row
+        stored = await self._tokens.store.get(user_id)
+        lacks = tuple(name for name in row.lacks if getattr(stored, name) in {None, ""})
+        return row.model_copy(update={"lacks": lacks})
 
 
 def _write_row(row: MigratedRow, outcome: Outcome, why: str, *, as_json: bool) -> None:
     """Write a row: to people only one that gives no connection."""
     if as_json:
         write_json({"user_id": row.user_id and str(row.user_id), "key": row.key, "state": outcome, "lacks": row.lacks})
-    elif outcome == "unusable":
-        write_line(f"{shown(row.key)} is unusable: {shown(why)}")
-    elif outcome == "refused":
-        write_line(f"{shown(row.key)} is refused: {shown(why)}")
+    elif outcome in {"unusable", "refused"}:
+        write_line(f"{shown(row.key)} is {outcome}: {shown(why)}")
 
 
 def _write_counts(counts: Counter[Outcome], unknown: Counter[str], *, as_json: bool) -> None:

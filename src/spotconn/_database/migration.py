@@ -1,7 +1,7 @@
 """The migration of connections from another table: what its rows hold, and their insertion."""
 
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
@@ -12,10 +12,12 @@ import asyncpg
 from spotconn._database.bound_pool import BoundPool
 from spotconn._database.rows import scope_text
 from spotconn._database.service_role import ServiceRole
+from spotconn._database.source_rights import check_rights
 from spotconn._database.source_table import SourceTable
-from spotconn.cipher import TokenCipher
+from spotconn._database.source_tokens import TokenReader
+from spotconn.cipher import TokenCipher, TokenColumn
 from spotconn.errors import StatementRefused
-from spotconn.models import LARGEST_TEXT, LARGEST_TOKEN, is_token, read_scope
+from spotconn.models import LARGEST_TEXT, read_scope
 from spotconn.overview import MigratedRow
 
 MILLISECONDS_FROM = 1e11
@@ -39,9 +41,6 @@ on conflict (user_id) do nothing
 returning user_id
 """
 
-Decrypt = Callable[[str], str | None]
-"""Returns the plain text of a token of the table, or None where it does not decrypt."""
-
 
 def read_time(text: str | None) -> datetime | None:
     """Return the time that a text means: seconds or milliseconds since 1970, or ISO 8601, in UTC without a zone."""
@@ -63,12 +62,12 @@ class Options:
 
     Attributes:
         connected_at: of the rows whose own is not known.
-        decrypt: for both tokens; None where they are plain text.
+        tokens: reads both tokens.
         needs_account: whether a row without a Spotify account is left, because nothing fills it later.
     """
 
     connected_at: datetime | None
-    decrypt: Decrypt | None
+    tokens: TokenReader
     needs_account: bool
 
 
@@ -83,8 +82,8 @@ class Candidate:
     def __init__(self, found: asyncpg.Record, options: Options) -> None:
         self._found = found
         self._options = options
-        self.refresh_token = self._token("refresh_token")
-        self.access_token = self._token("access_token")
+        self.refresh_token, self._fault = self._token("refresh_token")
+        self.access_token, _ = self._token("access_token")
         self.expires_at = (self._time("expires_at") if self.access_token else None) or PAST
         self.connected_at = self._time("connected_at") or options.connected_at
         self.scope = read_scope(self._text("scope"))
@@ -97,6 +96,16 @@ class Candidate:
         account = self._text("spotify_user_id") or ""
         return self.expires_at, account, *texts, scope_text(self.scope), self.connected_at
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether it can be written."""
+        return self.row.state == "ready" and not self.lacks_account
+
+    @property
+    def lacks_account(self) -> bool:
+        """Whether it is left, because nothing fills in its Spotify account."""
+        return self._options.needs_account and not self._text("spotify_user_id")
+
     def _row(self) -> MigratedRow:
         user_id, unusable = self._found["user_id"], tuple(self._unusable())
         key = str(self._found["key"])
@@ -108,12 +117,11 @@ class Candidate:
         """Yield what a connection cannot be without."""
         if self._found["user_id"] is None:
             yield "user_id"
-        elif not self._found["is_user"]:
+            return
+        if not self._found["is_user"]:
             yield "user in auth.users"
         if not self.refresh_token:
-            yield "refresh_token"
-        if self._options.needs_account and not self._text("spotify_user_id"):
-            yield "spotify_user_id"
+            yield f"refresh_token ({self._fault})" if self._fault else "refresh_token"
 
     def _unknown(self) -> Iterator[str]:
         """Yield what is not known, and is found out later or left null."""
@@ -130,12 +138,10 @@ class Candidate:
         text: str | None = self._found.get(name)
         return text if text and len(text.encode()) <= LARGEST_TEXT else None
 
-    def _token(self, name: str) -> str:
-        """Return a token, or an empty text, which is refreshed at the first use or refused."""
-        text: str = self._found.get(name) or ""
-        if text and self._options.decrypt is not None:
-            text = self._options.decrypt(text) or ""
-        return text if is_token(text) and len(text) <= LARGEST_TOKEN else ""
+    def _token(self, name: TokenColumn) -> tuple[str, str]:
+        """Return a token, or an empty text, which is refreshed at the first use or refused, and why it is empty."""
+        text, user_id = self._found.get(name), self._found["user_id"]
+        return ("", "") if not text or user_id is None else self._options.tokens.read(text, user_id, name)
 
     def _time(self, name: str) -> datetime | None:
         moment = read_time(self._found.get(name))
@@ -166,14 +172,14 @@ class Migration:
             columns: as there.
             write: whether to insert; else it is only looked at.
         """
+        await check_rights(self._pool, name)
         source = await SourceTable.describe(self._pool, name, columns)
         async for found in source.batches(self._pool):
             candidates = [Candidate(row, self._options) for row in found]
             chosen = {candidate.row.user_id: candidate for candidate in _newest(candidates)}
-            ready = [candidate for candidate in chosen.values() if candidate.row.state == "ready"]
-            users = [candidate.row.user_id for candidate in ready]
+            users = [user_id for user_id in chosen if user_id is not None]
             present: set[UUID | None] = {row["user_id"] for row in await self._database.fetch(_PRESENT, users)}
-            new = [candidate for candidate in ready if candidate.row.user_id not in present]
+            new = [candidate for user_id, candidate in chosen.items() if candidate.is_usable and user_id not in present]
             refused = dict[UUID | None, str]()
             if write:
                 written = await self._write(new, refused)
@@ -192,12 +198,15 @@ class Migration:
         write: bool,
     ) -> MigratedRow:
         row = candidate.row
-        if row.state == "unusable":
+        is_present = row.user_id in present
+        if row.state == "unusable" and not is_present:
             return row
         if chosen[row.user_id] is not candidate:
             return row.model_copy(update={"state": "older", "lacks": ()})
-        if row.user_id in present:
+        if is_present:
             return row.model_copy(update={"state": "present", "lacks": ()})
+        if candidate.lacks_account:
+            return row.model_copy(update={"state": "unusable", "lacks": ("spotify_user_id",)})
         if row.user_id in refused:
             return row.model_copy(update={"state": "unusable", "lacks": (refused[row.user_id],)})
         return row.model_copy(update={"state": "written" if write else "ready"})
@@ -236,4 +245,4 @@ class Migration:
 def _newest(candidates: Iterable[Candidate]) -> Iterator[Candidate]:
     """Yield of the rows of each user the usable one whose access token ends last."""
     for _, rows in groupby(candidates, key=lambda candidate: candidate.row.user_id):
-        yield max(rows, key=lambda candidate: (candidate.row.state == "ready", candidate.expires_at))
+        yield max(rows, key=lambda one: (one.row.state == "ready", one.is_usable, one.expires_at))

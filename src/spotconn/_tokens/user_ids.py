@@ -54,5 +54,5 @@ class UserIdReader:
         try:
             return parse_user_id(user_id)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         except ValueError:
-            self.error = Failure(ValueError(f"user_ids[{self._taken - 1}]: expected a UUID"))
+            self.error = Failure(ValueError(f"user_ids[{self._taken - 1}]: expected a UUID or an integer id"))
         return None

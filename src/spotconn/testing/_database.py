@@ -1,10 +1,11 @@
 """Preparation of a database for the library, for tests and demos."""
 
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 
 from spotconn._database.schema import schema_sql
+from spotconn._user_ids import UserId, parse_user_id
 
 TIMEOUT = 30.0
 """Seconds to connect and for each statement."""
@@ -16,16 +17,17 @@ _CLOCK = (
 _AHEAD = "select round(extract(epoch from spotconn.now() - clock_timestamp())::numeric, 3)::float8"
 
 
-async def apply_schema(dsn: str, *, plain_postgres: bool = True) -> None:
+async def apply_schema(dsn: str, *, plain_postgres: bool = True, users: str | None = None) -> None:
     """Apply the library's schema; may be repeated.
 
     Args:
         dsn: URL of a login that may create roles and schemas.
         plain_postgres: False on Supabase, which already has the schema auth and the client roles.
+        users: ties your table of users to `auth.users`, as in `spotconn.schema_sql`.
     """
     connection = await asyncpg.connect(dsn, timeout=TIMEOUT, command_timeout=TIMEOUT)
     try:
-        await connection.execute(schema_sql(plain_postgres=plain_postgres))
+        await connection.execute(schema_sql(plain_postgres=plain_postgres, users=users))
     finally:
         await connection.close(timeout=TIMEOUT)
 
@@ -62,21 +64,21 @@ async def reset(dsn: str) -> None:
         await connection.close(timeout=TIMEOUT)
 
 
-async def add_user(dsn: str, *, email: str | None = None) -> UUID:
+async def add_user(dsn: str, *, email: str | None = None, user_id: UserId | None = None) -> UUID:
     """Add a user to auth.users, as a sign-up would.
 
     Args:
         dsn: URL of a login that may write auth.users.
         email: email address of the user.
+        user_id: a UUID or an integer; None for a random UUID.
 
     Returns:
         The id of the new user.
     """
+    chosen = uuid4() if user_id is None else parse_user_id(user_id)
     connection = await asyncpg.connect(dsn, timeout=TIMEOUT, command_timeout=TIMEOUT)
     try:
-        user_id: UUID = await connection.fetchval(
-            "insert into auth.users (id, email) values (gen_random_uuid(), $1) returning id", email
-        )
-        return user_id
+        await connection.execute("insert into auth.users (id, email) values ($1, $2)", chosen, email)
     finally:
         await connection.close(timeout=TIMEOUT)
+    return chosen
