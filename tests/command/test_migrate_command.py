@@ -93,16 +93,6 @@ async def test_it_looks_before_it_writes(command: Command, old: asyncpg.Connecti
     assert len(await rows(old)) == 1
 
 
-async def test_an_account_that_verification_fills_in_is_not_missing_in_a_look(
-    command: Command, old: asyncpg.Connection, users: list[UUID]
-) -> None:
-    """Such a row is counted apart, as one that would be written with --verify, by a look and where it is left."""
-    await old.execute("insert into old.tokens values ($1, 'AQ')", users[0])
-    looked, written = await command(*MAP), await command(*MAP, "--apply")
-    assert looked.stdout == written.stdout == "would be written with --verify (spotify_user_id is not known): 1\n"
-    assert (looked.exit_code, written.exit_code) == (0, 7)
-
-
 @pytest.mark.usefixtures("old")
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
