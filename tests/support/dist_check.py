@@ -78,7 +78,7 @@ def _due_in_sdist(root: Path) -> set[str]:
 
 
 def _files(root: Path, room: str) -> set[str]:
-    found = [path for path in (root / room).rglob("*") if path.is_file() and path.suffix not in {".png", ".pyc"}]
+    found = [path for path in (root / room).rglob("*") if path.is_file() and path.suffix != ".pyc"]
     return {path.relative_to(root).as_posix() for path in found}
 
 
