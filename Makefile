@@ -45,8 +45,9 @@ facts: .venv/dev-installed ## write anew what the doctor compares the catalog of
 	PYTHONPATH=src:tests $(GUARD) $(BIN)/python tests/support/expected_facts.py
 
 # -rfEs: the end names what failed, and what is skipped with the reason, as browser tests on a system without Chromium.
-test: .venv/dev-installed ## the tests, without the longer forms; COVERAGE=--cov measures what they reach
-	$(PYTEST) $(PARALLEL) -m "not long" $(COVERAGE)
+SELECT ?= not long
+test: .venv/dev-installed ## the tests, without the longer forms; OPTIONS=--cov measures what they reach
+	$(PYTEST) $(PARALLEL) -m "$(SELECT)" $(OPTIONS)
 
 long: .venv/dev-installed .venv/npm-installed ## what `make test` leaves out: the longer forms, and the Supabase CLI
 	$(PYTEST) $(PARALLEL) -m long
@@ -78,7 +79,8 @@ MODEL ?= small
 model: .venv/bin/python ## the proof of the refresh protocol: MODEL=all for the large configurations
 	@$(GUARD) $(BIN)/python proofs/check.py $(MODEL)
 
-check: .venv/dev-installed ## linters, types, import contracts, all tests, and the tests on the wheel: what CI runs
+# Each run of CHECK_RUNS is `make test` in a copy that has the wheel in place of src/.
+check: .venv/dev-installed ## linters, types, import contracts, and all tests on the wheel: what CI runs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -86,12 +88,11 @@ check: .venv/dev-installed ## linters, types, import contracts, all tests, and t
 	PATH=$(BIN):$$PATH pyright --verifytypes spotconn --ignoreexternal  # it asks the first python on the path
 	$(BIN)/lint-imports
 	$(MAKE) model
-	$(MAKE) test COVERAGE="--cov --cov-report=term"
+	$(MAKE) package
+	@$(call each_run,check,$(CHECK_RUNS),COVERED=installed-3.13)
 	$(MAKE) long
 	$(MAKE) versions
 	$(MAKE) chaos SECONDS=60 SEED=26
-	$(MAKE) package
-	@$(call each_run,check,$(CHECK_RUNS),SELECT="not long")
 
 # Needs an advisory source, so it is no part of `make check`; a package that is not found there fails (--strict).
 # Without --upgrade uv would keep the versions of the file that an earlier run has left.
@@ -125,7 +126,7 @@ package: .venv/dist-installed ## wheel and sdist in dist/
 # The tests on the installed wheel, on each Python that is there, and with the oldest packages that are allowed.
 DIST_RUNS := installed-3.11 installed-3.12 installed-3.13 lowest-3.11
 dist: package ## all tests on the wheel, under each Python and with the lowest versions
-	@$(call each_run,dist,$(DIST_RUNS))
+	@$(call each_run,dist,$(DIST_RUNS),SELECT=)
 
 # The two ends of what is supported, without the longer forms.
 CHECK_RUNS := lowest-3.11 installed-3.13
@@ -161,10 +162,11 @@ into_copy = $(BIN)/uv pip install --quiet --python build/$@/.venv
 
 # The lowest versions of all packages meet the lowest of Postgres, where Debian's is there or has to be.
 POSTGRES_15 := $(if $(SPOTCONN_REQUIRE_POSTGRES)$(wildcard /usr/lib/postgresql/15/bin),--postgres 15)
-selection = $(if $(SELECT),-m "$(SELECT)") $(if $(filter lowest-%,$@),$(POSTGRES_15))
+options = -q $(if $(filter lowest-%,$@),$(POSTGRES_15)) $(if $(filter $(COVERED),$@),--cov)
 define test_copy
 	cd build/$@ && .venv/bin/python -c "import spotconn, sys; sys.exit('site-packages' not in spotconn.__file__)"
-	cd build/$@ && $(GUARD) .venv/bin/python -m pytest -q -rfEs $(PARALLEL) $(selection)
+	cd build/$@ && touch .venv/dev-installed
+	$(MAKE) -C build/$@ test OPTIONS="$(options)"
 	rm -rf build/$@
 endef
 

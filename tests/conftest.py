@@ -87,8 +87,8 @@ def database(prepared: Database, admin: asyncpg.Connection) -> Database:
 
 @pytest.fixture
 async def store(database: Database) -> AsyncIterator[ConnectionStore]:
-    """A store of its own pool."""
-    async with ConnectionStore.open(database.dsn, min_size=1, max_size=4) as opened:
+    """A store of its own pool. With a size of the statement cache no connection is opened to look for a pooler."""
+    async with ConnectionStore.open(database.dsn, min_size=1, max_size=4, statement_cache_size=100) as opened:
         yield opened
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -58,6 +58,16 @@ def test_what_cannot_be_used_is_named_at_once(
         SpotifyAccounts("app")
     assert SECRET not in str(raised.value)
     assert (raised.value.__cause__, raised.value.__context__) == (None, None)
+
+
+@pytest.mark.parametrize("api_url", ["http://127.0.0.1:1", "https://api.example.com"])
+def test_certificates_are_loaded_where_one_service_needs_them(api_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With plain http alone, which is for this host, nothing is read; one service over https is enough to need them."""
+    monkeypatch.setenv("SSL_CERT_FILE", "/missing.pem")
+    needed = api_url.startswith("https")
+    refused: AbstractContextManager[object] = pytest.raises(ConfigurationError) if needed else nullcontext()
+    with refused:
+        SpotifyAccounts("app", accounts_url="http://127.0.0.1:1", api_url=api_url)
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "HTTPS_PROXY"])

@@ -60,9 +60,11 @@ def client_factory(*base_urls: str) -> Callable[[], httpx.AsyncClient]:
     Raises:
         ConfigurationError: the environment sets TLS, or a proxy for one of them, in a way that cannot be used.
     """
-    context = tls_context()  # shared, as it takes longer to make than all the rest
     # Plain http is for this host only: a proxy of the environment would read it.
-    settings = {url: proxy_setting(httpx.URL(url)) for url in base_urls if httpx.URL(url).scheme == "https"}
+    secure = [url for url in base_urls if httpx.URL(url).scheme == "https"]
+    # Shared, as to load the certificates takes longer than all the rest. One without any trusts no server.
+    context = tls_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    settings = {url: proxy_setting(httpx.URL(url)) for url in secure}
     proxies = {url: proxy_of(setting) for url, setting in settings.items() if setting is not None}
     return partial(_client, context, proxies)
 
