@@ -84,7 +84,7 @@ async def simulated(**options: Any) -> AsyncGenerator[Simulation]:
         options: of `FakeSpotify`.
     """
     print_line("No DATABASE_URL and SPOTIFY_CLIENT_ID: a private Postgres is started, and Spotify is simulated.")
-    os.environ["no_proxy"] = "127.0.0.1"  # a proxy of the environment cannot reach this host
+    os.environ["no_proxy"] = "127.0.0.1,localhost"  # a proxy of the environment cannot reach this host
     spotify = FakeSpotify(**options)
     with EmbeddedPostgres() as postgres:
         dsn = postgres.dsn()

@@ -1,140 +1,139 @@
-"""A FastAPI service: python examples/fastapi_app.py, or `uvicorn --app-dir examples fastapi_app:app` with settings.
+"""A FastAPI service for a single-page app of another site, whose users sign in at Supabase.
 
-Each of the three kinds of errors has one answer, in the form of RFC 9457 (problem details):
+Run it with `python examples/fastapi_app.py`: all that it needs is then simulated, and so is the page. Or run it with
+`uvicorn --app-dir examples fastapi_app:app` and the settings of the library and these:
 
-    AskUser       409   the user has to connect Spotify, again or with more scopes
-    TryLater      503   with Retry-After
-    CallEngineer  500   says nothing of the inside; the log does
+- SUPABASE_URL: of the project, such as https://abcdefghijkl.supabase.co
+- SUPABASE_JWT_SECRET: its legacy secret, if it still signs with HS256
+- FRONT_END: the origin of the single-page app, one of whose pages is SPOTIFY_REDIRECT_URI
 """
 
-import asyncio
-import logging
-import math
 import os
-import socket
-import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import Annotated, Any, TypedDict
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Annotated, TypedDict
 from uuid import UUID
 
 import httpx
-import uvicorn
-from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.security import HTTPBearer
 
-from demo_services import has_settings, print_line, simulated
-from spotconn import AskUser, SpotconnError, SpotifyAuth, TokenManager, TryLater
+from single_page_demo import run
+from spotconn import ConnectFlow, SpotconnError, SpotifyAuth, TokenManager
+from spotconn.web import PROBLEM_RESPONSES, SpotifyRoutes, problem_details
+from supabase_jwt import AccessTokens
 from web_api import get_json
 
-PORT = 8766
-RETRY_AFTER = 5
-"""Seconds that a client is asked to wait where nothing better is known."""
-
-Opener = Callable[[], AbstractAsyncContextManager[TokenManager]]
-log = logging.getLogger("fastapi_app")
-router = APIRouter()
+SCOPES = ("user-read-currently-playing", "user-read-email", "user-top-read")
 
 
 class State(TypedDict):
-    """What the lifespan keeps for the requests."""
+    """What the lifespan opens for the requests."""
 
+    users: AccessTokens
     tokens: TokenManager
+    flow: ConnectFlow
     http: httpx.AsyncClient
 
 
-def signed_in(x_user: Annotated[UUID, Header()], response: Response) -> UUID:
-    """Who asks. A stand-in: put your sign-in here, a session or a verified JWT; anybody can send this header."""
+Opener = Callable[[], AbstractAsyncContextManager[State]]
+router = APIRouter(
+    dependencies=[Depends(HTTPBearer(auto_error=False))],
+    responses=PROBLEM_RESPONSES | {401: {"description": "No valid access token of Supabase."}},
+)
+
+
+async def user_of(request: Request) -> UUID | None:
+    """Return who sends a request."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    user_id: UUID | None = await request.state.users.user_id(token) if scheme.lower() == "bearer" else None
+    return user_id
+
+
+async def signed_in(request: Request, response: Response) -> UUID:
+    """Who sends a request, as a dependency."""
+    user_id = await user_of(request)
+    if user_id is None:
+        raise HTTPException(401, "Sign in first.", {"WWW-Authenticate": "Bearer"})
     response.headers["Cache-Control"] = "no-store"  # the answer is this user's alone
-    return x_user
+    return user_id
 
 
 def acting(*scopes: str) -> Callable[[Request, UUID], Awaitable[SpotifyAuth]]:
     """The dependency of a route that acts for whoever is signed in, and needs these scopes for it."""
 
     async def authenticated(request: Request, user_id: Annotated[UUID, Depends(signed_in)]) -> SpotifyAuth:
-        tokens: TokenManager = request.state.tokens
-        await tokens.get_valid_token(user_id, scopes=scopes)
-        return tokens.auth(user_id)
+        auth: SpotifyAuth = request.state.tokens.auth(user_id, scopes=scopes)
+        return auth
 
     return authenticated
 
 
-@router.get("/me")
-async def me(request: Request, auth: Annotated[SpotifyAuth, Depends(acting())]) -> dict[str, Any]:
-    profile = await get_json(request.state.http, auth, "/v1/me")
-    return {"spotify_user_id": profile["id"], "display_name": profile["display_name"]}
+@router.get("/now-playing")
+async def now_playing(
+    request: Request, auth: Annotated[SpotifyAuth, Depends(acting("user-read-currently-playing"))]
+) -> dict[str, str | None]:
+    playing = await get_json(request.state.http, auth, "/v1/me/player/currently-playing")
+    return {"title": playing["item"]["name"] if playing and playing["item"] else None}
 
 
 @router.get("/top-tracks")
 async def top_tracks(
-    request: Request, auth: Annotated[SpotifyAuth, Depends(acting("user-top-read"))]
-) -> dict[str, Any]:
-    page = await get_json(request.state.http, auth, "/v1/me/top/tracks", limit=5)
+    request: Request,
+    auth: Annotated[SpotifyAuth, Depends(acting("user-top-read"))],
+    limit: Annotated[int, Query(ge=1, le=50)] = 5,
+) -> dict[str, list[str]]:
+    page = await get_json(request.state.http, auth, "/v1/me/top/tracks", limit=limit)
     return {"tracks": [track["name"] for track in page["items"]]}
 
 
-async def explained(_request: Request, error: SpotconnError) -> JSONResponse:
-    """The answer to each error of spotconn."""
-    match error:
-        case AskUser():
-            return problem(409, "connect-spotify", "Spotify has to be connected", str(error))
-        case TryLater():
-            log.warning("%s: %s", type(error).__name__, error)
-            retry_after = max(1, math.ceil(RETRY_AFTER if error.retry_after is None else error.retry_after))
-            answer = problem(503, "try-later", "Not possible just now", f"Please try again in {retry_after} seconds.")
-            answer.headers["Retry-After"] = str(retry_after)
-            return answer
-        case _:
-            log.critical("%s: %s", type(error).__name__, error)
-            return problem(500, "out-of-order", "This service is out of order", "It has been logged.")
-
-
-def problem(status: int, name: str, title: str, detail: str) -> JSONResponse:
-    """A body of RFC 9457; `type` is a name and need not lead anywhere: use a domain of your own."""
-    body = {"type": f"tag:example.com,2026:{name}", "title": title, "status": status, "detail": detail}
-    return JSONResponse(body, status, {"Cache-Control": "no-store"}, media_type="application/problem+json")
-
-
-def build_app(opened: Opener) -> FastAPI:
-    """The service.
+def build_app(opened: Opener, *, front_end: str | None) -> FastAPI:
+    """Make the service.
 
     Args:
-        opened: opens its TokenManager, once for the process.
+        opened: opens what the requests need, once for the process.
+        front_end: the origin of the single-page app; None if the service serves it itself.
     """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncGenerator[State]:
-        async with opened() as tokens, httpx.AsyncClient(base_url=tokens.accounts.api_url, timeout=10) as http:
-            yield {"tokens": tokens, "http": http}
+        async with opened() as state:
+            yield state
 
     app = FastAPI(title="A service with Spotify", lifespan=lifespan)
     app.include_router(router)
-    app.exception_handler(SpotconnError)(explained)
+    app.mount(
+        "/spotify",
+        SpotifyRoutes(
+            tokens=lambda request: request.state.tokens,
+            flow=lambda request: request.state.flow,
+            user=user_of,
+            after="/",
+            front_end=front_end,
+        ),
+    )
+    app.add_exception_handler(SpotconnError, problem_details)
+    if front_end is not None:
+        # For all paths: it answers the preflights of those below /spotify, too.
+        methods, headers = ["GET", "POST", "DELETE"], ["Authorization", "Content-Type"]
+        app.add_middleware(CORSMiddleware, allow_origins=[front_end], allow_methods=methods, allow_headers=headers)
     return app
 
 
-app = build_app(TokenManager.from_env)
-
-
 @asynccontextmanager
-async def demonstrated(url: str) -> AsyncGenerator[TokenManager]:
-    """The tokens of two simulated users, one of whom has not connected Spotify."""
-    async with simulated() as simulation:
-        for user_id in (await simulation.connect("ann"), await simulation.sign_up("ben")):
-            print_line(f"curl -i -H 'X-User: {user_id}' {url}/top-tracks")
-        yield simulation.tokens
+async def from_settings() -> AsyncGenerator[State]:
+    """What the requests need, by the settings of the environment."""
+    async with (
+        TokenManager.from_env() as tokens,
+        ConnectFlow.from_env(tokens.store, tokens.accounts, scopes=SCOPES) as flow,
+        AccessTokens(os.environ["SUPABASE_URL"], legacy_secret=os.environ.get("SUPABASE_JWT_SECRET")) as users,
+        httpx.AsyncClient(base_url=tokens.accounts.api_url, timeout=10) as http,
+    ):
+        yield {"users": users, "tokens": tokens, "flow": flow, "http": http}
 
 
-async def main() -> None:
-    with socket.create_server(("127.0.0.1", int(os.environ.get("PORT") or PORT))) as listening:
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        served = app if has_settings() else build_app(lambda: demonstrated(url))
-        config = uvicorn.Config(served, log_level="warning", timeout_graceful_shutdown=5)
-        await uvicorn.Server(config).serve(sockets=[listening])
-
+app = build_app(from_settings, front_end=os.environ.get("FRONT_END"))
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        asyncio.run(main())
-    sys.exit()
+    run(build_app, SCOPES)

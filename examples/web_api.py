@@ -7,9 +7,11 @@ import httpx
 
 from spotconn import SpotifyAuth, SpotifyUnavailable
 
+NO_CONTENT = 204
+
 
 async def get_json(http: httpx.AsyncClient, auth: SpotifyAuth, path: str, **query: int | str) -> Any:
-    """The JSON of an answer.
+    """The JSON of an answer; None of one without content (204).
 
     Raises:
         SpotconnError: there is no token for it, or Spotify gave no usable answer to it.
@@ -19,6 +21,8 @@ async def get_json(http: httpx.AsyncClient, auth: SpotifyAuth, path: str, **quer
     except httpx.RequestError as error:
         failure = SpotifyUnavailable(f"no answer from Spotify: {type(error).__name__}", answered=False)
     else:
+        if answer.status_code == NO_CONTENT:
+            return None
         if answer.is_success:
             with suppress(ValueError):
                 return answer.json()

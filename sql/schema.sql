@@ -648,8 +648,15 @@ begin
             retry_at timestamptz,
             saves bigint,
             family uuid,
-            remaining double precision
+            remaining double precision,
+            account_id text,
+            previous_spotify_user_id text
         );
+    elsif not exists (
+        select from pg_catalog.pg_attribute
+        where attrelid = pg_catalog.to_regclass('spotconn.connection') and attname = 'account_id'
+    ) then
+        alter type spotconn.connection add attribute account_id text, add attribute previous_spotify_user_id text;
     end if;
 end
 $$;
@@ -692,9 +699,12 @@ create table if not exists spotconn.refresh_state (
     granted_at timestamptz,
     saves bigint not null default 0,
     family uuid not null default pg_catalog.gen_random_uuid(),
+    account_id text,
     check ((lease_id is null) = (lease_until is null) and (lease_id is null) = (leased_at is null)),
     check ((failure is null) = (failed_at is null))
 );
+
+alter table spotconn.refresh_state add column if not exists account_id text;
 
 comment on column spotconn.refresh_state.fingerprint is 'SHA-256 of the stored text of the refresh token.';
 comment on column spotconn.refresh_state.client_id is
@@ -714,6 +724,8 @@ comment on column spotconn.refresh_state.saves is
     'How often the library has saved tokens of this user: fewer than before, in one family, show a row that came back.';
 comment on column spotconn.refresh_state.family is
     'The family of refresh tokens (RFC 9700), each granted for the one before, that began with a connect or with another writer''s token.';
+comment on column spotconn.refresh_state.account_id is
+    'Spotify''s lasting id of the account that this refresh token is for; null where no connect has recorded it.';
 
 do $$
 begin
@@ -742,19 +754,22 @@ create policy "Own refresh state" on spotconn.refresh_state to spotconn
 revoke all on spotconn.refresh_state from public, anon, authenticated;
 grant select, insert, update, delete on spotconn.refresh_state to spotconn, service_role;
 
--- Authorizations that were started in the last ten minutes, each for one use. Of the state only the SHA-256 is stored; the
--- PKCE verifier as the store's cipher leaves it, and none once used. A row stays until it expires, also when used: the rows of
--- a user are the starts that count for the limit, each in a slot of its own.
+-- Authorizations that were started in the last ten minutes, each for one use. Of the state and of the cookie of the browser
+-- only the SHA-256 is stored; the PKCE verifier as the store's cipher leaves it, and none once used. A row stays until it
+-- expires, also when used: the rows of a user are the starts that count for the limit, each in a slot of its own. A sign-in
+-- has no user yet, and no slot.
 create table if not exists spotconn.pending_connect (
     state_hash bytea primary key,
-    user_id uuid not null references auth.users (id) on delete cascade,
+    user_id uuid references auth.users (id) on delete cascade,
     code_verifier text not null,
     expires_at timestamptz not null
 );
 alter table spotconn.pending_connect
     add column if not exists started_at timestamptz not null default pg_catalog.clock_timestamp(),
     add column if not exists used_at timestamptz,
-    add column if not exists slot smallint;
+    add column if not exists slot smallint,
+    add column if not exists cookie_hash bytea,
+    alter column user_id drop not null;
 
 drop index if exists spotconn.idx_pending_connect_user;
 create unique index if not exists idx_pending_connect_slot on spotconn.pending_connect (user_id, slot);
@@ -762,17 +777,29 @@ create index if not exists idx_pending_connect_expires on spotconn.pending_conne
 
 alter table spotconn.pending_connect enable row level security;
 
+-- The hash of the state that a transaction has. A callback may come without a user: who has its state, which nobody can
+-- guess, may see that one row.
+create or replace function spotconn.claimed_state() returns bytea
+language sql stable set search_path = pg_catalog, pg_temp
+return pg_catalog.decode(nullif(pg_catalog.current_setting('spotconn.state_hash', true), ''), 'hex');
+
 drop policy if exists "Own pending connects are seen" on spotconn.pending_connect;
 create policy "Own pending connects are seen" on spotconn.pending_connect
-    for select to spotconn using ((select auth.uid()) = user_id);
+    for select to spotconn
+    using ((select auth.uid()) = user_id or (select spotconn.claimed_state()) = state_hash);
 
 drop policy if exists "Own pending connects are made" on spotconn.pending_connect;
 create policy "Own pending connects are made" on spotconn.pending_connect
-    for insert to spotconn with check ((select auth.uid()) = user_id);
+    for insert to spotconn with check (
+        (select auth.uid()) = user_id
+        or user_id is null and cookie_hash is not null and (select spotconn.claimed_state()) = state_hash
+    );
 
 drop policy if exists "Own pending connects are used" on spotconn.pending_connect;
 create policy "Own pending connects are used" on spotconn.pending_connect
-    for update to spotconn using ((select auth.uid()) = user_id) with check ((select auth.uid()) = user_id);
+    for update to spotconn
+    using ((select auth.uid()) = user_id or (select spotconn.claimed_state()) = state_hash)
+    with check ((select auth.uid()) = user_id or (select spotconn.claimed_state()) = state_hash);
 
 -- Each start of an authorization also deletes the expired ones of all users. A DELETE that names no column reads nothing, so no SELECT policy has to show these rows.
 drop policy if exists "Own and expired pending connects may go" on spotconn.pending_connect;
@@ -873,7 +900,9 @@ begin
             case
                 when stored.expires_at < '2000-01-01 00:00+00' or stored.expires_at > moment + interval '24 hours' then 0
                 else (extract(epoch from stored.expires_at) - extract(epoch from moment))::double precision
-            end
+            end,
+            state.account_id,
+            null
         from public.spotify_connections as stored
         left join spotconn.refresh_state as state
             on state.user_id = stored.user_id
@@ -1202,7 +1231,7 @@ begin
         family = excluded.family,
         lease_id = null, leased_at = null, lease_until = null, lapsed = false,
         failure = null, failed_at = null, paused_at = null, retry_at = null, failures = 0, refusals = 0,
-        saved_at = null, granted_at = null
+        saved_at = null, granted_at = null, account_id = null
     where state.fingerprint <> excluded.fingerprint;
 end
 $$;
@@ -1239,9 +1268,15 @@ end;
 
 -- Connect or reconnect. Another refresh token voids what was known of the old one, and a refresh of that is not saved.
 -- p_connected_at is when the user authorized, null for now. Up to a minute ahead, as clocks may differ, counts as now.
+-- p_same_account: refuse another account than the stored one, which stays: another by Spotify's lasting id where both are
+-- known, else by the id in the row. A row that names no account is of any.
+-- previous_spotify_user_id is of the row that was there before; null where there was none, or it named none.
 -- Earlier functions had other signatures and would stay beside this one.
 drop function if exists spotconn.save_connection(uuid, text, text, text, timestamptz, text, text, text);
 drop function if exists spotconn.save_connection(uuid, text, text, text, timestamptz, text, text, text, timestamptz);
+drop function if exists spotconn.save_connection(
+    uuid, text, text, text, timestamptz, text, text, text, timestamptz, double precision, double precision, text
+);
 create or replace function spotconn.save_connection(
     p_user_id uuid,
     p_spotify_user_id text,
@@ -1254,11 +1289,18 @@ create or replace function spotconn.save_connection(
     p_connected_at timestamptz default null,
     p_expires_in double precision default null,
     p_age double precision default 0,
-    p_client_id text default null
+    p_client_id text default null,
+    p_account_id text default null,
+    p_same_account boolean default false
 ) returns setof spotconn.connection
 language plpgsql set search_path = pg_catalog, pg_temp rows 1 as $$
+<<saving>>
 declare
     ends constant timestamptz := spotconn.token_end(p_expires_at, p_expires_in, p_age);
+    former public.spotify_connections;
+    locked boolean;
+    written boolean;
+    saved spotconn.connection;
 begin
     if p_connected_at > spotconn.now() + interval '1 minute' then
         raise exception 'connected_at lies in the future' using errcode = 'SC001';
@@ -1267,35 +1309,64 @@ begin
     -- A locked row holds a connection of the pool no longer than this; the caller tries again. Longer than elsewhere: the
     -- user would have to authorize anew.
     perform pg_catalog.set_config('lock_timeout', '2s', true);
-    insert into public.spotify_connections as stored (
-        user_id, spotify_user_id, access_token, refresh_token, expires_at, connected_at, scope, display_name, email
-    )
-    values (
-        p_user_id, p_spotify_user_id, p_access_token, p_refresh_token, ends,
-        least(p_connected_at, spotconn.now()), p_scope, p_display_name, p_email
-    )
-    on conflict (user_id) do update set
-        spotify_user_id = excluded.spotify_user_id,
-        access_token = excluded.access_token,
-        refresh_token = excluded.refresh_token,
-        expires_at = excluded.expires_at,
-        connected_at = excluded.connected_at,
-        scope = excluded.scope,
-        display_name = excluded.display_name,
-        email = excluded.email;
+    -- A row is replaced only once it is locked and compared: one that another has inserted since the look is looked at, too.
+    for attempt in 1..5 loop
+        select stored.* into former from public.spotify_connections as stored
+            where stored.user_id = p_user_id for no key update;
+        locked := found;
+        if locked and p_same_account and not coalesce(
+            (
+                select state.account_id = p_account_id from spotconn.refresh_state as state
+                where state.user_id = p_user_id and state.fingerprint = spotconn.fingerprint(former.refresh_token)
+            ),
+            former.spotify_user_id in (p_spotify_user_id, '')
+        ) then
+            raise exception 'the stored connection is of another account' using errcode = 'SC003';
+        end if;
+        insert into public.spotify_connections as stored (
+            user_id, spotify_user_id, access_token, refresh_token, expires_at, connected_at, scope, display_name, email
+        )
+        values (
+            p_user_id, p_spotify_user_id, p_access_token, p_refresh_token, ends,
+            least(p_connected_at, spotconn.now()), p_scope, p_display_name, p_email
+        )
+        on conflict (user_id) do update set
+            spotify_user_id = excluded.spotify_user_id,
+            access_token = excluded.access_token,
+            refresh_token = excluded.refresh_token,
+            expires_at = excluded.expires_at,
+            connected_at = excluded.connected_at,
+            scope = excluded.scope,
+            display_name = excluded.display_name,
+            email = excluded.email
+        where saving.locked;  -- the table may have a column of that name
+        written := found;
+        exit when locked or written;
+        if spotconn.is_hidden(p_user_id, 'UPDATE') then
+            perform spotconn.refuse_hidden('{SELECT,UPDATE}');
+        end if;
+    end loop;
+    if not (locked or written) and exists (
+        select from public.spotify_connections as stored where stored.user_id = p_user_id
+    ) then
+        raise serialization_failure using message = 'others insert and delete the connection of this user';
+    end if;
     perform spotconn.enter_state(p_user_id, spotconn.fingerprint(p_refresh_token));
     -- A lease stays where the refresh token does: its holder may be asking Spotify.
     update spotconn.refresh_state as state set
         client_id = coalesce(p_client_id, state.client_id), refused_by = '{}',
+        account_id = coalesce(p_account_id, state.account_id),
         failure = null, failed_at = null, paused_at = null, retry_at = null, failures = 0, refusals = 0,
         family = pg_catalog.gen_random_uuid(),
         saved_at = spotconn.now(),
         granted_at = case when p_expires_in is not null then spotconn.now() end,
         saves = least(state.saves, 9223372036854775806) + 1
     where state.user_id = p_user_id;
-    return query
-        select connection.* from spotconn.connections(p_user_id) as connection;
-    if not found then
+    select stored.* into saved from spotconn.connections(p_user_id) as stored;
+    if found then
+        saved.previous_spotify_user_id := nullif(former.spotify_user_id, '');
+        return next saved;
+    else
         perform spotconn.check_missing(p_user_id);
     end if;
 end
@@ -1715,27 +1786,14 @@ begin
 end
 $$;
 
+-- Earlier functions had other signatures and would stay beside these.
 drop function if exists spotconn.pending_connects(uuid);
--- Earlier functions returned something else. One that stays is replaced: a call under way would lack a function that is dropped.
-do $$
-declare
-    former regprocedure;
-begin
-    for former in
-        select earlier.oid from (values
-            ('spotconn.start_connect(uuid, bytea, text, interval)', 'double precision'),
-            ('spotconn.take_connect(uuid, bytea)', 'TABLE(code_verifier text, used boolean, expired boolean)')
-        ) as function (signature, result)
-        join pg_catalog.pg_proc as earlier on earlier.oid = pg_catalog.to_regprocedure(signature)
-        where pg_catalog.pg_get_function_result(earlier.oid) <> result
-    loop
-        execute 'drop function ' || former;
-    end loop;
-end
-$$;
+drop function if exists spotconn.start_connect(uuid, bytea, text, interval);
+drop function if exists spotconn.take_connect(uuid, bytea);
 
 -- Stores a started authorization for p_life. Returns null, or the seconds to wait where the user has twenty that have not
--- expired, used ones included. The unique slots make that exact, however many processes start at once.
+-- expired, used ones included. The unique slots make that exact, however many processes start at once. Without a user, as
+-- before a sign-in, there is nobody whose starts could be counted.
 -- Expired ones of all users are deleted: without a user the policies show only these to a DELETE that reads no column. Its
 -- WHERE is for pg-safeupdate, which refuses a DELETE or an UPDATE that has none. One caller at a time does so, and the others do not wait for it. The lock is one that takes a right to the table, and that no statement of
 -- the service conflicts with; while autovacuum has it, nobody cleans.
@@ -1743,7 +1801,8 @@ create or replace function spotconn.start_connect(
     p_user_id uuid,
     p_state_hash bytea,
     p_code_verifier text,
-    p_life interval
+    p_life interval,
+    p_cookie_hash bytea default null
 ) returns double precision
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -1761,13 +1820,22 @@ begin
             null;
     end;
     perform spotconn.act_as(p_user_id);
+    if p_user_id is null then
+        perform pg_catalog.set_config('spotconn.state_hash', pg_catalog.encode(p_state_hash, 'hex'), true);
+        insert into spotconn.pending_connect (state_hash, cookie_hash, code_verifier, started_at, expires_at)
+        values (p_state_hash, p_cookie_hash, p_code_verifier, moment, moment + p_life);
+        return null;
+    end if;
     -- Also those that a clock which was set back has made void.
     delete from spotconn.pending_connect as pending
         where pending.user_id = p_user_id and not spotconn.runs(pending.started_at, pending.expires_at, moment);
     -- Each time that a slot is taken by another, one fewer is free.
     for attempt in 1..20 loop
-        insert into spotconn.pending_connect (state_hash, user_id, slot, code_verifier, started_at, expires_at)
-        select p_state_hash, p_user_id, pg_catalog.min(free.slot), p_code_verifier, moment, moment + p_life
+        insert into spotconn.pending_connect (
+            state_hash, user_id, slot, cookie_hash, code_verifier, started_at, expires_at
+        )
+        select
+            p_state_hash, p_user_id, pg_catalog.min(free.slot), p_cookie_hash, p_code_verifier, moment, moment + p_life
         from pg_catalog.generate_series(1, 20) as free (slot)
         where free.slot <> all (array(
             select taken.slot from spotconn.pending_connect as taken
@@ -1786,28 +1854,52 @@ begin
 end
 $$;
 
--- Claims a started authorization, so that it can be used once: of concurrent callers one is the first. Returns no row where
--- this user has started none with this state.
-create or replace function spotconn.take_connect(p_user_id uuid, p_state_hash bytea)
-returns table (code_verifier text, used boolean, expired boolean)
+-- What speaks against a claim, null if nothing does. p_binding is what shows that the callback comes from who has started
+-- it: user; cookie, and the user where both are known; none for a start without a cookie.
+create or replace function spotconn.binding_fault(
+    p_pending spotconn.pending_connect, p_user_id uuid, p_cookie_hash bytea, p_binding text
+) returns text
+language sql stable set search_path = pg_catalog, pg_temp
+return case
+    when p_binding = 'user' and p_pending.user_id = p_user_id then null
+    when p_binding = 'user' then 'other_user'
+    when p_binding = 'cookie' and p_pending.cookie_hash = p_cookie_hash then
+        case when p_pending.user_id <> p_user_id then 'other_user' end
+    when p_binding = 'none' and p_pending.cookie_hash is null and p_pending.user_id is not null then null
+    else 'other_browser'
+end;
+
+-- Claims a started authorization, so that it can be used once: of concurrent callers one is the first. A claim that is refused
+-- changes nothing. Returns no row where none was started with this state. outcome: claimed, or expired by then; used before;
+-- or what spotconn.binding_fault says. owner is the user of one that is claimed, if it has one.
+create or replace function spotconn.take_connect(
+    p_user_id uuid, p_state_hash bytea, p_cookie_hash bytea default null, p_binding text default 'user'
+)
+returns table (code_verifier text, owner uuid, outcome text)
 language plpgsql set search_path = pg_catalog, pg_temp rows 1 as $$
 begin
     perform spotconn.act_as(p_user_id);
+    perform pg_catalog.set_config('spotconn.state_hash', pg_catalog.encode(p_state_hash, 'hex'), true);
     return query
         update spotconn.pending_connect as pending set used_at = spotconn.now(), code_verifier = ''
         from (
             select unused.state_hash, unused.code_verifier from spotconn.pending_connect as unused
-            where unused.state_hash = p_state_hash and unused.user_id = p_user_id and unused.used_at is null
+            where unused.state_hash = p_state_hash and unused.used_at is null
+                and spotconn.binding_fault(unused, p_user_id, p_cookie_hash, p_binding) is null
             for update
         ) as claimed
         where pending.state_hash = claimed.state_hash
         returning
-            claimed.code_verifier, false, not spotconn.runs(pending.started_at, pending.expires_at, spotconn.now());
+            claimed.code_verifier, pending.user_id,
+            case when spotconn.runs(pending.started_at, pending.expires_at, spotconn.now())
+                then 'claimed' else 'expired' end;
     if not found then
         return query
-            select '', true, not spotconn.runs(pending.started_at, pending.expires_at, spotconn.now())
+            select
+                null, null::uuid,
+                coalesce(spotconn.binding_fault(pending, p_user_id, p_cookie_hash, p_binding), 'used')
             from spotconn.pending_connect as pending
-            where pending.state_hash = p_state_hash and pending.user_id = p_user_id;
+            where pending.state_hash = p_state_hash;
     end if;
 end
 $$;
@@ -1832,7 +1924,8 @@ select
     state.client_id,
     state.failure,
     state.failed_at,
-    state.retry_at
+    state.retry_at,
+    state.account_id
 from public.spotify_connections as stored
 left join spotconn.refresh_state as state
     on state.user_id = stored.user_id

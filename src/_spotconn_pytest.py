@@ -7,15 +7,17 @@ would come before coverage is measured, and it imports the library only when a f
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Coroutine, Generator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partialmethod
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
 
 if TYPE_CHECKING:
-    from spotconn import ConnectionStore, SpotifyAccounts, TokenManager
+    from spotconn import ConnectFlow, ConnectionStore, SpotifyAccounts, TokenManager
     from spotconn.testing import EmbeddedPostgres, FakeClock, FakeSpotify
 
 if TYPE_CHECKING or find_spec("pytest_asyncio"):
@@ -44,23 +46,46 @@ def spotconn_clock(_spotconn_extra: None) -> "FakeClock":
 
 
 @pytest.fixture
-def spotify_fake(spotconn_clock: "FakeClock") -> "FakeSpotify":
+def spotify_client_id() -> str:
+    """Return the client id of the app; override it with a fixture of the same name."""
+    return "democlient"
+
+
+@pytest.fixture
+def spotify_redirect_uris() -> tuple[str, ...]:
+    """Return the redirect URIs registered for the app, first that of the service; override it."""
+    return ("http://127.0.0.1/callback",)
+
+
+@pytest.fixture
+def spotify_fake(
+    spotconn_clock: "FakeClock", spotify_client_id: str, spotify_redirect_uris: tuple[str, ...]
+) -> "FakeSpotify":
     """Return a simulated Spotify.
 
     Its refresh tokens are strictly single-use: code that works with these works with reusable ones too.
     """
     from spotconn.testing import FakeSpotify
 
-    return FakeSpotify(rotation=True, clock=spotconn_clock)
+    return FakeSpotify(
+        client_id=spotify_client_id,
+        client_secret="demosecret",  # noqa: S106  of an app that does not exist
+        redirect_uris=spotify_redirect_uris,
+        rotation=True,
+        clock=spotconn_clock,
+    )
 
 
-@async_fixture
-async def spotify_url(spotify_fake: "FakeSpotify", monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[str]:
-    """Serve the simulated Spotify on loopback; return its base URL, both as accounts service and as Web API."""
+@pytest.fixture
+def spotify_url(spotify_fake: "FakeSpotify", monkeypatch: pytest.MonkeyPatch) -> Generator[str]:
+    """Serve the simulated Spotify on loopback; return its base URL, both as accounts service and as Web API.
+
+    It answers in a thread of its own, whatever event loop the test or its service runs, and without one.
+    """
     # A proxy of the environment cannot reach this host.
     exceptions = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     monkeypatch.setenv("no_proxy", f"{exceptions},127.0.0.1" if exceptions else "127.0.0.1")
-    async with spotify_fake.serve() as url:
+    with spotify_fake.serve_in_thread() as url:
         yield url
 
 
@@ -76,18 +101,35 @@ def spotconn_postgres(_spotconn_extra: None) -> "Generator[EmbeddedPostgres]":
     from spotconn.testing import EmbeddedPostgres, apply_schema
 
     with EmbeddedPostgres() as server:
-        asyncio.run(apply_schema(server.dsn()))
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            _delete_variables(monkeypatch, "PG")
+            _run(apply_schema(server.dsn()))
         yield server
 
 
-@async_fixture
-async def spotconn_dsn(spotconn_postgres: "EmbeddedPostgres") -> str:
-    """Return the URL of that Postgres for its superuser, without the users and clock steps of earlier tests."""
+@pytest.fixture
+def spotconn_dsn(spotconn_postgres: "EmbeddedPostgres", monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the URL of that Postgres for its superuser, without the users and clock steps of earlier tests.
+
+    The variables of libpq (PGHOST, PGSSLMODE, PGOPTIONS, ...), which would alter connections, are deleted for the test.
+    """
     from spotconn.testing._database import reset
 
+    _delete_variables(monkeypatch, "PG")
     dsn = spotconn_postgres.dsn()
-    await reset(dsn)
+    _run(reset(dsn))
     return dsn
+
+
+def _delete_variables(monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    for name in [name for name in os.environ if name.startswith(prefix)]:
+        monkeypatch.delenv(name)
+
+
+def _run(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine in a thread: the one of the test may have an event loop, running or not."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, coroutine).result()
 
 
 @async_fixture
@@ -100,12 +142,18 @@ async def spotconn_store(spotconn_dsn: str) -> "AsyncGenerator[ConnectionStore]"
 
 
 @async_fixture
-async def spotconn_accounts(spotify_url: str, spotconn_clock: "FakeClock") -> "AsyncGenerator[SpotifyAccounts]":
+async def spotconn_accounts(
+    spotify_fake: "FakeSpotify", spotify_url: str, spotconn_clock: "FakeClock"
+) -> "AsyncGenerator[SpotifyAccounts]":
     """Open `SpotifyAccounts` for the app of the simulated Spotify."""
     from spotconn import SpotifyAccounts
 
     async with SpotifyAccounts(
-        "demo-client", "demo-secret", accounts_url=spotify_url, api_url=spotify_url, clock=spotconn_clock
+        spotify_fake.client_id,
+        spotify_fake.client_secret,
+        accounts_url=spotify_url,
+        api_url=spotify_url,
+        clock=spotconn_clock,
     ) as accounts:
         yield accounts
 
@@ -119,6 +167,53 @@ async def spotconn_tokens(
 
     async with TokenManager(spotconn_store, spotconn_accounts, clock=spotconn_clock) as tokens:
         yield tokens
+
+
+@async_fixture
+async def spotconn_flow(
+    spotconn_store: "ConnectionStore",
+    spotconn_accounts: "SpotifyAccounts",
+    spotify_fake: "FakeSpotify",
+    spotify_scopes: frozenset[str],
+    spotconn_clock: "FakeClock",
+) -> "AsyncGenerator[ConnectFlow]":
+    """Open a `ConnectFlow` over that store and those accounts; it asks for `spotify_scopes`."""
+    from spotconn import ConnectFlow
+
+    async with ConnectFlow(
+        spotconn_store,
+        spotconn_accounts,
+        redirect_uri=spotify_fake.redirect_uris[0],
+        scopes=sorted(spotify_scopes),
+        clock=spotconn_clock,
+    ) as flow:
+        yield flow
+
+
+@pytest.fixture
+def spotconn_env(
+    monkeypatch: pytest.MonkeyPatch,
+    spotconn_dsn: str,
+    spotify_url: str,
+    spotify_fake: "FakeSpotify",
+    spotconn_clock: "FakeClock",
+) -> None:
+    """Set the environment of a service for the test: `from_env` then leads to that Postgres and the simulated Spotify.
+
+    DATABASE_URL and the SPOTIFY_ variables are set, those that begin with SPOTCONN_ are deleted. No variable can move
+    the requests to another host, so the defaults of the constructors are replaced.
+    """
+    from spotconn import ConnectFlow, SpotifyAccounts, TokenManager
+
+    _delete_variables(monkeypatch, "SPOTCONN_")
+    monkeypatch.setenv("DATABASE_URL", spotconn_dsn)
+    monkeypatch.setenv("SPOTIFY_CLIENT_ID", spotify_fake.client_id)
+    monkeypatch.setenv("SPOTIFY_CLIENT_SECRET", spotify_fake.client_secret or "")
+    monkeypatch.setenv("SPOTIFY_REDIRECT_URI", spotify_fake.redirect_uris[0])
+    urls = {"accounts_url": spotify_url, "api_url": spotify_url}
+    for made, defaults in ((SpotifyAccounts, urls), (TokenManager, {}), (ConnectFlow, {})):
+        constructor = partialmethod(made.__init__, clock=spotconn_clock, **defaults)
+        monkeypatch.setattr(made, "__init__", constructor)
 
 
 @async_fixture

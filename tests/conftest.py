@@ -17,7 +17,7 @@ from support.consent import REDIRECT_URI, SCOPES
 from support.database import VERSIONS, Database, serving
 from support.printed_tables import print_tables
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "support.profile_site"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -74,7 +74,7 @@ def prepared(request: pytest.FixtureRequest) -> Iterator[Database]:
 async def admin(prepared: Database) -> AsyncIterator[asyncpg.Connection]:
     """A superuser's connection; every user and connection of the test before is gone."""
     connection = await asyncpg.connect(prepared.admin_dsn)
-    await connection.execute("delete from auth.users")
+    await connection.execute("delete from auth.users; delete from spotconn.pending_connect")
     yield connection
     await connection.close()
 

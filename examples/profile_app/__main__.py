@@ -53,7 +53,9 @@ async def private_database(stack: AsyncExitStack) -> tuple[str, dict[str, UUID]]
 
 async def simulated(stack: AsyncExitStack, port: int, arguments: list[str]) -> Service:
     print_line("No SPOTIFY_CLIENT_ID: Spotify is simulated.")
-    spotify = FakeSpotify(token_ttl=int(os.environ.get("TOKEN_TTL") or TOKEN_TTL))
+    spotify = FakeSpotify(
+        token_ttl=int(os.environ.get("TOKEN_TTL") or TOKEN_TTL), redirect_uris=["http://127.0.0.1/spotify/callback"]
+    )
     spotify.add_account("alice", display_name="Alice", email="alice@example.com")
     spotify.add_account("bob", display_name="Bob", email="bob@example.com")
     refusal = "User not registered in the Developer Dashboard"
@@ -65,7 +67,9 @@ async def simulated(stack: AsyncExitStack, port: int, arguments: list[str]) -> S
     tokens = TokenManager(
         await stack.enter_async_context(ConnectionStore.open(dsn)), await stack.enter_async_context(accounts)
     )
-    flow = ConnectFlow(tokens.store, tokens.accounts, redirect_uri=f"http://127.0.0.1:{port}/callback", scopes=SCOPES)
+    flow = ConnectFlow(
+        tokens.store, tokens.accounts, redirect_uri=f"http://127.0.0.1:{port}/spotify/callback", scopes=SCOPES
+    )
     return Service(
         tokens=await stack.enter_async_context(tokens),
         flow=await stack.enter_async_context(flow),

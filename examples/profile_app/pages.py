@@ -29,6 +29,11 @@ class Html(str):
     __slots__ = ()
 
 
+NO_FIELD = Html()
+ASK_AGAIN = Html('<input type="hidden" name="show_dialog" value="true">')
+"""Spotify asks again, so that another account can be chosen."""
+
+
 def html(template: str, **values: object) -> Html:
     """Fill a template; every value that is not HTML is escaped."""
     return Html(
@@ -57,7 +62,7 @@ PAGE = """<!doctype html>
 <a class="skip" href="#main">Skip to the content</a>
 <header class="top"><div class="wide"><span class="brand">Profile</span>{who}</div></header>
 <main id="main" class="wide" tabindex="-1">
-{notice}{main}
+{main}
 </main>
 </body>
 </html>
@@ -86,7 +91,13 @@ def sign_in_page(session: Session, users: list[str]) -> Html:
 
 
 def profile_page(
-    session: Session, status: ConnectionStatus, tracks: list[Track] | str, *, apps_url: str, now: datetime
+    session: Session,
+    status: ConnectionStatus,
+    tracks: list[Track] | str,
+    *,
+    notice: tuple[str, str] | None,
+    apps_url: str,
+    now: datetime,
 ) -> Html:
     """The user and their connection."""
     main = html(
@@ -95,10 +106,10 @@ def profile_page(
         mark=_mark(session.user or ""),
         name=(session.user or "").capitalize(),
         banner=_banner(status, now),
-        card=_connection(session, status, apps_url),
+        card=_connection(status, apps_url),
         music=_music(tracks) if status.connected and not status.reauthorization else Html(),
     )
-    return _page(session, "Profile", main)
+    return _page(session, "Profile", html("{notice}{main}", notice=_notice(notice), main=main))
 
 
 def problem_page(session: Session, words: str) -> Html:
@@ -118,11 +129,10 @@ def _page(session: Session, title: str, main: Html) -> Html:
             '<form method="post" action="/sign-out">{csrf}<button class="link">Sign out</button></form>',
             csrf=_csrf(session),
         )
-    return html(PAGE, title=title, who=who, notice=_notice(session), main=main)
+    return html(PAGE, title=title, who=who, main=main)
 
 
-def _notice(session: Session) -> Html:
-    notice = session.take_notice()
+def _notice(notice: tuple[str, str] | None) -> Html:
     if notice is None:
         return Html()
     tone, words = notice
@@ -141,12 +151,12 @@ def _banner(status: ConnectionStatus, now: datetime) -> Html:
     )
 
 
-def _connection(session: Session, status: ConnectionStatus, apps_url: str) -> Html:
+def _connection(status: ConnectionStatus, apps_url: str) -> Html:
     if not status.connected:
         body = html(
             "<p>Connect your Spotify account to see here what you listen to most.</p>"
             '<div class="actions">{connect}</div>',
-            connect=_button(session, "/connect", "Connect Spotify", "main"),
+            connect=_button("/spotify/connect", "Connect Spotify", "main"),
         )
         return _card("off", "Not connected", body)
     if status.reauthorization:
@@ -156,16 +166,16 @@ def _connection(session: Session, status: ConnectionStatus, apps_url: str) -> Ht
             ended=ENDED[status.reauthorization],
             noticed=html(" It was noticed on {since}.", since=_day(since)) if since else Html(),
             facts=_facts(status),
-            again=_button(session, "/reconnect", "Connect again", "main"),
-            end=_button(session, "/disconnect", "Disconnect", "quiet"),
+            again=_button("/spotify/connect", "Connect again", "main", ASK_AGAIN),
+            end=_button("/spotify/disconnect", "Disconnect", "quiet"),
             small=_small_print(apps_url),
         )
         return _card("ended", "Connect again", body)
     body = html(
         '{facts}<div class="actions">{again}{end}</div>{small}',
         facts=_facts(status),
-        again=_button(session, "/reconnect", "Reconnect", "quiet"),
-        end=_button(session, "/disconnect", "Disconnect", "quiet danger"),
+        again=_button("/spotify/connect", "Reconnect", "quiet", ASK_AGAIN),
+        end=_button("/spotify/disconnect", "Disconnect", "quiet danger"),
         small=_small_print(apps_url),
     )
     return _card("on", "Connected", body)
@@ -232,11 +242,11 @@ def _item(track: Track) -> Html:
     )
 
 
-def _button(session: Session, action: str, words: str, kind: str) -> Html:
+def _button(action: str, words: str, kind: str, field: Html = NO_FIELD) -> Html:
     return html(
-        '<form method="post" action="{action}">{csrf}<button class="button {kind}">{words}</button></form>',
+        '<form method="post" action="{action}">{field}<button class="button {kind}">{words}</button></form>',
         action=action,
-        csrf=_csrf(session),
+        field=field,
         kind=kind,
         words=words,
     )

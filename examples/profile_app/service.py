@@ -1,19 +1,14 @@
 """What the pages do with connections, and the words for what goes wrong."""
 
 import logging
-from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import TypeVar
 from uuid import UUID
 
 import httpx
-from starlette.datastructures import URL
 
 from music import Track, top_tracks
-from sessions import Session
 from spotconn import (
     AskUser,
-    ConnectFailed,
     ConnectFlow,
     ConnectionStatus,
     ReauthorizationRequired,
@@ -21,8 +16,6 @@ from spotconn import (
     TokenManager,
     TryLater,
 )
-
-T = TypeVar("T")
 
 _log = logging.getLogger("profile_app")
 
@@ -32,6 +25,9 @@ FAILED = {
     "state_used": "This answer was used before, or you have disconnected since. Please look at your connection below.",
     "state_expired": "That took too long. Nothing has changed; please start again.",
     "code_rejected": "Spotify did not accept the answer. Nothing has changed; please start again.",
+    "not_allowed": "Spotify does not let this account use the app. Its operators can add it in Spotify's dashboard.",
+    "try_later": "That does not work at the moment. Nothing has changed; please try again later.",
+    "error": "Something is wrong with this service. Its operators have to look into it.",
 }
 DISCONNECTED = (
     "Disconnected: the tokens are deleted here. Spotify keeps your consent until you remove the app at "
@@ -65,21 +61,6 @@ class Service:
     api_url: str = "https://api.spotify.com"
     apps_url: str = "https://www.spotify.com/account/apps/"
 
-    async def start(self, user_id: UUID, session: Session, *, again: bool) -> str:
-        """Where to send the browser; on a reconnect Spotify asks again, so that another account can be chosen."""
-        return await self._noted(session, self.flow.start(user_id, show_dialog=again)) or "/profile"
-
-    async def finish(self, user_id: UUID, session: Session, callback_url: URL) -> None:
-        """Save the connection that the browser comes back with."""
-        connection = await self._noted(session, self.flow.finish(user_id, callback_url))
-        if connection is not None:
-            session.notice = ("good", f"Connected to {connection.display_name or connection.spotify_user_id}.")
-
-    async def disconnect(self, user_id: UUID, session: Session) -> None:
-        """Delete the connection."""
-        if await self._noted(session, self.tokens.disconnect(user_id)) is not None:
-            session.notice = ("good", DISCONNECTED)
-
     async def view(self, user_id: UUID) -> tuple[ConnectionStatus, list[Track] | str]:
         """The connection as it is once its token was used, and the user's tracks or why there are none.
 
@@ -99,24 +80,26 @@ class Service:
         except SpotconnError as error:
             return words(error)
 
-    async def _noted(self, session: Session, call: Awaitable[T]) -> T | None:
-        """Await a call; its failure becomes the notice of the next page."""
-        try:
-            return await call
-        except SpotconnError as error:
-            session.notice = ("bad", words(error))
-            return None
+
+def outcome_words(outcome: str | None, status: ConnectionStatus) -> tuple[str, str] | None:
+    """The notice of an outcome of a connect or disconnect: its tone and words.
+
+    The outcome is from the URL, where anybody may write it: it chooses words, and no more.
+    """
+    if outcome == "connected" and status.connected:
+        return "good", f"Connected to {status.display_name or status.spotify_user_id}."
+    if outcome == "disconnected" and not status.connected:
+        return "good", DISCONNECTED
+    return ("bad", FAILED[outcome]) if outcome in FAILED else None
 
 
 def words(error: SpotconnError) -> str:
     """What to tell the user."""
     match error:
-        case ConnectFailed():
-            return FAILED.get(error.reason) or f"Spotify does not let this account use the app. Its words: {error}"
         case AskUser():
             return "Please connect Spotify again."
         case TryLater():
-            return "That does not work at the moment. Nothing has changed; please try again later."
+            return FAILED["try_later"]
         case _:
             _log.error("%s: %s", type(error).__name__, error)
-            return "Something is wrong with this service. Its operators have to look into it."
+            return FAILED["error"]

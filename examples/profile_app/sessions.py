@@ -1,4 +1,4 @@
-"""Who is signed in: sessions in memory, named by a cookie, each with a token for its forms."""
+"""Who is signed in: sessions in memory, named by a cookie, each with a token for the forms to sign in and out."""
 
 import hashlib
 import hmac
@@ -26,24 +26,17 @@ class Session:
 
     Attributes:
         id: the value of its cookie.
-        csrf: to be sent along by every form; a page of another site cannot know it.
+        csrf: to be sent along by the forms to sign in and out; a page of another site cannot know it.
         user: the name of who is signed in.
-        notice: tone and text to show once.
     """
 
     id: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
     csrf: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
     user: str | None = None
-    notice: tuple[str, str] | None = None
 
     def sent_by(self, csrf: object) -> bool:
         """Whether a form with this token came from this session."""
         return isinstance(csrf, str) and secrets.compare_digest(csrf.encode(), self.csrf.encode())
-
-    def take_notice(self) -> tuple[str, str] | None:
-        """The notice, if there is one; it is not shown again."""
-        notice, self.notice = self.notice, None
-        return notice
 
 
 class Sessions:

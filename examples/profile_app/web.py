@@ -1,4 +1,4 @@
-"""The routes of the profile page: what a browser may ask for."""
+"""The routes of the profile page: what a browser may ask for. Those below /spotify are the library's."""
 
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -10,12 +10,13 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from pages import problem_page, profile_page, sign_in_page
-from service import Service, words
+from service import Service, outcome_words, words
 from sessions import Session, Sessions, cookie_name
 from spotconn import SpotconnError
+from spotconn.web import SpotifyRoutes
 
 STYLE = Path(__file__).with_name("style.css")
 
@@ -29,11 +30,11 @@ def build_app(service: Service) -> Starlette:
             Route("/sign-in", site.sign_in, methods=["POST"]),
             Route("/sign-out", site.sign_out, methods=["POST"]),
             Route("/profile", site.profile, methods=["GET"]),
-            Route("/connect", site.connect, methods=["POST"]),
-            Route("/reconnect", site.reconnect, methods=["POST"]),
-            Route("/callback", site.callback, methods=["GET"]),
-            Route("/disconnect", site.disconnect, methods=["POST"]),
             Route("/style.css", site.style, methods=["GET"]),
+            Mount(
+                "/spotify",
+                SpotifyRoutes(tokens=service.tokens, flow=service.flow, user=site.user_id, after="/profile"),
+            ),
         ],
         # A name that another site has pointed at this address is no name of this one.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", service.host])],
@@ -73,53 +74,27 @@ class Site:
         return _to("/")
 
     async def profile(self, request: Request) -> Response:
-        """The user's own page."""
+        """The user's own page, with the outcome that the library's routes have put into its query."""
         session = self._session(request)
-        if session.user is None:
+        user_id = await self.user_id(request)
+        if user_id is None:
             return _to("/")
         try:
-            status, tracks = await self._service.view(self._user_id(session))
+            status, tracks = await self._service.view(user_id)
         except SpotconnError as error:
             return self._page(session, problem_page(session, words(error)), HTTPStatus.SERVICE_UNAVAILABLE)
-        apps_url = self._service.apps_url
-        return self._page(session, profile_page(session, status, tracks, apps_url=apps_url, now=datetime.now(UTC)))
+        notice = outcome_words(request.query_params.get("spotify"), status)
+        apps_url, now = self._service.apps_url, datetime.now(UTC)
+        page = profile_page(session, status, tracks, notice=notice, apps_url=apps_url, now=now)
+        return self._page(session, page)
 
-    async def connect(self, request: Request) -> Response:
-        """On to Spotify."""
-        return await self._start(request, again=False)
-
-    async def reconnect(self, request: Request) -> Response:
-        """On to Spotify, which asks again."""
-        return await self._start(request, again=True)
-
-    async def callback(self, request: Request) -> Response:
-        """Back from Spotify; then to another URL, so that the code does not stay in the address bar."""
-        session = self._session(request)
-        if session.user is None:
-            return _to("/")
-        await self._service.finish(self._user_id(session), session, request.url)
-        return _to("/profile")
-
-    async def disconnect(self, request: Request) -> Response:
-        """The end of a connection."""
-        session = await self._sender(request)
-        if session is None or session.user is None:
-            return _refused()
-        await self._service.disconnect(self._user_id(session), session)
-        return _to("/profile")
+    async def user_id(self, request: Request) -> UUID | None:
+        """Who is signed in."""
+        return self._service.users.get(self._session(request).user or "")
 
     async def style(self, _request: Request) -> Response:
         """The one style sheet."""
         return _with_security_headers(FileResponse(STYLE))
-
-    async def _start(self, request: Request, *, again: bool) -> Response:
-        session = await self._sender(request)
-        if session is None or session.user is None:
-            return _refused()
-        return _to(await self._service.start(self._user_id(session), session, again=again))
-
-    def _user_id(self, session: Session) -> UUID:
-        return self._service.users[session.user or ""]
 
     def _session(self, request: Request) -> Session:
         cookie = request.cookies.get(self._cookie)
@@ -158,7 +133,6 @@ def _with_security_headers(response: Response, *, form_action: str = "'self'") -
         "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; frame-ancestors 'none'; "
         f"form-action {form_action}"
     )
-    # The URL of a callback holds a code: neither a referrer nor a cache may keep it.
     response.headers["Referrer-Policy"] = "no-referrer"
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Content-Type-Options"] = "nosniff"

@@ -3,11 +3,13 @@
 import logging
 
 from spotconn._database.schema import schema_sql, schema_statements
+from spotconn._tokens.access_token import AccessToken
 from spotconn._tokens.freshness import Freshness, freshness
 from spotconn._user_ids import UserId, integer_id, user_id
 from spotconn.accounts import SpotifyAccounts
 from spotconn.admin import ConnectionAdmin
 from spotconn.auth import SpotifyAuth
+from spotconn.authorizations import Authorization, Completed
 from spotconn.cipher import AesGcmSivCipher, TokenCipher
 from spotconn.connect import ConnectFlow
 from spotconn.errors import (
@@ -28,6 +30,7 @@ from spotconn.errors import (
     SpotifyUnavailable,
     StatementRefused,
     TryLater,
+    UnknownUser,
 )
 from spotconn.importing import import_grant, verify_connection
 from spotconn.manager import TokenManager
@@ -44,9 +47,12 @@ from spotconn.store import ConnectionStore
 from spotconn.turns import Outcome, RefreshFailure, RefreshTurn
 
 __all__ = [
+    "AccessToken",
     "AesGcmSivCipher",
     "AskUser",
+    "Authorization",
     "CallEngineer",
+    "Completed",
     "ConfigurationError",
     "ConnectFailed",
     "ConnectFlow",
@@ -85,6 +91,7 @@ __all__ = [
     "TokenSource",
     "TokensProgress",
     "TryLater",
+    "UnknownUser",
     "UserId",
     "freshness",
     "import_grant",

@@ -50,7 +50,7 @@ class Affinity:
         self._name = name
         self._forks = _forks.count
         self._loop: dict[str, asyncio.AbstractEventLoop] = {}
-        if (home := loop or _running_loop()) is not None:
+        if (home := loop or running_loop()) is not None:
             self._loop["home"] = home
         self.closed: bool = False
         if transports is not None:
@@ -74,7 +74,7 @@ class Affinity:
         """Raise RuntimeError if this is a child of fork or another event loop."""
         if self.forked:
             raise RuntimeError(_IN_CHILD.format(name=self._name))
-        running = _running_loop()
+        running = running_loop()
         # Of two threads that come first, setdefault lets one have it.
         if running is not None and self._loop.setdefault("home", running) is not running:
             raise RuntimeError(_IN_OTHER_LOOP.format(name=self._name))
@@ -165,7 +165,8 @@ class _Forks:
                 callback()
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that runs in this thread, if any."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:

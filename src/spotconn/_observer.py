@@ -2,10 +2,11 @@
 
 from collections.abc import Awaitable, Callable, Sized
 from contextlib import AbstractContextManager, nullcontext
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 from uuid import UUID
 
 _P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class Observer:
@@ -17,7 +18,7 @@ class Observer:
     def remembers(self, cache: Sized) -> None:
         """Register the cache of a manager."""
 
-    def counted(self, call: Callable[_P, Awaitable[str]]) -> Callable[_P, Awaitable[str]]:
+    def counted(self, call: Callable[_P, Awaitable[_T]]) -> Callable[_P, Awaitable[_T]]:
         """Return a call for a token that is counted."""
         return call
 

@@ -10,6 +10,7 @@ from uuid import UUID
 import httpx
 
 from spotconn._affinity import Affinity
+from spotconn._arguments import is_client_id
 from spotconn._observer import NOBODY
 from spotconn._spotify.admission import Admission, Kind
 from spotconn._spotify.answers import read_grant, read_profile
@@ -18,7 +19,7 @@ from spotconn._spotify.http import HttpClient, Response
 from spotconn._spotify.retry import BeginBy, is_not_processed, may_pass, retry
 from spotconn._tracebacks import scrubbed
 from spotconn.errors import ConfigurationError, ReauthorizationRequired
-from spotconn.models import LARGEST_TOKEN, Profile, TokenGrant, fingerprint, is_client_id, is_token
+from spotconn.models import LARGEST_TOKEN, Profile, TokenGrant, fingerprint, is_token
 
 T = TypeVar("T")
 
@@ -192,6 +193,21 @@ class SpotifyAccounts:
         """
         attempt = partial(self._request_profile, access_token)
         return await self._retry(attempt, on=may_pass, timeout=timeout)
+
+    def check_connect(self, user_id: UUID | None = None) -> None:
+        """Check, as far as this process knows, that Spotify would answer now to a code and for its profile.
+
+        Nothing is sent. A wait that Spotify has asked for and that is over in 5 seconds is none.
+
+        Args:
+            user_id: who is to connect.
+
+        Raises:
+            SpotifyUnavailable: Spotify has asked this app to wait; `retry_after` says how long.
+            ConfigurationError: Spotify refuses this app.
+        """
+        self.affinity.check()
+        self._admission.check_connect(user_id)
 
     async def aclose(self) -> None:
         """Close the HTTP client, unless it was given to the constructor. In a child of fork do nothing.

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import asyncpg
 
+from spotconn._arguments import check_client_id, check_connected_at, since_in_utc
 from spotconn._database.bound_pool import BoundPool, check_users
 from spotconn._database.errors import map_errors
 from spotconn._database.idle_sessions import Session
@@ -42,7 +43,6 @@ from spotconn._tracebacks import scrub, scrubbed, scrubbed_context
 from spotconn._user_ids import UserId, parse_user_id
 from spotconn.cipher import AesGcmSivCipher, NoCipher
 from spotconn.errors import ConfigurationError, DatabaseUnavailable
-from spotconn.models import check_client_id, check_connected_at, since_in_utc
 from spotconn.overview import ConnectionOverview, ConnectionStats, MigratedRow, RekeyProgress
 
 _CENTURY = timedelta(days=36_525)
@@ -211,7 +211,8 @@ class ConnectionAdmin:
             Whether `from_user` had a connection.
 
         Raises:
-            ValueError: a user id is no UUID, both are the same, or `to_user` is no user or has a connection.
+            ValueError: a user id is no UUID, both are the same, or `to_user` has a connection.
+            UnknownUser: `to_user` is no user of auth.users.
             RefreshInProgress: a refresh is under way, or was cut off less than a minute ago.
             DecryptionError: a token is not under these keys, or not bound to `from_user`.
             RowSecurityError: the login may not become service_role, or a policy hides rows from it.

@@ -50,12 +50,13 @@ class SpotifyAuth(_Auth):
     Args:
         source: of the tokens; a `TokenManager`.
         user_id: the user whose token is sent.
+        scopes: scopes that the user must have granted; without them a request raises MissingScope and is not sent.
         allow: base URLs of further services that may get the token, such as a `FakeSpotify`: https, or http with a
             loopback literal. Scheme, host and port count, the path does not. A proxy for http, also one from the
             environment, can read the token in plain http: give the client `trust_env=False`, or set NO_PROXY.
 
     Raises:
-        ValueError: the user id is no UUID.
+        ValueError: the user id is no UUID, or the scopes are a single string.
         ConfigurationError: `allow` holds something that is no such base URL.
         RuntimeError: on a request of a synchronous client.
         SpotconnError: on a request, if there is no token; the same as `TokenManager.get_valid_token`.
@@ -68,9 +69,14 @@ class SpotifyAuth(_Auth):
             other = sys.modules.get("httpx2")
             return super().__new__(cls if other is None else _with_base(cls, other.Auth))
 
-    def __init__(self, source: TokenSource, user_id: UserId, *, allow: Iterable[str] = ()) -> None:
+    def __init__(
+        self, source: TokenSource, user_id: UserId, *, scopes: Iterable[str] = (), allow: Iterable[str] = ()
+    ) -> None:
         self._source = source
         self._user_id = parse_user_id(user_id)
+        if isinstance(scopes, str):
+            raise ValueError("scopes: expected several strings, not one")  # noqa: TRY004  bad input is a ValueError here
+        self._scopes = tuple(scopes)
         self._origins = frozenset(_origin(httpx.URL(base_url(url, name="allow"))) for url in (API_URL, *allow))
 
     def __repr__(self) -> str:
@@ -87,7 +93,8 @@ class SpotifyAuth(_Auth):
             yield request
             return
         # No variable holds the token: crash reports show them, while the clients hide this header.
-        request.headers["Authorization"] = f"Bearer {await self._source.get_valid_token(self._user_id)}"
+        token = self._source.get_valid_token(self._user_id, scopes=self._scopes)
+        request.headers["Authorization"] = f"Bearer {await token}"
         response = yield request
         # After a redirect this is another request. Repeating the first one could repeat its effect.
         refused = response.request
@@ -96,7 +103,7 @@ class SpotifyAuth(_Auth):
         await response.aread()
         if MISSING_SCOPE in response.content:
             return
-        other = await self._source.replace_rejected(self._user_id, _bearer(refused))
+        other = await self._source.replace_rejected(self._user_id, _bearer(refused), scopes=self._scopes)
         if _is_repeatable(refused):
             refused.headers["Authorization"] = f"Bearer {other}"
             yield refused

@@ -3,8 +3,9 @@
     SpotconnError                      .retryable: bool
     ├── AskUser                        only the user can mend it
     │   ├── NotConnected               no connection is stored
+    │   ├── UnknownUser                the id is no user of auth.users
     │   ├── ReauthorizationRequired    .reason, .since
-    │   ├── MissingScope               .missing
+    │   ├── MissingScope               .missing, .scopes
     │   └── ConnectFailed              .reason
     ├── TryLater                       .retry_after: float | None, seconds
     │   ├── SpotifyUnavailable         429, 5xx, unreadable answers, timeouts, the network
@@ -21,6 +22,7 @@
 No text of these errors holds a token, a secret or a code.
 """
 
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import ClassVar, Literal
@@ -28,7 +30,12 @@ from typing import ClassVar, Literal
 from spotconn._printable import shown
 
 ReauthorizationReason = Literal["expired", "revoked", "invalid", "other_app"]
-ConnectFailure = Literal["denied", "state_mismatch", "state_used", "state_expired", "code_rejected", "not_allowed"]
+ConnectFailure = Literal[
+    "denied", "state_mismatch", "state_used", "state_expired", "code_rejected", "not_allowed", "other_account"
+]
+
+_SCOPE = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+"""The form of Spotify's scopes, which have lower case letters and hyphens today."""
 
 
 class SpotconnError(Exception):
@@ -47,6 +54,10 @@ class AskUser(SpotconnError):
 
 class NotConnected(AskUser):
     """No connection is stored for this user: send them through the connect flow."""
+
+
+class UnknownUser(AskUser):
+    """The id is no user of auth.users: the user was deleted, or the id is another table's. They must sign up first."""
 
 
 class ReauthorizationRequired(AskUser):
@@ -70,19 +81,26 @@ class ReauthorizationRequired(AskUser):
 
 
 class MissingScope(AskUser):
-    """The user has not granted a scope that the call asked for: connect again with it.
+    """The user has not granted a scope that the call asked for: connect again with `scopes=error.scopes`.
+
+    Args:
+        missing: as the attribute.
+        granted: as stored. Another writer may have put anything there; what no scope can be is left out of `scopes`.
 
     Attributes:
         missing: the scopes that are not granted.
+        scopes: what to ask for: the missing ones, and those that are granted and would be lost without being asked for.
     """
 
-    def __init__(self, missing: Iterable[str]) -> None:
+    def __init__(self, missing: Iterable[str], granted: Iterable[str] = ()) -> None:
         self.missing: frozenset[str] = frozenset(missing)
-        super().__init__(f"not granted: {' '.join(sorted(self.missing))}; connect again with these scopes")
+        self.scopes: frozenset[str] = self.missing.union(filter(_SCOPE.fullmatch, granted))
+        what = " ".join(sorted(self.missing))
+        super().__init__(f"not granted: {what}; connect again and ask for {' '.join(sorted(self.scopes))}")
 
-    def __reduce__(self) -> tuple[type, tuple[frozenset[str]]]:
-        """Pickle by the argument, which the message does not hold."""
-        return type(self), (self.missing,)
+    def __reduce__(self) -> tuple[type, tuple[frozenset[str], frozenset[str]]]:
+        """Pickle by the arguments, which the message does not hold."""
+        return type(self), (self.missing, self.scopes)
 
 
 class ConnectFailed(AskUser):
@@ -90,7 +108,8 @@ class ConnectFailed(AskUser):
 
     Attributes:
         reason: "denied" (the user said no), "state_mismatch", "state_used", "state_expired",
-            "code_rejected" (start again) or "not_allowed" (Spotify refuses this account to this app).
+            "code_rejected" (start again), "not_allowed" (Spotify refuses this account to this app) or "other_account"
+            (than the stored one, where the call demands the same).
     """
 
     def __init__(self, reason: ConnectFailure, message: str) -> None:

@@ -102,10 +102,12 @@ class Connected(_Event):
         user_id: who.
         client_id: the app that they connected.
         spotify_user_id: Spotify's id of the account.
+        previous_spotify_user_id: that of the connection which this one replaces; None if there was none.
     """
 
     client_id: str
     spotify_user_id: str
+    previous_spotify_user_id: str | None = None
 
 
 class Disconnected(_Event):

@@ -44,6 +44,7 @@ async def import_grant(
     Raises:
         ValueError: they are of another account, or an argument is refused; nothing is stored, and for an argument no
             refresh token is spent either.
+        UnknownUser: the user id is no user of auth.users; no refresh token is spent.
         SpotconnError: they are of no use, or could not be stored.
     """
     await tokens.store.check_save(user_id, connected_at=authorized_at)

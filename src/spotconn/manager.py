@@ -8,21 +8,20 @@ from uuid import UUID
 
 from spotconn import events
 from spotconn._affinity import Affinity
-from spotconn._observer import NOBODY, Observer
-from spotconn._settings import Settings
-from spotconn._tokens.apps import Apps, opened
+from spotconn._observer import Observer
+from spotconn._tokens.access_token import AccessToken
+from spotconn._tokens.apps import Apps
 from spotconn._tokens.arguments import Times, check_cache, check_rejected_token, least_ttl, needed_scopes
 from spotconn._tokens.batch import Batches
 from spotconn._tokens.batch_policy import Policy
 from spotconn._tokens.cache import ConnectionCache
-from spotconn._tokens.refresh import Refresher
+from spotconn._tokens.environment import opened
 from spotconn._tokens.source import ConnectionSource
-from spotconn._tokens.subscriber import Subscriber
+from spotconn._tokens.stored_token import StoredToken
 from spotconn._tracebacks import exempt, scrubbed, scrubbed_context, scrubbed_method
 from spotconn._user_ids import UserId, parse_user_id
 from spotconn.accounts import SpotifyAccounts
 from spotconn.auth import SpotifyAuth
-from spotconn.cipher import cipher_for
 from spotconn.errors import NotConnected, SpotconnError
 from spotconn.overview import ConnectionStatus, TokensProgress
 from spotconn.store import ConnectionStore
@@ -89,10 +88,9 @@ class TokenManager:
         self._events = events.Events(on_event)
         self._cache = ConnectionCache(ttl=cache_ttl, size=cache_size)
         self._entries = self._cache.entries
-        changes = store.changes if cache_ttl and cache_size else None
-        refresher = Refresher(store, self._apps, self._cache, self._events, self._affinity, times, clock=clock)
-        subscriber = Subscriber(changes, self._cache, refresher.saved, refresher.backoffs, ttl=cache_ttl, clock=clock)
-        self._source = ConnectionSource(refresher, self._cache, subscriber, self._affinity, times, clock=clock)
+        self._source = ConnectionSource(
+            store, self._apps, self._cache, self._events, self._affinity, times, clock=clock
+        )
         self._batches = Batches(store, Policy(self._source, self._apps, times, clock), self._affinity)
         store.watch(self._source.forget)
 
@@ -111,16 +109,8 @@ class TokenManager:
             ConfigurationError: a variable is missing or malformed; the text names it.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: as `ConnectionStore.open`.
         """
-        settings = Settings.read(os.environ)
-        cipher = cipher_for(settings.encryption_keys, require_encrypted=settings.require_encrypted)
-        async with (
-            SpotifyAccounts(settings.client_id, settings.client_secret) as accounts,
-            opened(settings.other_apps) as other_apps,
-            ConnectionStore.open(settings.database_url, cipher=cipher, listen_dsn=settings.listen_url) as store,
-        ):
-            apps: dict[str, Any] = {"other_apps": other_apps, "retired_client_ids": settings.retired_client_ids}
-            async with cls(store, accounts, **(apps | overrides)) as manager:
-                yield manager
+        async with opened(os.environ) as (store, accounts, apps), cls(store, accounts, **(apps | overrides)) as manager:
+            yield manager
 
     async def __aenter__(self) -> Self:
         """Return the manager, which the end of the block closes."""
@@ -168,10 +158,16 @@ class TokenManager:
                     return found.access_token
                 del found
         try:
-            return await self._find_token(user_id, scopes, min_ttl)
+            return (await self._find_token(user_id, scopes, min_ttl)).access_token
         except BaseException:
             del user_id, scopes
             raise
+
+    async def get_access_token(
+        self, user_id: UserId, *, scopes: Iterable[str] = (), min_ttl: float | None = None
+    ) -> AccessToken:
+        """Return the token of `get_valid_token` with its end and its scopes. Arguments and errors are the same."""
+        return AccessToken.of(await self._find_token(user_id, scopes, min_ttl))
 
     def get_valid_tokens(
         self,
@@ -206,7 +202,7 @@ class TokenManager:
         """
         return self._batches.answers(user_ids, concurrency, throttle_timeout, progress)
 
-    async def replace_rejected(self, user_id: UserId, rejected_token: str) -> str:
+    async def replace_rejected(self, user_id: UserId, rejected_token: str, *, scopes: Iterable[str] = ()) -> str:
         """Return another access token than the one that the Web API refused with 401.
 
         It is refreshed only if it is still the stored one, so many callers with one rejected token cost one refresh.
@@ -214,28 +210,31 @@ class TokenManager:
         Args:
             user_id: whose token.
             rejected_token: the one that was refused.
+            scopes: scopes that the user must have granted to the other one.
 
         Raises:
             ValueError: the user id is no UUID, or the token is none.
-            NotConnected, ReauthorizationRequired: the user must connect.
+            NotConnected, ReauthorizationRequired, MissingScope: the user must connect.
             SpotifyUnavailable, RefreshInProgress, DatabaseUnavailable: try later.
             ConfigurationError, SchemaMismatch, RowSecurityError, DecryptionError: call an engineer.
         """
         self._affinity.check()
         check_rejected_token(rejected_token)
-        return (await self._source.replace_rejected(parse_user_id(user_id), rejected_token)).access_token
+        user, needed = parse_user_id(user_id), needed_scopes(scopes)
+        return (await self._source.replace_rejected(user, rejected_token, needed)).access_token
 
-    def auth(self, user_id: UserId, *, allow: Iterable[str] = ()) -> SpotifyAuth:
+    def auth(self, user_id: UserId, *, scopes: Iterable[str] = (), allow: Iterable[str] = ()) -> SpotifyAuth:
         """Return a `SpotifyAuth` for `httpx.AsyncClient(auth=...)`, which sends the user's token to the Web API.
 
         Args:
             user_id: whose token.
+            scopes: scopes that the user must have granted; without them a request raises MissingScope and is not sent.
             allow: base URLs of what may see the token beside the Web API of `accounts`.
 
         Raises:
             ValueError, ConfigurationError: an argument is malformed; the text names it.
         """
-        return SpotifyAuth(self, user_id, allow=(self._accounts.api_url, *allow))
+        return SpotifyAuth(self, user_id, scopes=scopes, allow=(self._accounts.api_url, *allow))
 
     async def status(self, user_id: UserId) -> ConnectionStatus:
         """Return what a profile page shows. A user without a connection is no error.
@@ -280,20 +279,16 @@ class TokenManager:
 
     def _observe(self, observer: Observer) -> None:
         """Report to an observer what this manager, its store and its accounts do."""
-        if self._source.observer is not NOBODY:
-            raise RuntimeError("this TokenManager is instrumented already")
         self._source.observe(observer)
-        self._store.pool.observer = observer
-        observer.remembers(self._cache)
-        for name in ("get_valid_token", "replace_rejected"):
+        for name in ("get_valid_token", "get_access_token", "replace_rejected"):
             setattr(self, name, observer.counted(getattr(self, name)))  # of this object: others pay nothing
 
     @scrubbed_method
-    async def _find_token(self, user_id: UserId, scopes: Iterable[str], min_ttl: float | None) -> str:
+    async def _find_token(self, user_id: UserId, scopes: Iterable[str], min_ttl: float | None) -> StoredToken:
         """Return what `get_valid_token` does, where the look at the cache did not settle it."""
         self._affinity.check()
         user, needed, least = parse_user_id(user_id), needed_scopes(scopes), least_ttl(min_ttl, margin=self._margin)
-        return (await self._source.find(user, needed, least)).access_token
+        return await self._source.find(user, needed, least)
 
     def _after_fork(self) -> None:
         """Empty the cache, which is all that the hot path looks at, and leave the rest to the parent."""

@@ -2,10 +2,9 @@
 
 import hashlib
 import re
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, Field
@@ -94,17 +93,30 @@ class TokenGrant(Value):
 
 
 class Profile(Value):
-    """The Spotify account behind a token (GET /v1/me).
+    """The Spotify account behind a token (GET /v1/me). Two are equal where their attributes other than `raw` are.
 
     Attributes:
-        spotify_user_id: Spotify's id of the account.
+        spotify_user_id: Spotify's id of the account, which names it to others.
         display_name: None where the account has none.
         email: None without the scope user-read-email, and for apps in development mode.
+        account_id: Spotify's lasting id of the account, by which to tell accounts apart; None where Spotify names none.
+        raw: all that Spotify answered, such as `images`, and `country` and `product` with the scope user-read-private
+            and outside of development mode. It is in no repr and in no dump.
     """
 
     spotify_user_id: Text
     display_name: Text | None = None
     email: Text | None = None
+    account_id: Text | None = None
+    raw: Mapping[str, Any] = Field(default_factory=dict, repr=False, exclude=True)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether both are the same account with the same names."""
+        return isinstance(other, Profile) and dict(self) == dict(other)
+
+    def __hash__(self) -> int:
+        """Return a hash that goes with the equality."""
+        return hash(tuple(dict(self).values()))
 
 
 FailureReason = Literal["expired", "revoked", "invalid", "unavailable"]
@@ -179,6 +191,9 @@ class Connection(Value):
         saves: how often the library has saved tokens of this user; None where another writer stored this refresh token.
         family: names the family of refresh tokens (RFC 9700), each granted for the one before, within which `saves`
             counts.
+        account_id: Spotify's lasting id of the account; None where no connect has recorded it.
+        previous_spotify_user_id: of the account that this save has replaced, which may be the same; None if there was
+            none, and where the connection was not just saved.
         texts: the tokens as they are stored.
     """
 
@@ -199,6 +214,8 @@ class Connection(Value):
     recovered: FailureReason | None = None
     saves: int | None = None
     family: UUID | None = None
+    account_id: str | None = None
+    previous_spotify_user_id: str | None = None
     texts: StoredTexts = Field(repr=False, exclude=True)
 
     def __eq__(self, other: object) -> bool:
@@ -211,7 +228,8 @@ class Connection(Value):
 
     @property
     def _state(self) -> tuple[object, ...]:
-        return tuple(value for name, value in self.__dict__.items() if name not in {"remaining", "texts"})
+        aside = {"remaining", "texts", "previous_spotify_user_id"}
+        return tuple(value for name, value in self.__dict__.items() if name not in aside)
 
     @property
     def fingerprint(self) -> str:
@@ -247,35 +265,6 @@ def fingerprint(stored: str) -> str:
     return digest(stored).hex()
 
 
-def is_client_id(client_id: str) -> bool:
-    """Return whether a text can be the id of an app: visible ASCII without a colon (RFC 7617, section 2)."""
-    return re.fullmatch(r"[\x21-\x39\x3b-\x7e]+", client_id) is not None
-
-
-def check_client_id(client_id: str | None) -> None:
-    """Raise ValueError for what cannot be the id of an app."""
-    if client_id is not None and not is_client_id(client_id):
-        raise ValueError("client_id: expected the id of an app, as Spotify's dashboard shows it")
-
-
-def since_in_utc(since: datetime) -> datetime:
-    """Return the start of a period in UTC.
-
-    Raises:
-        ValueError: it has no time zone, or is of no year from 1 to 9999.
-    """
-    with suppress(OverflowError):
-        if since.utcoffset() is not None:
-            return since.astimezone(UTC)
-    raise ValueError("since: expected a time with a time zone, of the years 1 to 9999 in UTC")
-
-
-def check_connected_at(connected_at: datetime | None) -> None:
-    """Raise ValueError for a `connected_at` that names no moment."""
-    if connected_at is not None and connected_at.tzinfo is None:
-        raise ValueError("connected_at: expected a datetime with a time zone")
-
-
 def add_months(moment: datetime, months: int) -> datetime:
     """Return the same day and time `months` later, or that month's last day where it has no such day."""
     moment = moment.astimezone(UTC)
@@ -288,10 +277,10 @@ def add_months(moment: datetime, months: int) -> datetime:
 class TokenSource(Protocol):
     """What gives tokens for a user; `TokenManager` is one."""
 
-    async def get_valid_token(self, user_id: UUID | str) -> str:
-        """Return an access token that Spotify accepts now."""
+    async def get_valid_token(self, user_id: UUID | str, *, scopes: Iterable[str] = ()) -> str:
+        """Return an access token that Spotify accepts now, with these scopes."""
         ...
 
-    async def replace_rejected(self, user_id: UUID | str, rejected_token: str) -> str:
-        """Return another access token than the one that Spotify refused with 401."""
+    async def replace_rejected(self, user_id: UUID | str, rejected_token: str, *, scopes: Iterable[str] = ()) -> str:
+        """Return another access token, with these scopes, than the one that Spotify refused with 401."""
         ...

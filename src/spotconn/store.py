@@ -11,6 +11,7 @@ from uuid import UUID
 
 import asyncpg
 
+from spotconn._arguments import check_client_id, check_connected_at
 from spotconn._database import statements
 from spotconn._database.access_tokens import AccessTokens
 from spotconn._database.acquire import TIMEOUT
@@ -28,7 +29,7 @@ from spotconn._tracebacks import scrubbed, scrubbed_context
 from spotconn._user_ids import UserId, parse_user_id
 from spotconn.cipher import NoCipher, TokenCipher
 from spotconn.errors import NotConnected, SchemaMismatch, SpotconnError
-from spotconn.models import Connection, Profile, RecordedFailure, TokenGrant, check_connected_at
+from spotconn.models import Connection, Profile, RecordedFailure, TokenGrant
 from spotconn.turns import RefreshFailure, RefreshTurn
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ class ConnectionStore:
         connected_at: datetime | None = None,
         client_id: str | None = None,
         age: float = 0.0,
+        same_account: bool = False,
     ) -> Connection:
         """Connect a user, or replace what was stored: tokens, scope, account and `connected_at`.
 
@@ -176,17 +178,21 @@ class ConnectionStore:
                 for now; for tokens obtained elsewhere pass the true moment, or the earliest possible one.
             client_id: of the app that the grant was issued to; None if that is not known.
             age: seconds since Spotify was asked for the grant, from which its `expires_in` counts.
+            same_account: refuse another account than the stored one, by its `account_id` or else `spotify_user_id`.
 
         Raises:
-            ValueError: the user id is no UUID or no user of auth.users, the grant has no refresh token, or
-                `connected_at` has no time zone or lies in the future, or `client_id` is malformed.
+            ConnectFailed: `same_account`, and another is stored ("other_account"), which stays.
+            ValueError: a malformed argument, a grant without a refresh token, or a `connected_at` in the future.
+            UnknownUser: the user id is no user of auth.users.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: nothing was saved, as far as is known.
         """
         user_id = parse_user_id(user_id)
         check_connected_at(connected_at)
-        values = self._rows.values(user_id, grant, profile, connected_at=connected_at, age=age, client_id=client_id)
+        check_client_id(client_id)
+        columns = self._rows.values(user_id, grant, profile)
+        rest = connected_at, grant.expires_in, age, client_id, profile.account_id, same_account
         try:
-            row = await self.pool.row_of(user_id, statements.SAVE, *values)
+            row = await self.pool.row_of(user_id, statements.SAVE, *columns, *rest)
         finally:
             self._notify_watchers(user_id)
         if row is None:
@@ -197,8 +203,8 @@ class ConnectionStore:
         """Check what `save` would refuse, before a code or a refresh token is spent.
 
         Raises:
-            ValueError: the user id is no UUID or no user of auth.users, or `connected_at` has no time zone or lies in
-                the future.
+            ValueError: the user id is no UUID, or `connected_at` has no time zone or lies in the future.
+            UnknownUser: the user id is no user of auth.users.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: a connection could not be saved either.
         """
         check_connected_at(connected_at)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Sized
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 from uuid import UUID
 from weakref import ref
 
@@ -30,6 +30,7 @@ from spotconn.manager import TokenManager
 __all__ = ["instrument"]
 
 _P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 OUTCOME = "spotconn.outcome"
 REASON = "spotconn.reason"
@@ -125,11 +126,11 @@ class _Telemetry(Observer):
     def remembers(self, cache: Sized) -> None:
         _caches.append(ref(cache, _caches.remove))
 
-    def counted(self, call: Callable[_P, Awaitable[str]]) -> Callable[_P, Awaitable[str]]:
+    def counted(self, call: Callable[_P, Awaitable[_T]]) -> Callable[_P, Awaitable[_T]]:
         name = f"spotconn.{getattr(call, '__name__', 'call')}"
 
         @wraps(call)
-        async def counted(*args: _P.args, **kwargs: _P.kwargs) -> str:
+        async def counted(*args: _P.args, **kwargs: _P.kwargs) -> _T:
             outer = _call.get()
             if outer is not None and not outer.over:  # replace_rejected asks get_valid_token
                 return await call(*args, **kwargs)

@@ -19,7 +19,7 @@ from spotconn import (
 )
 from spotconn.testing import FakeSpotify
 from support.connections import rows
-from support.consent import REDIRECT_URI, SCOPES, agree, altered, pending, refused, state_of
+from support.consent import REDIRECT_URI, SCOPES, agree, altered, pending, refused, sent, state_of
 from support.database import Database
 from support.lock_waits import until_waiting
 from support.tenant import signed_in
@@ -81,8 +81,8 @@ async def test_of_two_processes_that_finish_at_once_one_is_the_first(
         claimed = await first.fetchrow(TAKE, user, hashed("a"))
         late = asyncio.create_task(second.fetchrow(TAKE, user, hashed("a")))
         await until_waiting(admin, second.get_server_pid())
-    assert tuple(claimed or ()) == ("verifier", False, False)
-    assert tuple(await late or ()) == ("", True, False)
+    assert tuple(claimed or ()) == ("verifier", user, "claimed")
+    assert tuple(await late or ()) == (None, None, "used")
 
 
 async def test_a_clock_that_was_set_back_shuts_no_user_out(
@@ -231,6 +231,7 @@ async def test_a_tenant_reaches_no_authorization(
             "lock table spotconn.pending_connect in share update exclusive mode",
             "select spotconn.start_connect(auth.uid(), 'x', 'x', interval '1 s')",
             "select spotconn.take_connect(auth.uid(), 'x')",
+            "select spotconn.claimed_state()",
         ):
             assert await tenant.send(statement) == "42501"
     assert await pending(admin) == 1
@@ -262,3 +263,119 @@ async def test_a_start_waits_for_nobody_who_cleans(
     async with asyncio.timeout(20), admin.transaction():
         await admin.execute("select from spotconn.pending_connect where user_id = $1 for update", users[0])
         await flow.start(users[1])
+
+
+SEEN = "select user_id from spotconn.pending_connect"
+INSERT = (
+    "insert into spotconn.pending_connect (state_hash, user_id, cookie_hash, code_verifier, expires_at) "
+    "values ($1, $2, $3, 'v', now() + interval '1 h')"
+)
+WITH_STATE = "select set_config('spotconn.state_hash', encode($1, 'hex'), true)"
+
+
+async def test_only_who_has_its_state_sees_an_authorization_of_another(
+    flow: ConnectFlow, store: ConnectionStore, users: list[UUID], admin: asyncpg.Connection
+) -> None:
+    """As another user no row of anybody is read, used or deleted; with its state that one is read, and not deleted."""
+    signing_in, started = state_of((await flow.begin(None)).url), state_of(await flow.start(users[0]))
+    async with store.as_user(users[1]) as session:
+        for made_up in (b"", bytes(32)):
+            await session.execute(WITH_STATE, made_up)
+            assert await session.fetch(SEEN) == []
+            assert await session.execute("update spotconn.pending_connect set used_at = now()") == "UPDATE 0"
+            assert await session.execute("delete from spotconn.pending_connect") == "DELETE 0"
+        for state, owner in ((signing_in, None), (started, users[0])):
+            await session.execute(WITH_STATE, hashed(state))
+            assert [row["user_id"] for row in await session.fetch(SEEN)] == [owner]
+            assert await session.execute("delete from spotconn.pending_connect") == "DELETE 0"
+    async with store.as_user(users[1]) as session:
+        assert await session.fetch(SEEN) == []  # the state went with its transaction
+    assert await pending(admin) == 2
+
+
+async def test_nobody_makes_an_authorization_for_another(
+    store: ConnectionStore, users: list[UUID], admin: asyncpg.Connection
+) -> None:
+    """One without a user takes the hash of its state and a cookie; one of another user cannot be made at all."""
+
+    async def insert(user: UUID | None, cookie: bytes | None, state: bytes) -> None:
+        async with store.as_user(users[1]) as session:
+            await session.execute(WITH_STATE, state)
+            await session.execute(INSERT, hashed("state"), user, cookie)
+
+    for user, cookie, state in (
+        (users[0], b"c", hashed("state")),
+        (None, None, hashed("state")),
+        (None, b"c", hashed("another")),
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await insert(user, cookie, state)
+    await insert(None, b"c", hashed("state"))
+    assert await pending(admin) == 1
+
+
+async def test_no_policy_shows_every_row(admin: asyncpg.Connection) -> None:
+    """Each of the four compares the row with the user or with the state."""
+    policies = await admin.fetch(
+        "select pg_get_expr(polqual, polrelid) as shown, pg_get_expr(polwithcheck, polrelid) as checked "
+        "from pg_policy where polrelid = 'spotconn.pending_connect'::regclass"
+    )
+    assert len(policies) == 4
+    for condition in (one for row in policies for one in row if one is not None):
+        assert "user_id" in condition
+        assert condition != "true"
+
+
+async def test_authorizations_without_a_user_go_with_their_time(
+    flow: ConnectFlow, store: ConnectionStore, users: list[UUID], spotify: FakeSpotify, admin: asyncpg.Connection
+) -> None:
+    """A disconnect of a user leaves a sign-in be; ten minutes end it, and the next start, of anybody, deletes it."""
+    first, second = await flow.begin(None), await flow.begin(None)
+    assert await store.delete(users[0]) is False
+    assert (await flow.complete(await agree(first.url), sent(first))).user_id is None
+    await admin.execute("update spotconn.pending_connect set expires_at = now()")
+    callback = await agree(second.url)
+    with pytest.raises(ConnectFailed) as raised:
+        await flow.complete(callback, sent(second))
+    assert raised.value.reason == "state_expired"
+    await flow.begin(None)
+    assert await admin.fetchval("select count(*) from spotconn.pending_connect") == 1
+    with pytest.raises(ConnectFailed, match="no authorization was started"):  # it is gone, and its state is not old yet
+        await flow.complete(callback, sent(second))
+
+
+async def test_a_disconnect_ends_what_a_browser_began(
+    flow: ConnectFlow, store: ConnectionStore, users: list[UUID], spotify: FakeSpotify, admin: asyncpg.Connection
+) -> None:
+    """Also by the cookie, and for a bot: the callback comes too late."""
+    begun, started = await flow.begin(users[0]), await flow.start(users[0])
+    assert await store.delete(users[0]) is False
+    for call in (
+        flow.complete(await agree(begun.url), sent(begun)),
+        flow.complete_unbound(await agree(started)),
+    ):
+        with pytest.raises(ConnectFailed, match="has disconnected since") as raised:
+            await call
+        assert raised.value.reason == "state_used"
+    assert (await rows(admin), spotify.token_calls) == ([], 0)
+
+
+async def test_who_writes_the_database_connects_no_browser_to_another(
+    database: Database, accounts: SpotifyAccounts, spotify: FakeSpotify, users: list[UUID], admin: asyncpg.Connection
+) -> None:
+    """With keys: an attacker's sign-in that is given to the victim, or whose cookie is taken away, connects nothing."""
+    spotify.add_account("mallory")
+    mallory, victim, _ = users
+    async with ConnectionStore.open(database.dsn, cipher=CIPHER) as store:
+        flow = ConnectFlow(store, accounts, redirect_uri=REDIRECT_URI, scopes=SCOPES)
+        for user in (None, mallory):
+            begun = await flow.begin(user)
+            callback = await agree(begun.url, "mallory")
+            await admin.execute(
+                "update spotconn.pending_connect set user_id = $2, cookie_hash = null where state_hash = $1",
+                hashed(state_of(callback)),
+                victim,
+            )
+            with pytest.raises(DecryptionError, match="was altered, or is that of another user"):
+                await flow.complete_unbound(callback)
+    assert (await rows(admin), spotify.token_calls) == ([], 0)

@@ -177,6 +177,9 @@ async def test_a_move(command: Command, database: Database, users: list[UUID]) -
         assert (await store.get(second)).access_token == "access-marked"
     assert (await command("move", first, second, **keys)).stdout == "there was no connection\n"
     assert json.loads((await command("move", second, first, "--json", **keys)).stdout) == {"moved": True}
+    unknown = await command("move", first, str(UUID(int=1)), **keys)
+    assert unknown.exit_code == 3
+    assert "to_user: no such user in auth.users" in said(unknown)
     refused = await command("move", first, third, **keys)
     assert (refused.exit_code, said(refused)) == (
         2, "spotconn: to_user: has a connection of their own; disconnect it first\n"

@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from spotconn.testing._server import serve
-from support.browser import Person, agree, launched, press, profile_app
+from support.browser import Person, agree, connected_to, press, profile_app
 from support.connections import rows
 from support.consent import pending
 from support.database import Database
@@ -24,10 +24,15 @@ from support.processes import descendants
 
 
 @pytest.fixture
-async def url(database: Database, users: list[UUID]) -> AsyncIterator[str]:
-    """Of the running app, where Alice may sign in."""
-    async with profile_app(f"alice={users[0]}", settings={"DATABASE_URL": database.dsn}) as (url, _):
-        yield url
+async def users(users_of_profile_app: list[UUID]) -> list[UUID]:
+    """Those that the app knows."""
+    return users_of_profile_app
+
+
+@pytest.fixture
+def url(shared_profile_app: str, users: list[UUID]) -> str:
+    """Of the running app."""
+    return shared_profile_app
 
 
 @pytest.fixture
@@ -62,7 +67,7 @@ async def test_the_session_cookie_is_out_of_reach(client: httpx.AsyncClient) -> 
 
 async def test_pages_are_kept_out_of_frames_referrers_and_caches(client: httpx.AsyncClient) -> None:
     """Every answer has the headers; the policy allows no script at all."""
-    for path in ("/", "/profile", "/callback?code=x&state=y", "/style.css"):
+    for path in ("/", "/profile", "/spotify/callback?code=x&state=y", "/style.css"):
         answer = await client.get(path)
         policy = answer.headers["content-security-policy"]
         assert "default-src 'none'" in policy
@@ -72,7 +77,7 @@ async def test_pages_are_kept_out_of_frames_referrers_and_caches(client: httpx.A
         assert answer.headers["cache-control"] == "no-store"
 
 
-@pytest.mark.parametrize("path", ["/sign-in", "/sign-out", "/connect", "/reconnect", "/disconnect"])
+@pytest.mark.parametrize("path", ["/sign-in", "/sign-out"])
 async def test_a_form_without_its_token_is_refused(
     client: httpx.AsyncClient, admin: asyncpg.Connection, path: str
 ) -> None:
@@ -82,19 +87,42 @@ async def test_a_form_without_its_token_is_refused(
         for form in ({}, {"csrf": ""}, {"csrf": strange}, {"csrf": "\u00e9"}):
             assert (await client.post(path, data=form | {"user": "alice"})).status_code == 403
         assert (await other.post(path, data={"user": "alice"})).status_code == 403
-    assert await pending(admin) == 0
     assert (await client.get("/profile")).status_code == 200
     assert (await client.get(path)).status_code == 405
+
+
+@pytest.mark.parametrize("path", ["/spotify/connect", "/spotify/disconnect"])
+async def test_a_form_of_another_site_is_refused(
+    client: httpx.AsyncClient, admin: asyncpg.Connection, user: UUID, path: str
+) -> None:
+    """By what each browser says of the page that sends it; without a session nothing happens either."""
+    await admin.execute(
+        "insert into public.spotify_connections (user_id, spotify_user_id, access_token, refresh_token, expires_at) "
+        "values ($1, 'a', 'x', 'x', now() + interval '1 h')",
+        user,
+    )
+    for headers in (
+        {"sec-fetch-site": "cross-site", "origin": "http://localhost"},
+        {"sec-fetch-site": "same-site", "origin": "http://evil.example"},
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+    ):
+        assert (await client.post(path, data={"show_dialog": "true"}, headers=headers)).status_code == 403
+    async with httpx.AsyncClient(base_url=client.base_url, timeout=60) as other:
+        assert (await other.post(path, data={"show_dialog": ""})).headers["location"] == "/profile?spotify=signed_out"
+    assert (await client.get(path)).status_code == 405
+    assert (len(await rows(admin)), await pending(admin)) == (1, 0)
 
 
 async def test_a_stranger_sees_nothing(client: httpx.AsyncClient, admin: asyncpg.Connection, user: UUID) -> None:
     """Without a session every page leads to the sign-in; nobody signs in as a user that is not offered."""
     async with httpx.AsyncClient(base_url=client.base_url, timeout=60) as other:
-        for path in ("/profile", "/callback?code=x&state=y"):
-            assert (await other.get(path)).headers["location"] == "/"
+        assert (await other.get("/profile")).headers["location"] == "/"
+        back = await other.get("/spotify/callback?code=x&state=y")
+        assert back.headers["location"] == "/profile?spotify=state_mismatch"
         csrf = csrf_of(await other.get("/"))
         assert (await other.post("/sign-in", data={"csrf": csrf, "user": "mallory"})).status_code == 403
-        assert (await other.post("/connect", data={"csrf": csrf})).status_code == 403
+        assert (await other.get("/spotify/connection")).status_code == 401
         assert (await other.get("/", headers={"host": "evil.example"})).status_code == 400
     assert await pending(admin) == 0
 
@@ -114,7 +142,7 @@ async def test_what_spotify_says_is_text(client: httpx.AsyncClient, admin: async
 
 
 async def test_a_page_of_another_site_can_send_no_form_but_spotify_can_send_the_browser_back(
-    database: Database, admin: asyncpg.Connection, users: list[UUID]
+    shared_chromium: str, url: str, admin: asyncpg.Connection
 ) -> None:
     """The cookie stays away from a cross-site POST and comes along with a cross-site link, as a callback is one."""
 
@@ -122,13 +150,11 @@ async def test_a_page_of_another_site_can_send_no_form_but_spotify_can_send_the_
         target = request.query_params["target"]
         return HTMLResponse(
             f'<link rel="icon" href="data:,"><a href="{target}/profile">Profile</a>'
-            f'<form method="post" action="{target}/disconnect"><button>Win</button></form>'
+            f'<form method="post" action="{target}/spotify/disconnect"><button>Win</button></form>'
         )
 
-    settings = {"DATABASE_URL": database.dsn}
     async with (
-        launched() as browser,
-        profile_app(f"alice={users[0]}", settings=settings) as (url, _),
+        connected_to(shared_chromium) as browser,
         serve(Starlette(routes=[Route("/", evil)])) as other,
         await browser.new_context() as context,
     ):

@@ -23,6 +23,7 @@ from spotconn import (
 from spotconn._database.acquire import acquire
 from spotconn._database.application import apply, look
 from spotconn._database.idle_sessions import Session
+from spotconn._database.pending_connects import PendingConnect
 from spotconn._database.pool import close_pool, open_pool
 from spotconn._database.schema import read_sql
 from spotconn.accounts import SpotifyAccounts
@@ -65,7 +66,7 @@ async def test_no_caller_sees_it(
                 with suppress(NotConnected):  # the other task of this user has disconnected
                     await tokens.get_valid_token(user)
                 await store.get_many(users)
-                await store.pending.put(user, uuid4().hex, "verifier", life=600)
+                await store.pending.put(PendingConnect(user, "verifier"), uuid4().hex, life=600)
                 await tokens.disconnect(user)
 
         async def apply_again() -> None:

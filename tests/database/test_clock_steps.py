@@ -6,7 +6,8 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from spotconn import ConnectionStore, Outcome, Profile, RefreshFailure
+from spotconn import ConnectFailed, ConnectionStore, Outcome, Profile, RefreshFailure
+from spotconn._database.pending_connects import Claim, PendingConnect
 from spotconn.models import fingerprint
 from support.connections import grant
 from support.database_clock import database_clock
@@ -69,12 +70,14 @@ async def test_a_pending_connect(
     store: ConnectionStore, user: UUID, admin: asyncpg.Connection, step: float, *, runs: bool
 ) -> None:
     """An authorization has its ten minutes, and no more of them after a step back."""
-    await store.pending.put(user, "state", "v" * 43, life=600)
+    await store.pending.put(PendingConnect(user, "v" * 43), "state", life=600)
     async with database_clock(admin) as clock:
         await clock.step(step)
-        taken = await store.pending.take(user, "state")
-    assert taken is not None
-    assert taken.expired is (not runs)
+        if runs:
+            assert await store.pending.take(Claim("state", "user", user)) is not None
+            return
+        with pytest.raises(ConnectFailed, match="longer than ten minutes"):
+            await store.pending.take(Claim("state", "user", user))
 
 
 @STEPS

@@ -20,6 +20,7 @@ from spotconn import (
     RefreshFailure,
     SpotifyAccounts,
     TokenManager,
+    UnknownUser,
 )
 from spotconn.models import fingerprint
 from spotconn.testing import FakeSpotify
@@ -109,9 +110,10 @@ async def test_bad_arguments_are_named(encrypted: ConnectionStore, house: Connec
         ((users[0], uuid4()), r"^to_user: no such user in auth\.users$"),
         (users[:2], "^to_user: has a connection"),
     ):
-        with pytest.raises(ValueError, match=text) as raised:
+        with pytest.raises((UnknownUser, ValueError), match=text) as raised:
             await house.move(*arguments)
         assert raised.value.__context__ is None
+        assert isinstance(raised.value, UnknownUser) == ("no such user" in text)
     assert content(await encrypted.get(users[0])) == content(before)
     assert content(await encrypted.get(users[1])) == content(other)
 

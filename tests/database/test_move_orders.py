@@ -14,6 +14,7 @@ from spotconn import (
     Outcome,
     Profile,
     RefreshInProgress,
+    UnknownUser,
 )
 from spotconn._database import move
 from spotconn.models import fingerprint
@@ -147,7 +148,7 @@ async def test_a_user_who_is_deleted_meanwhile(
         await until_it_waits(admin, "operator")
         await transaction.commit()
         if deleted:
-            with pytest.raises(ValueError, match=r"^to_user: no such user"):
+            with pytest.raises(UnknownUser, match=r"^to_user: no such user"):
                 await moving
         else:
             assert await moving is False

@@ -30,7 +30,7 @@ from spotconn import (
 from spotconn.cli import app
 from spotconn.testing import FakeSpotify
 from support.connections import connect, content
-from support.consent import REDIRECT_URI, SCOPES, agree
+from support.consent import REDIRECT_URI, SCOPES, agree, sent
 from support.counting_proxy import CountingProxy
 from support.database import Database
 from support.doctor import look
@@ -402,8 +402,13 @@ async def test_many_users_connect_through_it(
             start, finish = (
                 ConnectFlow(store, accounts, redirect_uri=REDIRECT_URI, scopes=SCOPES) for store in (one, two)
             )
-            callback = await agree(await start.start(user), account)
-            assert (await finish.finish(user, callback)).spotify_user_id == account
+            if number % 2:
+                callback = await agree(await start.start(user), account)
+                assert (await finish.finish(user, callback)).spotify_user_id == account
+                return
+            begun = await start.begin(None if number % 4 else user)
+            done = await finish.complete(await agree(begun.url, account), sent(begun))
+            assert (await finish.save(user, done) if number % 4 else done.connection) is not None
 
     await asyncio.gather(*[connected(number, row["id"]) for number, row in enumerate(rows)])
     assert await admin.fetchval("select count(distinct spotify_user_id) from public.spotify_connections") == 8

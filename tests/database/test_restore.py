@@ -8,7 +8,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from spotconn import ConnectionStore, NotConnected, Outcome, Profile, RefreshFailure, RowSecurityError
+from spotconn import ConnectionStore, NotConnected, Outcome, Profile, RefreshFailure, RowSecurityError, UnknownUser
 from spotconn._command.finding import Finding
 from spotconn._database.schema import read_sql
 from spotconn.models import fingerprint
@@ -149,7 +149,7 @@ async def test_rows_without_their_users(server: EmbeddedPostgres, dsn: Dsn, targ
     assert restore(server, name_of(target()), archive, "--data-only", replica_mode=True) == 0
     async with ConnectionStore.open(target("app"), max_size=1) as store:
         assert (await store.get(source[0])).access_token == "access-a"
-        with pytest.raises(ValueError, match="no such user"):
+        with pytest.raises(UnknownUser, match="no such user"):
             await store.save(source[0], grant("b"), Profile(spotify_user_id="alice"))
 
 

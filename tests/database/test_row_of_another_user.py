@@ -1,6 +1,7 @@
 """A database, or what is in between, that answers with another user's row: nothing of that row is used."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -10,6 +11,7 @@ import pytest
 
 from spotconn import (
     AesGcmSivCipher,
+    ConnectFailed,
     ConnectionAdmin,
     ConnectionStore,
     Profile,
@@ -20,6 +22,7 @@ from spotconn import (
     TokenManager,
 )
 from spotconn._database import service_role
+from spotconn._database.pending_connects import Claim, PendingConnect
 from spotconn.models import fingerprint
 from spotconn.testing import FakeSpotify
 from support.connections import connect
@@ -72,7 +75,7 @@ READS: dict[str, Act] = {
     "begin_refresh(": lambda store, user: store.begin_refresh(user, seen=fingerprint("")),
     "delete_connection(": lambda store, user: store.delete(user),
     "check_save(": lambda store, user: store.check_save(user),
-    "start_connect(": lambda store, user: store.pending.put(user, "a-state", "v" * 43, life=60),
+    "start_connect(": lambda store, user: store.pending.put(PendingConnect(user, "v" * 43), "a-state", life=60),
 }
 
 
@@ -124,9 +127,21 @@ async def test_another_users_authorization_is_refused(
 ) -> None:
     """The code verifier of an authorization goes to nobody but who has started it."""
     alice, bob, _ = users
-    await mixed.pending.put(alice, "the-state", "v" * 43, life=60)
+    await mixed.pending.put(PendingConnect(alice, "v" * 43), "the-state", life=60)
     with way.replace(b"take_connect(", bob.bytes, alice.bytes):
-        await is_refused(mixed.pending.take(bob, "the-state"), admin)
+        await is_refused(mixed.pending.take(Claim("the-state", "user", bob)), admin)
+
+
+async def test_another_authorization_is_refused(
+    mixed: ConnectionStore, way: FaultProxy, users: list[UUID], admin: asyncpg.Connection
+) -> None:
+    """Where no user is named, what is stored says which state it belongs to."""
+    states = "the-state", "another-state"
+    for user, state in zip(users[:2], states, strict=True):
+        await mixed.pending.put(PendingConnect(user, "v" * 43), state, life=60)
+    sent, received = (hashlib.sha256(state.encode()).digest() for state in states)
+    with way.replace(b"take_connect(", sent, received), pytest.raises(ConnectFailed, match="another state"):
+        await mixed.pending.take(Claim(states[0], "none"))
 
 
 async def test_another_users_token_is_neither_handed_out_nor_remembered(

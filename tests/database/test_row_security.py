@@ -11,7 +11,16 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from spotconn import ConnectionStore, NotConnected, Outcome, Profile, RefreshFailure, RowSecurityError, TokenGrant
+from spotconn import (
+    ConnectionStore,
+    NotConnected,
+    Outcome,
+    Profile,
+    RefreshFailure,
+    RowSecurityError,
+    TokenGrant,
+    UnknownUser,
+)
 from spotconn.models import fingerprint
 from support.database import Database
 
@@ -253,7 +262,7 @@ async def test_no_operation_leaves_anything_behind(
         lambda: store.delete(a),
     ]
     for operation in operations:
-        with suppress(NotConnected, ValueError):
+        with suppress(NotConnected, UnknownUser):
             await operation()
         assert await state_of(store) == before
     for user in users[:2]:

@@ -23,6 +23,7 @@ from spotconn import (
 )
 from spotconn._database.bound_pool import BoundPool
 from spotconn._database.idle_sessions import HOLD, is_open
+from spotconn._database.pending_connects import Claim
 from spotconn._database.shared_reads import LANES, MOST_USERS, PATIENCE, SharedReads
 from spotconn.models import StoredAccessToken
 from support.database import Database
@@ -224,7 +225,7 @@ async def test_reading_starves_nobody(database: Database, way: FaultProxy, admin
                 for _ in range(3):
                     async with store.as_user(users[0]) as connection:
                         assert await connection.fetchval("select count(*) from public.spotify_connections") == 1
-                    assert not await store.pending.take(users[0], "no such state")
+                    assert not await store.pending.take(Claim("no such state", "user", users[0]))
         finally:
             for task in reading:
                 task.cancel()

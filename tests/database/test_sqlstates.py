@@ -14,7 +14,7 @@ import pytest
 import spotconn
 from spotconn import ConnectionAdmin, ConnectionStore, DatabaseUnavailable, SchemaMismatch, StatementRefused
 from spotconn._database.errors import map_errors
-from spotconn._database.sqlstates import BAD_INPUT, OTHER, TABLE, verdict
+from spotconn._database.sqlstates import BAD_INPUT, OTHER, TABLE, UNKNOWN_USER, verdict
 from spotconn.testing import apply_schema
 from support.connections import grant
 from support.database import Database, Dsn
@@ -51,11 +51,13 @@ def test_the_table_is_that_of_the_code() -> None:
     for state, row in ROWS.items():
         if state in BAD_INPUT:
             assert row == Row("ValueError", BAD_INPUT[state])
+        elif state == UNKNOWN_USER:
+            assert row == Row("UnknownUser", "user_id: no such user in auth.users")
         else:
             meaning = verdict(state)
             assert row.error == meaning.kind.__name__
             assert row.advice == meaning.advice or not meaning.advice
-    assert set(ROWS) >= {*TABLE, *BAD_INPUT}
+    assert set(ROWS) >= {*TABLE, *BAD_INPUT, UNKNOWN_USER}
     assert {state[:2] for state in KNOWN} - {"00", "01", "02"} <= set(ROWS)
     assert OTHER.advice == ROWS["F0"].advice
 

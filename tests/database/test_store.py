@@ -16,6 +16,7 @@ import pytest
 
 from spotconn import (
     AesGcmSivCipher,
+    AskUser,
     ConfigurationError,
     Connection,
     ConnectionStore,
@@ -28,6 +29,7 @@ from spotconn import (
     RefreshTurn,
     StatementRefused,
     TokenGrant,
+    UnknownUser,
 )
 from spotconn.cipher import TokenColumn
 from spotconn.models import fingerprint
@@ -187,9 +189,10 @@ async def test_what_a_save_would_refuse_is_refused_before(
             await store.check_save(user, connected_at=moment)
         with pytest.raises(ValueError, match=rf"^connected_at: {reason}"):
             await store.save(user, grant("new"), ALICE, connected_at=moment)
-    for unknown, text in ((uuid4(), "no such user"), ("no-uuid", "UUID")):
-        with pytest.raises(ValueError, match=rf"^user_id: .*{text}"):
-            await store.check_save(unknown)
+    with pytest.raises(UnknownUser, match=r"^user_id: no such user in auth\.users$"):
+        await store.check_save(uuid4())
+    with pytest.raises(ValueError, match=r"^user_id: .*UUID"):
+        await store.check_save("no-uuid")
     assert await admin.fetchval("select count(*) from spotconn.pending_connect") == 0
     assert (await store.get(user)).access_token == "access-old"
 
@@ -243,9 +246,11 @@ async def test_bad_input_is_named_before_any_query(store: ConnectionStore, user:
 
 
 async def test_an_unknown_user_cannot_be_connected(store: ConnectionStore) -> None:
-    """A UUID that is no user of auth.users is a ValueError that names the argument."""
-    with pytest.raises(ValueError, match=r"^user_id: no such user"):
+    """For a UUID that is no user of auth.users there is an error of its own, which is the user's to mend."""
+    with pytest.raises(UnknownUser, match=r"^user_id: no such user in auth\.users$") as raised:
         await store.save(uuid4(), grant("x"), ALICE)
+    assert isinstance(raised.value, AskUser)
+    assert (raised.value.__cause__, raised.value.__context__) == (None, None)
 
 
 async def test_each_outcome_of_a_turn(store: ConnectionStore, users: list[UUID]) -> None:

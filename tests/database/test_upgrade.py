@@ -13,6 +13,7 @@ import pytest
 
 from spotconn import ConnectFailed, ConnectionStore, Outcome, RefreshFailure, SchemaMismatch
 from spotconn._database import schema, statements
+from spotconn._database.pending_connects import Claim, PendingConnect
 from spotconn._database.schema import read_sql
 from spotconn.models import fingerprint
 from spotconn.testing import apply_schema
@@ -150,7 +151,7 @@ async def test_every_row_of_version_2_is_kept(dsn: Dsn, scratch: asyncpg.Connect
         failures = [(await store.get(user)).failure for user in stored[2:5]]
         assert [failure and failure.reason for failure in failures] == ["unavailable", "revoked", None]
         with pytest.raises(ConnectFailed, match="start again"):  # its verifier is bound to nothing
-            await store.pending.take(stored.connecting, "state")
+            await store.pending.take(Claim("state", "user", stored.connecting))
 
 
 @pytest.mark.parametrize("locked_down", [False, True])
@@ -215,6 +216,46 @@ async def test_the_view_of_an_earlier_version_3_goes(
     assert await stored_rows(scratch) == before
 
 
+PENDING_3 = """
+drop function spotconn.start_connect(uuid, bytea, text, interval, bytea);
+drop function spotconn.take_connect(uuid, bytea, bytea, text);
+drop policy "Own pending connects are seen" on spotconn.pending_connect;
+drop policy "Own pending connects are made" on spotconn.pending_connect;
+drop policy "Own pending connects are used" on spotconn.pending_connect;
+drop function spotconn.binding_fault, spotconn.claimed_state;
+alter table spotconn.pending_connect drop column cookie_hash, alter column user_id set not null;
+create function spotconn.start_connect(p_user_id uuid, p_state_hash bytea, p_code_verifier text, p_life interval)
+    returns double precision language sql as 'select 0.0::double precision';
+create function spotconn.take_connect(p_user_id uuid, p_state_hash bytea)
+    returns table (code_verifier text, used boolean, expired boolean) language sql as $$select '', true, true$$;
+create policy "Own pending connects are seen" on spotconn.pending_connect
+    for select to spotconn using ((select auth.uid()) = user_id);
+"""
+
+
+async def test_what_is_under_way_is_finished_after_the_upgrade_of_an_earlier_version_3(
+    dsn: Dsn, scratch: asyncpg.Connection, stored: Users, fresh: asyncpg.Connection
+) -> None:
+    """An authorization that began before a row had cookies, scopes and data keeps its verifier and its place."""
+    await apply_schema(dsn(), plain_postgres=False)
+    await scratch.execute(PENDING_3)
+    state_hash = _hashed("state of 3")
+    await scratch.execute(
+        "insert into spotconn.pending_connect (state_hash, user_id, slot, code_verifier, expires_at) "
+        "values ($1, $2, 2, $3, now() + interval '9 min')",
+        state_hash,
+        stored.plain,
+        f"{state_hash.hex()}.verifier",
+    )
+    await apply_schema(dsn(), plain_postgres=False)
+    assert await schema_state(scratch) == await schema_state(fresh)
+    async with ConnectionStore.open(dsn("app"), max_size=1) as store:
+        with pytest.raises(ConnectFailed, match="another browser"):
+            await store.pending.take(Claim("state of 3", "cookie", stored.plain, "a cookie"))
+        taken = await store.pending.take(Claim("state of 3", "user", stored.plain))
+    assert taken == PendingConnect(stored.plain, "verifier")
+
+
 async def test_a_view_over_that_view_is_not_dropped(dsn: Dsn, scratch: asyncpg.Connection, stored: Users) -> None:
     """What a project has built on it is named by Postgres, and nothing is changed."""
     await apply_schema(dsn(), plain_postgres=False)
@@ -234,7 +275,7 @@ async def test_version_3_applied_twice_changes_nothing(dsn: Dsn, scratch: asyncp
         turn = await store.begin_refresh(stored.plain, seen=SEEN)
         await store.finish_refresh(turn, grant("new"))
         assert (await store.get(stored.plain)).saves == 1
-        await store.pending.put(stored.plain, "another", "verifier", life=600)
+        await store.pending.put(PendingConnect(stored.plain, "verifier"), "another", life=600)
     before = await schema_state(scratch), await stored_rows(scratch)
     await apply_schema(dsn(), plain_postgres=False)
     assert (await schema_state(scratch), await stored_rows(scratch)) == before

@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 from spotconn import ConnectionStore
+from spotconn._database.pending_connects import PendingConnect
 from spotconn._database.schema import SqlFile, read_sql
 from support.plan_harness import source_texts
 
@@ -82,6 +83,6 @@ async def test_expired_starts_of_all_users_go(
     ends = datetime.now(UTC)
     for number, user in enumerate(users):
         await admin.execute(EXPIRED, b"%d" % number, user, ends + timedelta(minutes=number - 1))
-    await store.pending.put(users[0], "state", "v" * 43, life=600)
+    await store.pending.put(PendingConnect(users[0], "v" * 43), "state", life=600)
     rows = await admin.fetch("select user_id from spotconn.pending_connect")
     assert {row["user_id"] for row in rows} == {users[0], users[2]}

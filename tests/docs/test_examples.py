@@ -3,9 +3,11 @@
 import asyncio
 import re
 import signal
+import socket
 import sys
 from datetime import UTC, datetime
 from importlib import import_module
+from pathlib import Path
 from typing import get_args
 from uuid import UUID
 
@@ -14,8 +16,15 @@ import pytest
 
 from spotconn import ConnectionStatus
 from spotconn.errors import ReauthorizationReason
+from support.consent import agree
 from support.processes import descendants, gone
 from support.programs import EXAMPLES, environment, line_with, run, started
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+    return port
 
 
 @pytest.mark.parametrize("name", ["tekore_client.py", "spotipy_client.py"])
@@ -46,11 +55,11 @@ async def test_the_service_runs_without_settings_and_ends_by_sigterm() -> None:
         served: list[tuple[str, str]] = []
         for _ in range(2):
             line = await line_with(process, "curl")
-            found = re.fullmatch(r"curl -i -H 'X-User: (\S+)' (\S+)\n", line)
+            found = re.fullmatch(r"curl -i -H 'Authorization: (Bearer \S+)' (\S+)\n", line)
             assert found is not None
             served.append((found[1], found[2]))
         async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(retries=5), timeout=60) as client:
-            answers = [await client.get(url, headers={"X-User": user}) for user, url in served]
+            answers = [await client.get(url, headers={"Authorization": bearer}) for bearer, url in served]
         assert [answer.status_code for answer in answers] == [200, 409]
         helpers = await descendants(process.pid)
         process.send_signal(signal.SIGTERM)
@@ -58,6 +67,32 @@ async def test_the_service_runs_without_settings_and_ends_by_sigterm() -> None:
     assert b"Traceback" not in err
     assert process.returncode in {0, -signal.SIGTERM}
     await gone(helpers)
+
+
+async def test_the_flask_service_runs_without_settings_and_ends_by_ctrl_c(open_folder: Path) -> None:
+    """A user signs in, connects, is served and disconnects, and the private server and its folder are gone."""
+    async with started("flask_app.py", PORT=str(free_port()), TMPDIR=str(open_folder)) as process:
+        found = re.search(r"http\S+", await line_with(process, "Open http"))
+        assert found is not None
+        async with httpx.AsyncClient(base_url=found[0].partition("/sign-in")[0], timeout=60) as client:
+            await client.get(found[0])
+            callback = await agree((await client.post("/connect")).headers["location"], "ann")
+            await client.get(callback)
+            assert "Connected to Spotify" in (await client.get("/profile")).text
+            assert len((await client.get("/top-tracks")).json()) == 5
+            await client.post("/disconnect")
+            assert "Not connected" in (await client.get("/profile")).text
+        process.send_signal(signal.SIGINT)
+        _, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    await gone([], open_folder)
+
+
+def test_the_guide_counts_the_lines_of_the_flask_service() -> None:
+    """Without blank lines, and without what only demonstrates it."""
+    service, _, _ = (EXAMPLES / "flask_app.py").read_text().partition("def demonstrate")
+    guide = (EXAMPLES.parent / "docs" / "how-to" / "workers.md").read_text()
+    assert f"in {sum(bool(line.strip()) for line in service.splitlines())} lines, none of which" in guide
 
 
 async def test_the_service_can_be_started_as_its_first_lines_say() -> None:
@@ -126,5 +161,5 @@ def test_the_profile_page_has_words_for_every_reason_to_connect_again(monkeypatc
     for reason in get_args(ReauthorizationReason):
         since = None if reason == "other_app" else now
         status = ConnectionStatus(connected=True, reauthorization=reason, reauthorization_since=since)
-        page = pages.profile_page(sessions.Session(user="ann"), status, [], apps_url="/apps", now=now)
+        page = pages.profile_page(sessions.Session(user="ann"), status, [], notice=None, apps_url="/apps", now=now)
         assert (pages.ENDED[reason] in page, "It was noticed on" in page) == (True, since is not None)

@@ -22,6 +22,7 @@ from spotconn import (
     ReauthorizationRequired,
     SpotifyAccounts,
     TokenManager,
+    UnknownUser,
     import_grant,
 )
 from spotconn.testing import FakeSpotify
@@ -239,7 +240,7 @@ async def test_an_impossible_import_spends_no_refresh_token(
 ) -> None:
     """A user who does not exist, a day that has not come, and one without a time zone: Spotify is not asked."""
     text = cache_of(spotify, ends_in=-1)
-    with pytest.raises(ValueError, match=rf"^{fault}"):
+    with pytest.raises(UnknownUser if user_id else ValueError, match=rf"^{fault}"):
         await import_cache(tokens, user_id or user, text, day)
     assert spotify.token_calls == 0
     assert spotify.accepts_refresh(json.loads(text)["refresh_token"])

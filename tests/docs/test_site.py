@@ -11,8 +11,10 @@ from pkgutil import iter_modules
 import pytest
 from starlette.staticfiles import StaticFiles
 
+import spotconn.blocking
 import spotconn.telemetry
 import spotconn.testing
+import spotconn.web
 from spotconn.testing._server import serve
 from support import site_check
 from support.browser import Person, launched
@@ -99,7 +101,7 @@ def test_every_public_name_is_in_the_reference(built: Path) -> None:
     """Whatever can be imported has a place in the reference that a link can lead to."""
     pages = [site_check.read_page(file) for file in (built / "reference").rglob("*.html")]
     places = set[str]().union(*(page.ids for page in pages))
-    for package in (spotconn, spotconn.telemetry, spotconn.testing):
+    for package in (spotconn, spotconn.blocking, spotconn.telemetry, spotconn.testing, spotconn.web):
         assert {f"{package.__name__}.{name}" for name in package.__all__} <= places
 
 

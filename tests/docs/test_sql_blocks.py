@@ -33,6 +33,29 @@ async def test_an_administrators_blocks(rolled_back: asyncpg.Connection) -> None
     assert await rolled_back.fetchval("select count(*) from pg_publication_tables") == 0
 
 
+async def test_an_account_of_several_users_is_found_and_can_be_forbidden(
+    store: ConnectionStore, users: list[UUID], rolled_back: asyncpg.Connection
+) -> None:
+    """By either id, whichever is known; the index is refused while there is such an account."""
+    profiles = [
+        Profile(spotify_user_id="alice", account_id="A1"),
+        Profile(spotify_user_id="renamed", account_id="A1"),
+        Profile(spotify_user_id="alice"),
+    ]
+    find, forbid = sql_blocks("connect.md")
+    await store.save(users[0], grant("0"), Profile(spotify_user_id="bob"))
+    assert await rolled_back.fetch(find) == []
+    for user, profile in zip(users, profiles, strict=False):
+        await store.save(user, grant(str(user)), profile)
+    found = {row["account_id"] or row["spotify_user_id"]: row["users"] for row in await rolled_back.fetch(find)}
+    assert {name: set(several) for name, several in found.items()} == {
+        "A1": {users[0], users[1]},
+        "alice": {users[0], users[2]},
+    }
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await rolled_back.execute(forbid)
+
+
 async def test_a_signed_in_users_blocks(store: ConnectionStore, user: UUID, rolled_back: asyncpg.Connection) -> None:
     """Each changes the one row of the user."""
     await store.save(user, grant("a"), Profile(spotify_user_id="alice"))

@@ -28,13 +28,15 @@ from spotconn.errors import (
     SpotifyUnavailable,
     StatementRefused,
     TryLater,
+    UnknownUser,
 )
 
 SINCE = datetime(2026, 11, 24, 2, 40, tzinfo=UTC)
 EVERY: list[SpotconnError] = [
     NotConnected("no connection"),
     ReauthorizationRequired("revoked", SINCE),
-    MissingScope(["user-top-read", "user-read-email"]),
+    UnknownUser("user_id: no such user"),
+    MissingScope(["user-top-read", "user-read-email"], ["streaming"]),
     ConnectFailed("state_expired", "start again"),
     TryLater("later", retry_after=1.5),
     SpotifyUnavailable("503", retry_after=2, answered=False),
@@ -102,10 +104,21 @@ def test_an_error_survives_a_copy(error: SpotconnError, again: Callable[[Spotcon
 
 def test_the_data_is_on_the_error() -> None:
     """What a caller decides from is an attribute, never to be read out of the text."""
-    assert MissingScope(["b", "a"]).missing == {"a", "b"}
-    assert str(MissingScope(["b", "a"])).startswith("not granted: a b;")
+    missing = MissingScope(["user-top-read", "streaming"], ["user-read-email"])
+    assert missing.missing == {"user-top-read", "streaming"}
+    assert missing.scopes == {"user-top-read", "streaming", "user-read-email"}
+    assert str(missing) == (
+        "not granted: streaming user-top-read; connect again and ask for streaming user-read-email user-top-read"
+    )
     assert (ReauthorizationRequired("expired", SINCE).reason, TryLater("later").retry_after) == ("expired", None)
     assert (SpotifyUnavailable("429").answered, ConnectFailed("denied", "no").reason) == (True, "denied")
+
+
+def test_what_to_ask_for_holds_scopes_alone() -> None:
+    """What another writer has stored beside the granted scopes is neither asked for nor shown."""
+    missing = MissingScope(["a"], ["b", "", "\x1b[2J", "b\n", "caf\u00e9", '"c"', "d" * 65])
+    assert missing.scopes == {"a", "b"}
+    assert str(missing) == "not granted: a; connect again and ask for a b"
 
 
 def test_the_time_in_the_text_is_utc() -> None:

@@ -97,6 +97,17 @@ def test_without_the_extra_the_test_kit_names_it(missing: str) -> None:
     assert done.stderr.endswith('\nImportError: spotconn.testing needs an extra: pip install "spotconn[testing]"\n')
 
 
+def test_without_the_extra_the_routes_name_it() -> None:
+    """So does `spotconn.web`; an error of Starlette's own import stays what it is."""
+    for missing, told in (
+        ("starlette", 'ImportError: spotconn.web needs an extra: pip install "spotconn[web]"'),
+        ("anyio", "ModuleNotFoundError: import of anyio halted; None in sys.modules"),
+    ):
+        code = f"import sys, spotconn; sys.modules[{missing!r}] = None; import spotconn.web"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50)
+        assert done.stderr.splitlines()[-1] == told
+
+
 def _declared(extras: set[str]) -> set[str]:
     """The distributions that the package asks for, with these extras."""
     required = [Requirement(line) for line in INSTALLED.requires or ()]

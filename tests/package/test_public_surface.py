@@ -6,12 +6,13 @@ import sys
 
 import spotconn
 import spotconn.testing
+import spotconn.web
 from spotconn import errors
 
 
 def test_all_is_the_public_surface() -> None:
     """`__all__` names exactly what the package binds beside its modules."""
-    for package in (spotconn, spotconn.testing):
+    for package in (spotconn, spotconn.testing, spotconn.web):
         bound = {
             name for name, value in vars(package).items() if not name.startswith("_") and not inspect.ismodule(value)
         }
@@ -36,6 +37,7 @@ def test_every_public_name_has_a_docstring() -> None:
 
 def test_import_is_silent_and_brings_no_extra() -> None:
     """Importing the package warns of nothing and imports none of the extras."""
-    code = "import sys, spotconn; print(sorted({'starlette', 'uvicorn', 'spotconn.testing'} & set(sys.modules)))"
+    extras = {"starlette", "uvicorn", "spotconn.testing", "spotconn.web"}
+    code = f"import sys, spotconn; print(sorted({extras} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")

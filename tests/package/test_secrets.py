@@ -40,7 +40,7 @@ from spotconn._spotify.redirect import read_callback
 from spotconn.events import Event
 from spotconn.testing import Answer, FakeSpotify
 from support.connections import connect
-from support.consent import REDIRECT_URI, SCOPES, agree
+from support.consent import REDIRECT_URI, SCOPES, agree, sent
 from support.database import Database
 from support.exported import Exported
 from support.leak_detector import LeakDetector, text_of
@@ -232,8 +232,8 @@ async def the_accounts(house: House) -> None:
     await detector.fails(run_sync(lambda: SpotifyAccounts("c", accounts_url="http://marked-secret")))
 
 
-@drives("TokenManager.get_valid_token", "TokenManager.replace_rejected", "TokenManager.status",
-        "TokenManager.disconnect", "TokenManager.aclose", "TokenManager.__init__")  # fmt: skip
+@drives("TokenManager.get_valid_token", "TokenManager.get_access_token", "TokenManager.replace_rejected",
+        "TokenManager.status", "TokenManager.disconnect", "TokenManager.aclose", "TokenManager.__init__")  # fmt: skip
 async def the_manager(house: House) -> None:
     detector, tokens, user, spotify = house.detector, house.tokens, house.users[0], house.spotify
     await house.connected(user)
@@ -241,8 +241,10 @@ async def the_manager(house: House) -> None:
     await house.admin.execute(OLDER)
     another = await tokens.replace_rejected(user, token)
     assert another != token
-    detector.record(tokens, await tokens.status(user))
+    detector.record(tokens, await tokens.status(user), await tokens.get_access_token(user))
     await detector.fails(tokens.get_valid_token(token))
+    await detector.fails(tokens.get_access_token(token))
+    await detector.fails(tokens.get_access_token(user, scopes=["never-granted"]))
     await detector.fails(tokens.replace_rejected(token, token))
     await detector.fails(tokens.status(token))
     await detector.fails(tokens.disconnect(token))
@@ -322,7 +324,8 @@ async def the_many(house: House) -> None:
         await house.admin.execute("grant execute on function spotconn.get_access_tokens to spotconn")
 
 
-@drives("ConnectFlow.start", "ConnectFlow.finish", "ConnectFlow.from_env", "ConnectFlow.__init__", "ConnectFlow.aclose")
+@drives("ConnectFlow.start", "ConnectFlow.finish", "ConnectFlow.from_env", "ConnectFlow.__init__", "ConnectFlow.aclose",
+        "ConnectFlow.begin", "ConnectFlow.complete", "ConnectFlow.complete_unbound", "ConnectFlow.save")  # fmt: skip
 async def the_connect_flow(house: House) -> None:
     detector, spotify, user = house.detector, house.spotify, house.users[0]
     spotify.add_account("refused", refusal="User not registered in the Developer Dashboard")
@@ -347,12 +350,35 @@ async def the_connect_flow(house: House) -> None:
     await detector.fails(flow.finish(user, cut))
     await detector.fails(flow.start(f"no-uuid-{connected}"))
     await detector.fails(flow.finish(user, connected.partition("?")[2]))
+    await _by_cookie(house, flow)
     await flow.aclose()
     wrong = "http://localhost/marked-secret"
     await detector.fails(run_sync(lambda: ConnectFlow(house.store, house.accounts, redirect_uri=wrong, scopes=SCOPES)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPOTIFY_REDIRECT_URI", wrong)
         await detector.fails(run_sync(lambda: ConnectFlow.from_env(house.store, house.accounts, scopes=SCOPES)))
+
+
+async def _by_cookie(house: House, flow: ConnectFlow) -> None:
+    detector, user = house.detector, house.users[1]
+    logging.disable()
+    begun = [await flow.begin(one, data={"next": "/a"}) for one in (user, None, None)]
+    bot = await agree(await flow.start(user))
+    callbacks = [await agree(one.url) for one in begun]
+    logging.disable(logging.NOTSET)
+    for url in (bot, *callbacks):
+        detector.secrets |= {url, *(value for name, value in parse_qsl(urlsplit(url).query) if name != "error")}
+    detector.secrets |= {cookie.partition("=")[2] for one in begun for cookie in sent(one).split("; ")[1:]}
+    detector.record(*begun)
+    await detector.fails(flow.complete(callbacks[0], sent(begun[1])))
+    await detector.fails(flow.complete(callbacks[0], {"cookie": sent(begun[0])}))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    detector.record(await flow.complete(callbacks[0], sent(begun[0])), await flow.complete_unbound(bot))
+    signed_in = await flow.complete(callbacks[1], sent(begun[1]))
+    detector.record(signed_in, await flow.save(user, signed_in))
+    await detector.fails(flow.save(f"no-uuid-{callbacks[0]}", signed_in))
+    await detector.fails(flow.complete(callbacks[1], sent(begun[1])))
+    await detector.fails(flow.complete_unbound(callbacks[2]))
+    await detector.fails(flow.begin(user, data={callbacks[0]: "x" * 1000}))
 
 
 @drives("TokenManager.from_env")
@@ -440,7 +466,12 @@ async def house(
         exported.close()
 
 
-NOTHING_TO_HIDE = {"AesGcmSivCipher.generate_key", "ConnectionStore.watch", "ConnectionStore.unwatch"}
+NOTHING_TO_HIDE = {
+    "AesGcmSivCipher.generate_key",
+    "ConnectionStore.watch",
+    "ConnectionStore.unwatch",
+    "SpotifyAccounts.check_connect",
+}
 
 
 def test_every_public_call_is_driven() -> None:

@@ -14,7 +14,9 @@ import asyncpg
 import httpx
 import httpx2
 from asyncpg.pool import PoolConnectionProxy
+from fastapi import FastAPI
 from starlette.datastructures import URL
+from starlette.requests import Request
 
 from spotconn import (
     AesGcmSivCipher,
@@ -32,6 +34,7 @@ from spotconn import (
     RefreshFailure,
     RefreshTurn,
     RekeyProgress,
+    SpotconnError,
     SpotifyAccounts,
     SpotifyAuth,
     TokenCipher,
@@ -43,6 +46,7 @@ from spotconn import (
     verify_connection,
 )
 from spotconn.testing import Answer, EmbeddedPostgres, FakeAccount, FakeClock, FakeSpotify, Hold, add_user
+from spotconn.web import PROBLEM_RESPONSES, SpotifyRoutes, problem_details
 
 
 async def a_token_is_text(tokens: TokenManager, user_id: UUID) -> None:
@@ -183,7 +187,15 @@ def errors(error: ReauthorizationRequired | ConnectFailed | TryLater, since: dat
         case ConnectFailed():
             assert_type(
                 error.reason,
-                Literal["denied", "state_mismatch", "state_used", "state_expired", "code_rejected", "not_allowed"],
+                Literal[
+                    "denied",
+                    "state_mismatch",
+                    "state_used",
+                    "state_expired",
+                    "code_rejected",
+                    "not_allowed",
+                    "other_account",
+                ],
             )
         case TryLater():
             assert_type(error.retry_after, float | None)
@@ -230,3 +242,21 @@ async def the_test_kit(clock: FakeClock) -> None:
     spotify.script("503")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     clock.step(timedelta(hours=1))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     FakeClock()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+async def who_asks(request: Request) -> UUID | None:
+    return UUID(request.headers["x-user"])
+
+
+def no_coroutine(_request: Request) -> UUID | None:
+    return None
+
+
+async def the_routes(app: FastAPI, tokens: TokenManager, flow: ConnectFlow) -> None:
+    routes = SpotifyRoutes(tokens=tokens, flow=flow, user=who_asks, after="/me")
+    app.mount("/spotify", routes)
+    app.add_exception_handler(SpotconnError, problem_details)
+    FastAPI(responses=PROBLEM_RESPONSES)
+    SpotifyRoutes(tokens=lambda request: request.state.tokens, flow=lambda _: flow, user=who_asks, after="/me")
+    SpotifyRoutes(tokens=flow, flow=flow, user=who_asks, after="/me")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    SpotifyRoutes(tokens=tokens, flow=flow, user=no_coroutine, after="/me")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

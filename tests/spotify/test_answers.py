@@ -12,6 +12,7 @@ from spotconn._spotify.answers import read_grant, read_profile, retry_after
 from spotconn._spotify.authorization import GrantType
 from spotconn._spotify.marks import Mark, has_mark, marked
 from spotconn.errors import ConfigurationError, ConnectFailed, ReauthorizationRequired, SpotifyUnavailable
+from spotconn.models import Profile
 
 NOW = 1_800_000_000.0
 APP = "demo-client"
@@ -249,6 +250,27 @@ def test_a_profile(answer: dict[str, object], expected: tuple[str | None, ...]) 
     """A profile needs an id; of the rest, what is not text or cannot be stored is left out."""
     profile = read_profile(200, {}, json.dumps(answer).encode(), now=NOW)
     assert (profile.spotify_user_id, profile.display_name, profile.email) == expected
+
+
+@pytest.mark.parametrize(
+    ("account_id", "expected"), [("A1", "A1"), (None, None), (7, None), ("", None), ("x" * 2000, None)]
+)
+def test_the_lasting_id_of_an_account(account_id: object, expected: str | None) -> None:
+    """It is taken over where it is a text, and nothing is wrong with a profile that has none."""
+    assert read_profile(200, {}, json.dumps({"id": "a", "account_id": account_id}).encode(), now=NOW) == Profile(
+        spotify_user_id="a", account_id=expected
+    )
+
+
+def test_a_profile_has_all_that_spotify_said() -> None:
+    """Whatever it is, and in no repr and no dump; two profiles are equal without it."""
+    said = {"id": "a", "country": SECRET, "product": "premium", "images": [{"url": SECRET}], "later": {"x": 1}}
+    profile = read_profile(200, {}, json.dumps(said).encode(), now=NOW)
+    assert profile.raw == said
+    assert SECRET not in f"{profile!r} {profile.model_dump()} {profile.model_dump_json()} {dict(profile)}"
+    assert profile == Profile(spotify_user_id="a")
+    assert hash(profile) == hash(Profile(spotify_user_id="a"))
+    assert profile != Profile(spotify_user_id="a", account_id="A1")
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"id":null}', b'{"id":""}', b'{"id":7}', b'{"id":"a\\u0000"}'])

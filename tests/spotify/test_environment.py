@@ -11,7 +11,7 @@ import pytest
 
 from spotconn import ConfigurationError, SpotifyAccounts, TokenManager
 from spotconn._spotify.environment import proxy_setting
-from spotconn._tokens.apps import opened
+from spotconn._tokens.environment import opened_apps
 from spotconn.testing import FakeSpotify
 from support.listening import until
 from support.tls import certificate, name_for_openssl, tls_front
@@ -82,7 +82,7 @@ async def test_a_manager_and_its_other_apps_name_it_too(variable: str, monkeypat
     with pytest.raises(ConfigurationError, match=variable):
         await TokenManager.from_env().__aenter__()
     with pytest.raises(ConfigurationError, match=variable):
-        await opened([("other", None)]).__aenter__()
+        await opened_apps([("other", None)]).__aenter__()
 
 
 def test_a_given_client_needs_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,3 +116,25 @@ async def test_the_page_of_apps_names_no_app_where_there_is_one(
     assert page.count("Remove access") == 1
     assert "demo-client" not in page
     assert "client_id" not in page
+
+
+@pytest.mark.parametrize(
+    ("scope", "named"),
+    [
+        ([], set[str]()),
+        (["user-read-email"], {"email"}),
+        (["user-read-private"], {"country", "product", "explicit_content"}),
+    ],
+)
+async def test_a_scope_shows_more_of_the_profile(
+    spotify: FakeSpotify, client: httpx.AsyncClient, scope: list[str], named: set[str]
+) -> None:
+    """As Spotify documents GET /v1/me; the lasting id and the images need no scope."""
+    spotify.add_account("alice", email="alice@example.org", account_id="A1", country="DE", product="free")
+    body = (await client.get("/v1/me", headers=bearing(spotify, *scope))).json()
+    shown = {"email": "alice@example.org", "country": "DE", "product": "free"}
+    assert {name: value for name, value in body.items() if name in shown} == {
+        name: value for name, value in shown.items() if name in named
+    }
+    assert body.keys() & {"email", "country", "product", "explicit_content"} == named
+    assert (body["account_id"], [image["height"] for image in body["images"]]) == ("A1", [300, 64])

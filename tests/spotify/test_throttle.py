@@ -1,10 +1,14 @@
 """What one answer of Spotify means for the other calls of a process, and local backoffs."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from uuid import UUID, uuid4
 
 import pytest
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
 from spotconn import (
     ConfigurationError,
@@ -21,7 +25,9 @@ from spotconn._spotify.throttle import LONGEST_RETRY_AFTER, Throttle
 from spotconn._tokens import local_backoff
 from spotconn._tokens.local_backoff import LocalBackoffs
 from spotconn.testing import Answer, FakeSpotify
+from spotconn.testing._server import serve
 from support.connections import connect
+from support.consent import REDIRECT_URI
 
 
 def throttled(seconds: float) -> SpotifyUnavailable:
@@ -128,6 +134,19 @@ def test_a_call_that_spotify_accepts_ends_what_was_refused_before() -> None:
     breaker.record(None, 1, "b")
     breaker.record(refusal(), 2, "c")
     breaker.check(2, "d")
+
+
+def test_a_look_is_no_probe() -> None:
+    """It refuses what a call would be refused, and leaves the probe that is due to a call."""
+    breaker = open_circuit()
+    for now in (0, 10_000):
+        for _ in range(3):
+            breaker.look(now=now, user="another")
+        breaker.check(now=now, user="another")
+        with pytest.raises(ConfigurationError, match="invalid_client"):
+            breaker.look(now=now, user="a third")
+    breaker.record(None, now=10_000, user="another")
+    breaker.look(now=10_000, user="a third")
 
 
 def test_pauses_grow_to_their_longest_with_jitter() -> None:
@@ -272,3 +291,48 @@ async def test_a_call_that_finds_no_slot_is_not_made(spotify: FakeSpotify, monke
             held.release()
             await first
     assert spotify.token_calls == 1
+
+
+class Unwilling:
+    """A real server that answers 429 with a Retry-After to the paths that are named."""
+
+    def __init__(self, inner: FakeSpotify) -> None:
+        self.inner = inner
+        self.waits: dict[str, str] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if wait := self.waits.get(scope.get("path", "")):
+            await PlainTextResponse("Too many requests", 429, {"retry-after": wait})(scope, receive, send)
+        else:
+            await self.inner(scope, receive, send)
+
+
+CALLS: dict[str, Callable[[SpotifyAccounts], Awaitable[object]]] = {
+    "/v1/me": lambda accounts: accounts.profile("token", timeout=5),
+    "/api/token": lambda accounts: accounts.exchange_code("c", redirect_uri=REDIRECT_URI, code_verifier="v", timeout=5),
+}
+
+
+@pytest.mark.parametrize("path", CALLS)
+@pytest.mark.parametrize(("wait", "told"), [(7200, True), (4, False)])
+async def test_what_a_connect_needs_is_known_before_it_begins(
+    spotify: FakeSpotify, path: str, *, wait: int, told: bool
+) -> None:
+    """A throttled profile or exchange is told without a request, and a wait of a few seconds is none."""
+    unwilling = Unwilling(spotify)
+    unwilling.waits[path] = str(wait)
+    async with serve(unwilling) as url, SpotifyAccounts("demo-client", accounts_url=url, api_url=url) as accounts:
+        accounts.check_connect()
+        with pytest.raises(SpotifyUnavailable):
+            await CALLS[path](accounts)
+        with pytest.raises(SpotifyUnavailable, match="asked this app to wait") if told else nullcontext() as raised:
+            accounts.check_connect(uuid4())
+    assert raised is None or 7000 < (raised.value.retry_after or 0) <= 7200
+
+
+async def test_refreshes_that_wait_keep_nobody_from_connecting(spotify: FakeSpotify, accounts: SpotifyAccounts) -> None:
+    """Each kind of call has a throttle of its own."""
+    spotify.script(Answer.too_many_requests("7200"))
+    with pytest.raises(SpotifyUnavailable):
+        await accounts.refresh("rt", timeout=5)
+    accounts.check_connect()

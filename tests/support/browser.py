@@ -3,9 +3,11 @@
 import asyncio
 import os
 import shutil
+import subprocess
 import sys
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+import tempfile
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -28,6 +30,16 @@ NO_OUTSIDE_CALLS = (
 )
 
 
+SUPERVISED = """
+"$@" &
+cat > /dev/null
+kill $!
+wait
+rm -rf "$0"
+"""
+"""Runs a program until standard input ends, as it does when its parent is killed, and removes a folder."""
+
+
 def chromium() -> str:
     """The path of a Chromium of this system; without one the test is skipped, or fails where one is required."""
     named = os.environ.get("CHROMIUM")
@@ -42,18 +54,68 @@ def chromium() -> str:
     return found
 
 
+def _flags() -> list[str]:
+    # As root Chromium does not start with its sandbox.
+    return [*NO_OUTSIDE_CALLS, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+
+
 def _which(name: str | None) -> str | None:
     return shutil.which(name) if name else None
+
+
+@contextmanager
+def chromium_running() -> Generator[str]:
+    """A headless Chromium for the tests of several event loops: its address. It ends with this process."""
+    folder = tempfile.mkdtemp()
+    flags = ["--headless", "--remote-debugging-port=0", f"--user-data-dir={folder}", *_flags()]
+    with subprocess.Popen(
+        ["sh", "-c", SUPERVISED, folder, chromium(), *flags], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        with process.stderr:
+            address = next(line for line in process.stderr if "DevTools listening on" in line).split()[-1]
+        yield address
+
+
+@contextmanager
+def profile_app_running(*arguments: str, settings: Mapping[str, str]) -> Generator[tuple[str, Path]]:
+    """The app for the tests of several event loops: its URL, and the file of its complaints."""
+    folder = Path(tempfile.mkdtemp())
+    with (
+        (folder / "complaints").open("w") as complaints,
+        subprocess.Popen(
+            ["sh", "-c", SUPERVISED, folder, sys.executable, PROFILE_APP, *arguments],
+            env=_environment(settings),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        yield next(line for line in process.stdout if line.startswith("Open http")).split()[1], folder / "complaints"
+
+
+def check_complaints(text: str) -> None:
+    """Fail where the app has logged an error, or what must not be in a log."""
+    assert not [words for words in ("Traceback", "ERROR", "code=", "state=") if words in text], text
+
+
+@asynccontextmanager
+async def connected_to(address: str) -> AsyncGenerator[Browser]:
+    """A running Chromium; the contexts of the block are closed by who opens them."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.connect_over_cdp(address)
+        yield browser
+        await browser.close()
 
 
 @asynccontextmanager
 async def launched() -> AsyncGenerator[Browser]:
     """A headless browser that can reach nothing but this machine."""
     path = chromium()
-    # As root Chromium does not start with its sandbox.
-    args = [*NO_OUTSIDE_CALLS, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=args)
+        browser = await playwright.chromium.launch(executable_path=path, args=_flags())
         try:
             yield browser
         finally:
@@ -95,11 +157,11 @@ async def press(page: Page, button: str) -> None:
         await page.get_by_role("button", name=button, exact=True).click()
 
 
-async def agree(page: Page, account: str, *, decision: str = "Agree") -> None:
+async def agree(page: Page, account: str, *, decision: str = "Agree", back: str = "**/profile*") -> None:
     """Answer on the consent page, until the browser is back on the profile page."""
     await page.get_by_label(account).check()
     await page.get_by_role("button", name=decision, exact=True).click()
-    await page.wait_for_url("**/profile")
+    await page.wait_for_url(back)
 
 
 @asynccontextmanager
@@ -107,13 +169,11 @@ async def profile_app(
     *arguments: str, settings: Mapping[str, str]
 ) -> AsyncGenerator[tuple[str, asyncio.subprocess.Process]]:
     """The app as a process of its own: its URL and itself. It has ended when the block ends."""
-    hidden = ("DATABASE_URL", "SPOTCONN_", "SPOTIFY_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(PROFILE_APP),
         *arguments,
-        env=environment | {"PORT": "0", **settings},
+        env=_environment(settings),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -123,8 +183,13 @@ async def profile_app(
         if process.returncode is None:
             process.terminate()
         _, complaints = await process.communicate()
-    said = complaints.decode()
-    assert not [words for words in ("Traceback", "ERROR", "code=", "state=") if words in said], said
+    check_complaints(complaints.decode())
+
+
+def _environment(settings: Mapping[str, str]) -> dict[str, str]:
+    hidden = ("DATABASE_URL", "SPOTCONN_", "SPOTIFY_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    return inherited | {"PORT": "0", **settings}
 
 
 async def _url(process: asyncio.subprocess.Process) -> str:

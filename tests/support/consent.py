@@ -8,7 +8,7 @@ import asyncpg
 import httpx
 import pytest
 
-from spotconn import ConnectFailed, ConnectFlow
+from spotconn import Authorization, ConnectFailed, ConnectFlow
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -44,6 +44,11 @@ def altered(callback: str, **changes: str) -> str:
     parts = urlsplit(callback)
     query = {name: value for name, value in (dict(parse_qsl(parts.query)) | changes).items() if value}
     return urlunsplit(parts._replace(query=urlencode(query)))
+
+
+def sent(*authorizations: Authorization) -> str:
+    """The Cookie header of a browser that has begun these."""
+    return "; ".join(["session=1", *(one.cookie.partition(";")[0] for one in authorizations)])
 
 
 def state_of(url: str) -> str:

@@ -11,10 +11,13 @@ BUILTIN = ("ValueError", "TypeError", "RuntimeError", "AttributeError", "ImportE
 """Classes of Python's own that a caller may see."""
 SEEN_CALLS = {
     "_database/sqlstates.py: ConfigurationError": "the table of SQLSTATEs: sqlstates.md has its texts",
+    "_database/sqlstates.py: ConnectFailed": "as above",
     "_database/sqlstates.py: DatabaseUnavailable": "as above",
     "_database/sqlstates.py: RowSecurityError": "as above",
     "_database/sqlstates.py: SchemaMismatch": "as above",
     "_database/sqlstates.py: StatementRefused": "as above",
+    "blocking/_loop_thread.py: SingleFlight[str, R]": "no error, but a generic class",
+    "connect.py: SingleFlight[tuple[Callback, Claim, bool], Completed]": "no error, but a generic class",
     "_tokens/source.py: SingleFlight[tuple[UUID, str], Replacement]": "no error, but a generic class",
 }
 """What `unclear_calls` finds and is understood, each with the reason."""

@@ -13,6 +13,7 @@ import pytest
 
 from spotconn import (
     AesGcmSivCipher,
+    Completed,
     ConfigurationError,
     ConnectFailed,
     ConnectFlow,
@@ -31,6 +32,7 @@ from spotconn import (
     SpotifyUnavailable,
     TokenGrant,
     TokenManager,
+    UnknownUser,
 )
 from spotconn.models import fingerprint
 from spotconn.testing import Answer, FakeSpotify
@@ -211,8 +213,21 @@ async def close_accounts(setup: Setup) -> None:
     await cancelled(accounts.aclose())
 
 
+async def check_closed(_setup: Setup) -> None:
+    """Ask accounts that are closed whether a connect would be admitted."""
+    accounts = SpotifyAccounts("demo-client", "demo-secret")
+    await accounts.aclose()
+    accounts.check_connect()
+
+
 async def run_sync(call: Callable[[], object]) -> object:
     return call()
+
+
+def signed_in() -> Completed:
+    ends = datetime.now(UTC) + timedelta(hours=1)
+    grant = TokenGrant(access_token=TOKEN, refresh_token=TOKEN, expires_at=ends)
+    return Completed(grant=grant, profile=Profile(spotify_user_id="alice"))
 
 
 def flow_of(setup: Setup) -> SpotifyAuth:
@@ -251,9 +266,9 @@ FAILURES = [
     Failure("ConnectionStore.get", NotConnected, lambda at: at.store.get(at.nobody)),
     Failure("ConnectionStore.get", DatabaseUnavailable, lambda at: at.store.get(at.user), away),
     Failure("ConnectionStore.get_many", DatabaseUnavailable, lambda at: at.store.get_many([at.user]), away),
-    Failure("ConnectionStore.save", ValueError, lambda at: at.store.save(STRANGER, GRANT, PROFILE)),
+    Failure("ConnectionStore.save", UnknownUser, lambda at: at.store.save(STRANGER, GRANT, PROFILE)),
     Failure("ConnectionStore.save", DatabaseUnavailable, lambda at: at.store.save(at.user, GRANT, PROFILE), away),
-    Failure("ConnectionStore.check_save", ValueError, lambda at: at.store.check_save(STRANGER)),
+    Failure("ConnectionStore.check_save", UnknownUser, lambda at: at.store.check_save(STRANGER)),
     Failure("ConnectionStore.check_save", DatabaseUnavailable, lambda at: at.store.check_save(at.user), away),
     Failure("ConnectionStore.delete", DatabaseUnavailable, lambda at: at.store.delete(at.user), away),
     Failure("ConnectionStore.verify", DatabaseUnavailable, lambda at: at.store.verify(), away),
@@ -286,11 +301,14 @@ FAILURES = [
     Failure(
         "SpotifyAccounts.refresh", SpotifyUnavailable, lambda at: at.accounts.refresh(TOKEN, timeout=SHORT), unreachable
     ),
+    Failure("SpotifyAccounts.check_connect", RuntimeError, check_closed),
     Failure("SpotifyAccounts.profile", ConnectFailed, lambda at: at.accounts.profile(TOKEN)),
     Failure("SpotifyAccounts.aclose", asyncio.CancelledError, close_accounts),
     Failure("TokenManager.from_env", ConfigurationError, lambda _: enter(TokenManager.from_env())),
     Failure("TokenManager.get_valid_token", ValueError, lambda at: at.tokens.get_valid_token(TOKEN)),
     Failure("TokenManager.get_valid_token", NotConnected, lambda at: at.tokens.get_valid_token(at.nobody)),
+    Failure("TokenManager.get_access_token", NotConnected, lambda at: at.tokens.get_access_token(at.nobody)),
+    Failure("TokenManager.get_access_token", DatabaseUnavailable, lambda at: at.tokens.get_access_token(at.user), away),
     Failure("TokenManager.get_valid_token", MissingScope, lambda at: at.tokens.get_valid_token(at.user, scopes=["a"])),
     *[
         Failure("TokenManager.get_valid_token", kind, lambda at: at.tokens.get_valid_token(at.user), prepare)
@@ -329,8 +347,14 @@ FAILURES = [
         "SpotifyAuth.sync_auth_flow", RuntimeError, lambda at: run_sync(lambda: next(flow_of(at).sync_auth_flow(None)))
     ),
     Failure("SpotifyAuth.auth_flow", RuntimeError, lambda at: run_sync(lambda: next(flow_of(at).auth_flow(None)))),
-    Failure("ConnectFlow.start", ValueError, lambda at: at.flow.start(STRANGER)),
+    Failure("ConnectFlow.start", UnknownUser, lambda at: at.flow.start(STRANGER)),
     Failure("ConnectFlow.start", DatabaseUnavailable, lambda at: at.flow.start(at.user), away),
+    Failure("ConnectFlow.begin", ValueError, lambda at: at.flow.begin(None, data={"name": TOKEN * 100})),
+    Failure("ConnectFlow.begin", DatabaseUnavailable, lambda at: at.flow.begin(None), away),
+    Failure("ConnectFlow.complete", ConnectFailed, lambda at: at.flow.complete(CALLBACK, TOKEN)),
+    Failure("ConnectFlow.complete", DatabaseUnavailable, lambda at: at.flow.complete(CALLBACK, TOKEN), away),
+    Failure("ConnectFlow.complete_unbound", ConnectFailed, lambda at: at.flow.complete_unbound(CALLBACK)),
+    Failure("ConnectFlow.save", ValueError, lambda at: at.flow.save(TOKEN, signed_in())),
     Failure("ConnectFlow.finish", ConnectFailed, lambda at: at.flow.finish(at.user, CALLBACK)),
     Failure("ConnectFlow.finish", DatabaseUnavailable, lambda at: at.flow.finish(at.user, CALLBACK), away),
     Failure(

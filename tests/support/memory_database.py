@@ -37,6 +37,7 @@ class State:
 
     fingerprint: str
     client_id: str | None = None
+    account_id: str | None = None
     refused_by: tuple[str, ...] = ()
     lease_id: UUID | None = None
     leased_at: float | None = None
@@ -161,20 +162,23 @@ class MemoryDatabase:
         access: str,
         refresh: str,
         expires_at: datetime,
-        *others: Any,  # scope, display_name, email, connected_at, expires_in, age, client_id
+        *others: Any,  # scope, display_name, email, connected_at, expires_in, age, client_id, account_id, same_account
     ) -> dict[str, Any] | None:
-        *_, connected_at, expires_in, age, client_id = others
+        *_, connected_at, expires_in, age, client_id, account_id, _ = others
         now = self._clock()
+        previous = self.row and self.row.spotify_user_id
         connected = now if connected_at is None else min(now, connected_at.timestamp())
         self.row = Row(account, access, refresh, self._token_end(expires_at, expires_in, age) or 0.0, connected)
         state = self._enter(fingerprint(refresh))
         state.failure = state.failed_at = state.paused_at = state.retry_at = None
         state.failures = state.refusals = 0
         state.client_id, state.refused_by = client_id or state.client_id, ()
+        state.account_id = account_id
         state.saved_at, state.granted_at = now, None if expires_in is None else now
         state.saves, state.family = state.saves + 1, self._new_id()
         self.commit()
-        return self._shown(user_id)
+        shown = self._shown(user_id)
+        return shown and shown | {"previous_spotify_user_id": previous}
 
     def begin_refresh(
         self, user_id: UUID, seen: bytes, lease: timedelta, client_ids: list[str] | None
@@ -348,9 +352,11 @@ class MemoryDatabase:
             "scope": None,
             "client_id": None if known is None else known.client_id,
             "refused_by": None if known is None else list(known.refused_by),
+            "account_id": None if known is None else known.account_id,
             "saves": None if known is None else known.saves,
             "family": None if known is None else known.family,
             "remaining": seconds_left(row.expires_at, self._clock()),
+            "previous_spotify_user_id": None,
             **_failure(known),
         }
 

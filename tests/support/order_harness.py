@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Hashable, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -311,7 +311,7 @@ class OrderHarness:
         grant = self.spotify.authorize()
         texts = self._stored_text(grant.access_token), self._stored_text(grant.refresh_token or "")
         self.written(self.spotify.of[grant.access_token])
-        self.database.save(USER, "ann", *texts, grant.expires_at, None, None, None, None, LIFE, 0.0)
+        self.database.save(USER, "ann", *texts, grant.expires_at, None, None, None, None, LIFE, 0.0, None, None, False)
 
     def fails_over(self, lost: int) -> None:
         """Lose the last commits, and what they had changed."""
@@ -451,11 +451,12 @@ class Pool(BoundPool):
 
     async def row_of(  # as there
         self,
-        user_id: UUID,
+        user_id: UUID | None,
         query: str,
         *args: object,
         read: bool = False,  # noqa: ARG002
         ahead: bool = False,  # noqa: ARG002
+        queue: Hashable = None,  # noqa: ARG002
     ) -> Any:
         return await self._answer(query, user_id, *args)
 

@@ -34,8 +34,9 @@ from spotconn._command.checks import CHECKS, Check
 from spotconn._command.decryption import check_decryption
 from spotconn._command.probe import Probe
 from spotconn._database import application, migration
+from spotconn._database.pending_connects import Binding, Claim, PendingConnect
 from spotconn._tokens.cache import ConnectionCache
-from spotconn.errors import NotConnected, RowSecurityError
+from spotconn.errors import ConnectFailed, NotConnected, RowSecurityError
 from spotconn.models import fingerprint
 from spotconn.testing import apply_schema
 from support.bulk import add_connections, bulk_user
@@ -303,12 +304,15 @@ async def _connected(harness: PlanHarness) -> None:
 
 
 async def _connecting(harness: PlanHarness) -> None:
-    state = str(uuid4())
-    await harness.store.pending.put(user := harness.busy(), state, "v" * 43, life=LIFE)
-    for used in (False, True):
-        taken = await harness.store.pending.take(user, state)
-        assert taken is not None
-        assert taken.used is used
+    cases: list[tuple[UUID | None, Binding]] = [(harness.busy(), "user"), (harness.busy(), "none"), (None, "cookie")]
+    for user, binding in cases:
+        state = str(uuid4())
+        cookie = "a cookie" if binding == "cookie" else None
+        await harness.store.pending.put(PendingConnect(user, "v" * 43), state, life=LIFE, cookie=cookie)
+        claim = Claim(state, binding, user, cookie)
+        assert await harness.store.pending.take(claim) is not None
+        with suppress(ConnectFailed):  # it is used
+            assert not await harness.store.pending.take(claim)
 
 
 async def _examined(check: Check, harness: PlanHarness) -> None:

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import httpx
 
 from spotconn import (
+    Completed,
     ConnectFlow,
     Connection,
     ConnectionAdmin,
@@ -51,6 +52,10 @@ class Objects:
     def grant(self) -> TokenGrant:
         ends = datetime.now(UTC) + timedelta(hours=1)
         return TokenGrant(access_token="other-access", refresh_token="other-refresh", expires_at=ends)
+
+    @property
+    def completed(self) -> Completed:
+        return Completed(grant=self.grant, profile=Profile(spotify_user_id="alice"))
 
     @property
     def turn(self) -> RefreshTurn:
@@ -100,6 +105,7 @@ async def _auth(objects: Objects) -> object:
 Call = Callable[[Objects], Awaitable[object]]
 CALLS: dict[str, Call] = {
     "TokenManager.get_valid_token": lambda on: on.tokens.get_valid_token(on.user),
+    "TokenManager.get_access_token": lambda on: on.tokens.get_access_token(on.user),
     "TokenManager.get_valid_tokens": _many,
     "TokenManager.replace_rejected": lambda on: on.tokens.replace_rejected(on.user, "rejected"),
     "TokenManager.auth": _auth,
@@ -130,6 +136,10 @@ CALLS: dict[str, Call] = {
     "SpotifyAccounts.profile": lambda on: on.accounts.profile("a-token"),
     "ConnectFlow.start": lambda on: on.flow.start(on.user),
     "ConnectFlow.finish": lambda on: on.flow.finish(on.user, on.callback),
+    "ConnectFlow.begin": lambda on: on.flow.begin(None),
+    "ConnectFlow.complete": lambda on: on.flow.complete(on.callback, None),
+    "ConnectFlow.complete_unbound": lambda on: on.flow.complete_unbound(on.callback),
+    "ConnectFlow.save": lambda on: on.flow.save(on.user, on.completed),
 }
 
 

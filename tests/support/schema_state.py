@@ -13,7 +13,8 @@ _QUERIES = {
     "columns": "select attrelid::regclass::text, attname::text, format_type(atttypid, atttypmod), attnotnull, "
     f"pg_get_expr(adbin, adrelid), col_description(attrelid, attnum), {_ACL.format(acl='attacl')} "
     "from pg_attribute join pg_class on pg_class.oid = attrelid left join pg_attrdef on adrelid = attrelid "
-    f"and adnum = attnum where relnamespace in {_OURS} and attnum > 0 order by attrelid::regclass::text, attnum",
+    f"and adnum = attnum where relnamespace in {_OURS} and attnum > 0 and not attisdropped "
+    "order by attrelid::regclass::text, attnum",
     "constraints": "select conrelid::regclass::text, conname::text, pg_get_constraintdef(oid) from pg_constraint "
     f"where connamespace in {_OURS} order by 1, 2",
     "indexes": "select pg_get_indexdef(indexrelid) from pg_index join pg_class on pg_class.oid = indexrelid "

@@ -27,6 +27,7 @@ from spotconn import (
     TokenManager,
 )
 from spotconn._database.acquire import TIMEOUT
+from spotconn._database.pending_connects import Claim
 from spotconn.cipher import TokenColumn
 from spotconn.telemetry import instrument
 from spotconn.testing import Answer, FakeSpotify
@@ -68,7 +69,8 @@ async def test_a_stored_token_is_fresh_and_then_from_the_cache(
     await connect(store, spotify, user)
     for _ in range(3):
         await tokens.get_valid_token(user)
-    assert exported.outcomes() == {("fresh",): 1, ("cache",): 2}
+    await tokens.get_access_token(user)
+    assert exported.outcomes() == {("fresh",): 1, ("cache",): 3}
     assert exported.span(CALL).attributes == {"spotconn.outcome": "fresh"}
     assert exported.points(RESPONSES) == {}
     assert exported.points(REFRESH) == {}
@@ -408,7 +410,7 @@ async def test_waits_for_the_pool(
             with pytest.raises(DatabaseUnavailable):
                 await tokens.get_valid_token(users[1])
             store.pool.timeout = TIMEOUT
-        await store.pending.take(users[1], "no such state")
+        await store.pending.take(Claim("no such state", "user", users[1]))
     assert exported.points(POOL) == {(): 3, ("DatabaseUnavailable",): 1}
     assert 0.2 <= exported.seconds(POOL) < 5
 

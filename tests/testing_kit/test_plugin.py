@@ -38,6 +38,104 @@ async def test_that_never_ends(spotconn_tokens, spotconn_user):
 """
 
 
+SHELL = {
+    "ALL_PROXY": "http://127.0.0.1:1",
+    "HTTP_PROXY": "http://127.0.0.1:1",
+    "http_proxy": "http://127.0.0.1:1",
+    "PGHOST": "db.example.com",
+    "PGHOSTADDR": "192.0.2.1",
+    "PGOPTIONS": "-c search_path=elsewhere",
+    "PGPASSFILE": "/nonexistent",
+    "PGPORT": "1",
+    "PGSERVICE": "production",
+    "PGSSLMODE": "verify-full",
+    "PGTARGETSESSIONATTRS": "standby",
+    "PGUSER": "somebody",
+    "SPOTCONN_DATABASE_URL": "postgresql://somebody@db.example.com/production",
+    "SPOTCONN_REQUIRE_ENCRYPTED": "1",
+    "SPOTIFY_CLIENT_SECRET": "0123456789abcdef",
+}
+"""Variables of a developer's shell, each of which would spoil a connection."""
+
+OF_FIXTURES = """
+import asyncio
+import os
+import unittest
+
+import asyncpg
+import httpx
+import pytest
+
+from spotconn import SpotifyAccounts, TokenManager
+from spotconn.testing import add_user, step_database_clock
+
+ports = set()
+
+
+@pytest.fixture
+def spotify_client_id():
+    return "anotherclient"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("_time", [1, 2])
+async def test_each_test_finds_one_user_and_the_same_server(spotconn_user, spotconn_dsn, spotconn_postgres, _time):
+    ports.add(spotconn_postgres.port)
+    admin = await asyncpg.connect(spotconn_dsn)
+    for table in ("auth.users", "public.spotify_connections"):
+        assert await admin.fetchval(f"select count(*) from {table}") == 1
+    await admin.close()
+    assert len(ports) == 1
+
+
+@pytest.mark.asyncio
+async def test_the_flow_connects_a_user(spotconn_flow, spotify_fake, spotconn_dsn, spotify_scopes):
+    user_id = await add_user(spotconn_dsn)
+    spotify_fake.add_account("ann")
+    url = await spotconn_flow.start(user_id)
+    assert "client_id=anotherclient" in url
+    connection = await spotconn_flow.finish(user_id, spotify_fake.agree(url, "ann"))
+    assert (connection.spotify_user_id, connection.scope) == ("ann", spotify_scopes)
+
+
+def test_a_client_of_the_test_reaches_spotify_past_a_proxy(spotify_url):
+    assert httpx.get(f"{spotify_url}/account/apps", timeout=60).status_code == 200
+
+
+def test_what_is_of_the_tests_loop_says_so_in_another(spotconn_tokens, spotconn_user):
+    with pytest.raises(RuntimeError, match="belongs to another event loop"):
+        asyncio.run(spotconn_tokens.get_valid_token(spotconn_user))
+
+
+async def refreshed(user_id, clock, dsn):
+    async with TokenManager.from_env() as tokens:
+        before = await tokens.get_valid_token(user_id)
+        clock.step(3600)
+        await step_database_clock(dsn, 3600)
+        return before != await tokens.get_valid_token(user_id)
+
+
+def test_from_env_in_a_loop_of_its_own(spotconn_env, spotconn_user, spotconn_clock, spotconn_dsn, spotify_fake):
+    assert asyncio.run(refreshed(spotconn_user, spotconn_clock, spotconn_dsn))
+    assert spotify_fake.refresh_calls_by_app == {"anotherclient": 1}
+
+
+class TestUnittest(unittest.IsolatedAsyncioTestCase):
+    @pytest.fixture(autouse=True)
+    def use(self, spotconn_env, spotconn_user, spotconn_clock, spotconn_dsn):
+        self.arguments = (spotconn_user, spotconn_clock, spotconn_dsn)
+
+    async def test_from_env_in_the_loop_of_unittest(self):
+        self.assertTrue(await refreshed(*self.arguments))
+
+
+def test_nothing_of_the_fixtures_stays():
+    assert "DATABASE_URL" not in os.environ
+    assert os.environ["PGHOST"] == "db.example.com"
+    assert SpotifyAccounts("demo-client").api_url == "https://api.spotify.com"
+"""
+
+
 @pytest.fixture
 def example(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, open_folder: Path) -> pytest.Pytester:
     """The example in a folder of its own; what its run puts into temporary folders is in `open_folder`."""
@@ -47,33 +145,19 @@ def example(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, open_fol
     return pytester
 
 
-def run(example: pytest.Pytester, *, mode: str = "strict", loops: str = "function") -> pytest.RunResult:
-    """Run what is there as its own project would; any warning is an error."""
+def run(example: pytest.Pytester, *files: str, loops: str = "function") -> pytest.RunResult:
+    """Run what is there, or these files, as its own project would; any warning is an error."""
     scopes = (f"asyncio_default_{what}_loop_scope={loops}" for what in ("fixture", "test"))
-    options = [word for option in (f"asyncio_mode={mode}", *scopes) for word in ("-o", option)]
-    return example.runpytest_subprocess("-W", "error", *options, timeout=110)
-
-
-@pytest.mark.parametrize(
-    ("mode", "loops"),
-    [
-        ("strict", "function"),
-        pytest.param("auto", "function", marks=pytest.mark.long),
-        pytest.param("strict", "session", marks=pytest.mark.long),
-    ],
-)
-def test_the_example_passes(example: pytest.Pytester, mode: str, loops: str, open_folder: Path) -> None:
-    """In both modes of pytest-asyncio and with a loop for each test or for all; nothing is left."""
-    run(example, mode=mode, loops=loops).assert_outcomes(passed=6)
-    assert not list(open_folder.iterdir())
+    options = [word for option in ("asyncio_mode=strict", *scopes) for word in ("-o", option)]
+    return example.runpytest_subprocess("-W", "error", *options, *files, timeout=110)
 
 
 @pytest.mark.long
-def test_the_example_passes_behind_a_proxy(example: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The simulated Spotify is on this host, so a proxy of the environment is not used for it."""
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-    monkeypatch.delenv("no_proxy", raising=False)
-    run(example).assert_outcomes(passed=6)
+@pytest.mark.parametrize("loops", ["function", "session"])
+def test_the_example_passes(example: pytest.Pytester, loops: str, open_folder: Path) -> None:
+    """With a loop for each test or for all, in strict mode (the guide is run in auto mode); nothing is left."""
+    run(example, loops=loops).assert_outcomes(passed=14)
+    assert not list(open_folder.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -91,33 +175,21 @@ def test_the_example_finds_a_fault(example: pytest.Pytester, without: str, faile
     text = service.read_text()
     assert without in text
     service.write_text(text.replace(without, replaced))
-    run(example).assert_outcomes(passed=6 - failed, failed=failed)
+    run(example, "test_top_tracks.py").assert_outcomes(passed=6 - failed, failed=failed)
     assert not list(open_folder.iterdir())
 
 
-def test_each_test_finds_the_database_empty(example: pytest.Pytester) -> None:
-    """Users and connections of one test are gone in the next, which has the same server."""
-    for file in EXAMPLE:
-        (example.path / file.name).unlink()
-    example.makepyfile(
-        """
-        import asyncpg
-        import pytest
-
-        ports = set()
-
-        @pytest.mark.asyncio
-        @pytest.mark.parametrize("_time", [1, 2])
-        async def test_one_user(spotconn_user, spotconn_dsn, spotconn_postgres, _time):
-            ports.add(spotconn_postgres.port)
-            admin = await asyncpg.connect(spotconn_dsn)
-            for table in ("auth.users", "public.spotify_connections"):
-                assert await admin.fetchval(f"select count(*) from {table}") == 1
-            await admin.close()
-            assert len(ports) == 1
-        """
-    )
-    run(example).assert_outcomes(passed=2)
+def test_the_fixtures_hold_what_they_say(
+    example: pytest.Pytester, open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a shell whose variables lead elsewhere, for each test alone, in event loops of all kinds; nothing is left."""
+    for name in ("DATABASE_URL", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in SHELL.items():
+        monkeypatch.setenv(name, value)
+    example.makepyfile(test_fixtures=OF_FIXTURES)
+    run(example, "test_fixtures.py").assert_outcomes(passed=8)
+    assert not list(open_folder.iterdir())
 
 
 def test_loading_it_imports_nothing_else(pytester: pytest.Pytester) -> None:
@@ -138,7 +210,9 @@ def test_loading_it_imports_nothing_else(pytester: pytest.Pytester) -> None:
 def test_without_the_extra_every_fixture_names_it(pytester: pytest.Pytester) -> None:
     """Where only the library is installed other tests run as ever, and a fixture says what to install."""
     pytester.makepyfile(sitecustomize=WITHOUT_EXTRA)
-    failing = [name for name in FIXTURES if name != "spotify_scopes"]
+    failing = [
+        name for name in FIXTURES if name not in {"spotify_client_id", "spotify_redirect_uris", "spotify_scopes"}
+    ]
     tests = [f"def test_{name}({name}): pass" for name in failing]
     pytester.makepyfile("\n".join(["import spotconn", "def test_other(spotify_scopes): pass", *tests]))
     result = pytester.runpytest_subprocess("-p", "no:asyncio", timeout=50)
@@ -188,4 +262,4 @@ def test_the_guide_shows_the_example() -> None:
 def test_every_fixture_is_described() -> None:
     """The reference has a line for each fixture."""
     page = (ROOT / "docs" / "reference" / "testing.md").read_text()
-    assert [name for name in FIXTURES if f"| `{name}` |" not in page] == []
+    assert [name for name in FIXTURES if f"\n| `{name}` " not in page] == []

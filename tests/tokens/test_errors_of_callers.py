@@ -337,7 +337,7 @@ async def test_an_error_that_cannot_be_copied_is_named(setup: Setup) -> None:
     """Where the class of a shared error does not copy, each caller has an error of its own that names the class."""
     async with moody(setup, Uncopied) as tokens:
         callers = crowd(2)
-        flights = SingleFlight[UUID, object]("shared")
+        flights = SingleFlight[UUID, object]("shared", "TokenManager")
         work = partial(tokens.store.get, setup.user)
         tasks = [asyncio.create_task(caller.run(lambda: flights.join(setup.user, work))) for caller in callers]
         await all_caught(callers)

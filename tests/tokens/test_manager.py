@@ -344,6 +344,7 @@ async def test_scopes_are_checked_against_the_newest_row(
     with pytest.raises(MissingScope) as raised:
         await tokens.get_valid_token(user, scopes=["a", "b"])
     assert raised.value.missing == {"b"}
+    assert raised.value.scopes == {"a", "b"}
     await connect(store, spotify, user, scope=frozenset({"a", "b"}))
     await tokens.get_valid_token(user, scopes=["a", "b"])
 

@@ -4,7 +4,7 @@ import asyncio
 import io
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
@@ -20,7 +20,9 @@ from starlette.routing import Mount, Route
 from spotconn import (
     ConfigurationError,
     ConnectionStore,
+    MissingScope,
     NotConnected,
+    Profile,
     ReauthorizationRequired,
     SpotifyAccounts,
     SpotifyAuth,
@@ -28,7 +30,7 @@ from spotconn import (
 )
 from spotconn.testing import FakeSpotify
 from spotconn.testing._server import serve
-from support.connections import connect
+from support.connections import OWN_APP, connect
 
 SPOTIFY = "https://api.spotify.com"
 
@@ -229,7 +231,7 @@ async def test_401_of_an_origin_that_is_not_allowed_says_nothing_of_the_token(ht
     """The clients keep the header where a redirect leads to https on the same host; no other token is asked for."""
 
     class Source(_NoSource):
-        async def get_valid_token(self, user_id: UUID | str) -> str:  # noqa: ARG002  as the protocol has it
+        async def get_valid_token(self, user_id: UUID | str, *, scopes: Iterable[str] = ()) -> str:  # noqa: ARG002
             return "token"
 
     flow = SpotifyAuth(Source(), uuid4(), allow=["http://127.0.0.1"]).async_auth_flow(
@@ -348,11 +350,11 @@ class _Asked(Exception):
 
 
 class _NoSource:
-    async def get_valid_token(self, user_id: UUID | str) -> str:
-        raise _Asked(user_id)
+    async def get_valid_token(self, user_id: UUID | str, *, scopes: Iterable[str] = ()) -> str:
+        raise _Asked(user_id, scopes)
 
-    async def replace_rejected(self, user_id: UUID | str, rejected_token: str) -> str:
-        raise _Asked(user_id, rejected_token)
+    async def replace_rejected(self, user_id: UUID | str, rejected_token: str, *, scopes: Iterable[str] = ()) -> str:
+        raise _Asked(user_id, rejected_token, scopes)
 
 
 async def test_allowed_services_get_the_token(
@@ -401,6 +403,37 @@ async def test_reason_why_there_is_no_token_reaches_the_caller(
     spotify.revoke("alice")
     with pytest.raises(ReauthorizationRequired):
         await client.get("/body")
+
+
+async def test_a_missing_scope_is_told_before_anything_is_sent(
+    http: Any,
+    tokens: TokenManager,
+    store: ConnectionStore,
+    spotify: FakeSpotify,
+    user: UUID,
+    api: Server,
+    foreign: Server,
+) -> None:
+    """The request raises MissingScope, and so does the repetition where the token of the refresh lacks the scope. A
+    host that sees no token gets its request.
+    """
+    await connect(store, spotify, user, scope=frozenset({"user-read-email"}))
+    auth = tokens.auth(user, scopes=["user-read-email", "user-top-read"])
+    async with http.AsyncClient(auth=auth, base_url=api.url, timeout=60) as client:
+        with pytest.raises(MissingScope) as raised:
+            await client.get("/status/200")
+        assert raised.value.scopes == {"user-read-email", "user-top-read"}
+        assert not api.seen
+        assert (await client.get(f"{foreign.url}/status/204")).status_code == 204
+        narrow = spotify.authorize("alice", ["user-read-email"])
+        stored = narrow.model_copy(update={"scope": raised.value.scopes, "expires_in": None})
+        await store.save(user, stored, Profile(spotify_user_id="alice"), client_id=OWN_APP)
+        await client.get("/status/200")
+        assert len(api.seen) == 1
+        with pytest.raises(MissingScope):
+            await client.get("/status/401")
+        assert len(api.seen) == 2
+    assert spotify.token_calls == 1
 
 
 async def test_failure_to_replace_leaves_no_token_in_its_frames(

@@ -11,7 +11,11 @@ class _AuthManager(Protocol):
 class Spotify:
     prefix: str
     def __init__(
-        self, *, auth_manager: _AuthManager, requests_session: requests.Session, requests_timeout: float
+        self,
+        *,
+        auth_manager: _AuthManager | None = None,
+        requests_session: requests.Session | bool = True,
+        requests_timeout: float = 5,
     ) -> None: ...
     def me(self) -> dict[str, Any]: ...
     def current_user_top_tracks(self, limit: int = 20) -> dict[str, Any]: ...

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 import asyncpg
 from pydantic import BaseModel
 
+from spotconn._arguments import check_client_id
 from spotconn._command.console import open_admin
 from spotconn._command.output import USAGE, fail, print_line
 from spotconn._database.acquire import acquire
@@ -20,7 +21,6 @@ from spotconn._database.verification import check_encoding
 from spotconn._printable import printable
 from spotconn._settings import read_database_url
 from spotconn.errors import ConfigurationError, SchemaMismatch
-from spotconn.models import check_client_id
 from spotconn.store import ConnectionStore
 
 LOCK_DOWN = "spotconn schema --apply --lock-down"

@@ -1,7 +1,7 @@
 """Statements on a pool, in bounded time and only in the process and event loop that the pool belongs to."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 from uuid import UUID
@@ -87,18 +87,25 @@ class BoundPool:
         return await self.read(read)
 
     async def row_of(
-        self, user_id: UUID, query: str, *args: object, read: bool = False, ahead: bool = False
+        self,
+        user_id: UUID | None,
+        query: str,
+        *args: object,
+        read: bool = False,
+        ahead: bool = False,
+        queue: Hashable = None,
     ) -> asyncpg.Record | None:
         """Return the first row of a statement about one user, who is its first argument and its column `user_id`.
 
         All that are no reads wait for each other, at most `timeout` seconds and before they acquire a connection.
 
         Args:
-            user_id: of that user.
+            user_id: of that user; None where nobody is known.
             query: the statement.
             args: further ones of it. A stopwatch is read once a connection has been acquired.
             read: whether the statement changes nothing, so that it may be repeated on another connection.
             ahead: whether it comes before the writes of the user that wait already.
+            queue: what waits for each other where no user is known.
 
         Raises:
             DatabaseUnavailable: its turn did not come in time; and as `acquire`.
@@ -118,7 +125,7 @@ class BoundPool:
         if read:
             return await self.read(ask)
         self.affinity.check()  # else a child of fork would wait for its parent's writes
-        async with self._writes.turn(user_id, seconds=self.timeout, ahead=ahead), self.acquire() as session:
+        async with self._writes.turn(user_id or queue, seconds=self.timeout, ahead=ahead), self.acquire() as session:
             return await ask(session)
 
     async def rows_of(self, user_ids: list[UUID], query: str, *, reuse: bool = False) -> list[asyncpg.Record]:

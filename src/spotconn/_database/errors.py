@@ -9,16 +9,18 @@ from typing import TypeVar
 
 import asyncpg
 
-from spotconn._database.sqlstates import BAD_INPUT, HIDDEN, verdict
+from spotconn._database.sqlstates import BAD_INPUT, HIDDEN, OTHER_ACCOUNT, UNKNOWN_USER, verdict
 from spotconn._database.unreachable import hook_failure, unreachable
 from spotconn._printable import shown
 from spotconn.errors import (
     ConfigurationError,
+    ConnectFailed,
     DatabaseUnavailable,
     RowSecurityError,
     SchemaMismatch,
     SpotconnError,
     StatementRefused,
+    UnknownUser,
 )
 
 _T = TypeVar("_T")
@@ -74,10 +76,10 @@ async def map_all_errors(call: Awaitable[_T]) -> _T:
 def _library_error(error: asyncpg.PostgresError) -> SpotconnError | ValueError:
     """Return the error of the library for one that the server, or a pooler, has answered with."""
     state = error.sqlstate or "?????"
-    if state in BAD_INPUT and (state != "23503" or _is_of_user(error)):
+    if state in BAD_INPUT:
         return ValueError(BAD_INPUT[state])
-    if state == HIDDEN:
-        return _hidden(error)
+    if state in {OTHER_ACCOUNT, HIDDEN}:
+        return _other_account() if state == OTHER_ACCOUNT else _hidden(error)
     # Supavisor, where txn_mode_leak_action is "error". It ends the client, so asyncpg has the text within its own.
     if state in {"XX000", "08003"} and "not allowed in transaction mode" in str(error):
         return ConfigurationError(
@@ -135,7 +137,7 @@ def _statement_error(error: asyncpg.PostgresError, state: str) -> SpotconnError:
         return ConfigurationError(f"the database refused the login or a setting ({name}, SQLSTATE {state}): {advice}")
     function = _foreign_function(error)
     if kind is StatementRefused or function:
-        return StatementRefused(state, _refusal(error, state, advice))
+        return _refused(error, state, advice)
     if kind is SchemaMismatch:
         return SchemaMismatch(f"the database lacks what this library needs ({name}): {APPLY_SCHEMA}")
     return RowSecurityError(_denial(error))
@@ -150,6 +152,14 @@ def _denial(error: asyncpg.PostgresError) -> str:
         )
     return (
         f"the login role may not act under row level security: GRANT spotconn TO it (with INHERIT), or {APPLY_SCHEMA}"
+    )
+
+
+def _other_account() -> ConnectFailed:
+    return ConnectFailed(
+        "other_account",
+        "this is another Spotify account than the connected one, which stays: sign in to that one at Spotify, or "
+        "disconnect it first",
     )
 
 
@@ -174,8 +184,10 @@ def _violated(error: asyncpg.PostgresError) -> str:
     return f" (restrictive policy {shown(names[0])})" if len(names) > 1 else ""
 
 
-def _refusal(error: asyncpg.PostgresError, state: str, advice: str) -> str:
-    """Return the text of a refusal: who refused, by name, and what to do."""
+def _refused(error: asyncpg.PostgresError, state: str, advice: str) -> StatementRefused | UnknownUser:
+    """Return the error of a refusal, whose text says who refused, by name, and what to do."""
+    if state == UNKNOWN_USER and _is_of_user(error):
+        return UnknownUser("user_id: no such user in auth.users")
     names = {
         "constraint": _field(error, "constraint_name"),
         "column": _field(error, "column_name"),
@@ -186,7 +198,8 @@ def _refusal(error: asyncpg.PostgresError, state: str, advice: str) -> str:
     named = f": {', '.join(culprits)}" if culprits else ""
     if not advice:  # a missing table or grant, in a function that is not the library's
         advice = "the function is the project's, and runs as the role spotconn: correct it, or make it SECURITY DEFINER"
-    return f"the database refused the statement ({type(error).__name__}, SQLSTATE {state}{named}); {advice}"
+    text = f"the database refused the statement ({type(error).__name__}, SQLSTATE {state}{named}); {advice}"
+    return StatementRefused(state, text)
 
 
 def _is_of_user(error: asyncpg.PostgresError) -> bool:

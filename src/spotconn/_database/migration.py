@@ -16,7 +16,7 @@ from spotconn._database.source_rights import check_rights
 from spotconn._database.source_table import SourceTable
 from spotconn._database.source_tokens import TokenReader
 from spotconn.cipher import TokenCipher, TokenColumn
-from spotconn.errors import StatementRefused
+from spotconn.errors import StatementRefused, UnknownUser
 from spotconn.models import LARGEST_TEXT, read_scope
 from spotconn.overview import MigratedRow
 
@@ -223,7 +223,7 @@ class Migration:
         try:
             values = zip(*map(self._values, candidates), strict=True)
             return {row["user_id"] for row in await self._database.fetch(_INSERT, *map(list, values))}
-        except (ValueError, StatementRefused) as error:
+        except (UnknownUser, ValueError, StatementRefused) as error:
             if len(candidates) == 1:
                 refused[candidates[0].row.user_id] = str(error)
                 return set()

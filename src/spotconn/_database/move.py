@@ -16,7 +16,7 @@ from spotconn._database.errors import map_errors
 from spotconn._database.idle_sessions import Session
 from spotconn._database.service_role import TIMEOUT, ServiceRole
 from spotconn.cipher import TokenCipher, TokenColumn
-from spotconn.errors import DecryptionError, RefreshInProgress
+from spotconn.errors import DecryptionError, RefreshInProgress, UnknownUser
 from spotconn.models import digest
 
 LONGEST_WAIT = 30.0
@@ -71,7 +71,8 @@ class Mover:
         """Wait for a refresh under way, and return whether there was a connection.
 
         Raises:
-            ValueError: `to_user` is unknown, or has a connection.
+            UnknownUser: `to_user` is no user of auth.users.
+            ValueError: `to_user` has a connection.
             RefreshInProgress: it took too long.
             DecryptionError: a token does not decrypt.
             RowSecurityError, DatabaseUnavailable, SchemaMismatch: as `ServiceRole.fetch`.
@@ -146,14 +147,14 @@ class Mover:
 
 
 async def _update(session: Session, holder: UUID, to_user: UUID, access_token: str, refresh_token: str) -> None:
-    failure: ValueError | None = None
+    failure: ValueError | UnknownUser | None = None
     try:
         moved = await session.fetch(_MOVE, holder, to_user, access_token, refresh_token, timeout=TIMEOUT)
         check_users(session, [row["user_id"] for row in moved] == [to_user])
     except asyncpg.ForeignKeyViolationError as error:
         if error.table_name != "spotify_connections":
             raise
-        failure = ValueError("to_user: no such user in auth.users")
+        failure = UnknownUser("to_user: no such user in auth.users")
     except asyncpg.UniqueViolationError as error:  # connected while the row of `from_user` was locked
         if error.table_name != "spotify_connections":
             raise

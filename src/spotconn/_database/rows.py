@@ -15,7 +15,6 @@ from spotconn.models import (
     StoredAccessToken,
     StoredTexts,
     TokenGrant,
-    check_client_id,
     fingerprint,
     is_token,
     read_scope,
@@ -38,22 +37,12 @@ class RowConverter:
         """Return the text to store for a token."""
         return self.cipher.encrypt(token, user_id=user_id, column=column)
 
-    def values(
-        self,
-        user_id: UUID,
-        grant: TokenGrant,
-        profile: Profile,
-        *,
-        connected_at: datetime | None,
-        age: float,
-        client_id: str | None,
-    ) -> tuple[object, ...]:
-        """Return what to store for a grant and its account, in the sequence of `spotconn.save_connection`.
+    def values(self, user_id: UUID, grant: TokenGrant, profile: Profile) -> tuple[object, ...]:
+        """Return the columns to store for a grant and its account, in the sequence of `spotconn.save_connection`.
 
         Raises:
-            ValueError: the grant has no refresh token, or `client_id` is malformed.
+            ValueError: the grant has no refresh token.
         """
-        check_client_id(client_id)
         if grant.refresh_token is None:
             raise ValueError("grant: a connection needs a refresh token")
         return (
@@ -64,10 +53,6 @@ class RowConverter:
             scope_text(grant.scope),
             profile.display_name,
             profile.email,
-            connected_at,
-            grant.expires_in,
-            age,
-            client_id,
         )
 
     def connection(self, row: asyncpg.Record, user_id: UUID) -> Connection:
@@ -94,6 +79,8 @@ class RowConverter:
             failure=recorded_failure(row),
             saves=row["saves"],
             family=row["family"],
+            account_id=row["account_id"],
+            previous_spotify_user_id=row["previous_spotify_user_id"],
             texts=StoredTexts(row["access_token"], row["refresh_token"]),
         )
 

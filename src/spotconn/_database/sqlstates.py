@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from spotconn.errors import (
     ConfigurationError,
+    ConnectFailed,
     DatabaseUnavailable,
     RowSecurityError,
     SchemaMismatch,
@@ -48,6 +49,8 @@ _ENCODING = _refused(
     "a text holds NUL or a character that the encoding of the database lacks; the database must be UTF8"
 )
 
+OTHER_ACCOUNT = "SC003"
+"""Another Spotify account is stored: from spotconn.save_connection."""
 HIDDEN = "SC002"
 """A policy hides the connection of the user acted for: from spotconn.refuse_hidden."""
 
@@ -61,6 +64,10 @@ TABLE: dict[str, Verdict] = {
     "22021": _ENCODING,
     "22P05": _ENCODING,
     "23": _refused("a constraint or column of the project refuses the row: change it"),
+    "23505": _refused(
+        "a unique index of the project refuses the row: drop it, or, if it is one of spotify_user_id, another user has "
+        "connected this Spotify account and has to disconnect it first"
+    ),
     "25": _passes(),
     "25006": _READ_ONLY,
     "26000": _NO_STATEMENT,
@@ -94,14 +101,16 @@ TABLE: dict[str, Verdict] = {
     "58": _passes(),
     "72": _passes(),
     HIDDEN: _ROW_SECURITY,
+    OTHER_ACCOUNT: Verdict(ConnectFailed, ""),  # the text says what the user can do
     "P0": _refused("a trigger or function of the project raises it: correct it"),
     "XX": _refused("the server says that its data or an index is damaged: see its log"),
     "XX000": _passes("the server, or a pooler in between, failed inside: try again later; its log says why"),
 }
 OTHER = _refused("see this SQLSTATE in appendix A of PostgreSQL's manual and the log of the server")
 """Of a SQLSTATE that stands in no line."""
+UNKNOWN_USER = "23503"
+"""The foreign key of the user refuses an id; of any other key it is a refusal like others."""
 BAD_INPUT = {
-    "23503": "user_id: no such user in auth.users",
     "SC001": "connected_at: lies in the future, by the clock of the database",  # from spotconn.save_connection
 }
 """Refusals of what the caller has passed."""

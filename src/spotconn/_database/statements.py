@@ -8,13 +8,16 @@
 # later schema may add to.
 _CONNECTION = (
     "id, user_id, spotify_user_id, access_token, refresh_token, expires_at, connected_at, display_name, email, scope, "
-    "client_id, refused_by, failure, failed_at, retry_at, saves, family, remaining"
+    "client_id, refused_by, failure, failed_at, retry_at, saves, family, remaining, account_id, "
+    "previous_spotify_user_id"
 )
 _COLUMNS = ", ".join(f"(answer.connection).{column}" for column in _CONNECTION.split(", "))
 GET = f"select {_CONNECTION} from spotconn.get_connection($1)"
 GET_MANY = f"select {_CONNECTION} from spotconn.get_connections($1::text[]::uuid[])"
 GET_ACCESS_TOKENS = "select user_id, access_token, remaining, scope from spotconn.get_access_tokens($1::text[]::uuid[])"
-SAVE = f"select {_CONNECTION} from spotconn.save_connection($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
+SAVE = (
+    f"select {_CONNECTION} from spotconn.save_connection($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
+)
 CHECK_SAVE = "select $1::uuid as user_id, spotconn.check_save($1, $2)"
 DELETE = "select $1::uuid as user_id, spotconn.delete_connection($1) as deleted"
 BEGIN_REFRESH = (
@@ -111,7 +114,7 @@ update spotconn.refresh_state as state set
     family = gen_random_uuid(),
     lease_id = null, leased_at = null, lease_until = null, lapsed = false,
     failure = null, failed_at = null, paused_at = null, retry_at = null, failures = 0, refusals = 0,
-    saved_at = null, granted_at = null
+    saved_at = null, granted_at = null, account_id = null
 from public.spotify_connections as stored
 where state.user_id = any($1::text[]::uuid[]) and stored.user_id = state.user_id
     and state.fingerprint <> sha256(convert_to(stored.refresh_token, 'UTF8'))

@@ -14,6 +14,10 @@ MOST_CALLS = 100
 """Calls under way at once; the others wait, and are not sent if Spotify asks this app to wait meanwhile."""
 
 
+SHORT_WAIT = 5.0
+"""Seconds that Spotify may have asked to wait, and a user can connect all the same: it is waited for meanwhile."""
+
+
 class Kind(Enum):
     """The kinds of calls, each with a throttle of its own.
 
@@ -32,6 +36,20 @@ class Admission:
         self._slots = asyncio.Semaphore(MOST_CALLS)
         self._throttles = {kind: Throttle() for kind in Kind}
         self._circuit_breaker = CircuitBreaker()
+
+    def check_connect(self, user: Hashable = None) -> None:
+        """Check whether the exchange of a code and the call for its profile would be admitted now, and make none.
+
+        Raises:
+            SpotifyUnavailable: not within `SHORT_WAIT`.
+            ConfigurationError: Spotify refuses this app, and it is not yet time to try again.
+        """
+        now = asyncio.get_running_loop().time()
+        wait = max(self._throttles[kind].remaining(now) for kind in (Kind.EXCHANGE, Kind.PROFILE))
+        if wait > SHORT_WAIT:
+            text = "Spotify asked this app to wait, so no user can connect now; nothing was sent or spent"
+            raise SpotifyUnavailable(text, retry_after=wait, answered=False)
+        self._circuit_breaker.look(now, user)
 
     @asynccontextmanager
     async def admitted(self, kind: Kind, begin_by: BeginBy, user: Hashable = None) -> AsyncGenerator[None]:

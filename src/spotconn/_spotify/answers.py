@@ -195,6 +195,8 @@ def _profile(answer: dict[str, Any]) -> Profile:
         spotify_user_id=spotify_user_id,
         display_name=_text(answer.get("display_name")),
         email=_text(answer.get("email")),
+        account_id=_text(answer.get("account_id")),
+        raw=answer,
     )
 
 

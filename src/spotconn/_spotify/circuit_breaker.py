@@ -32,18 +32,17 @@ class CircuitBreaker:
         Raises:
             ConfigurationError: Spotify refuses this app, and it is not yet time to try again.
         """
-        if self._refusal is None:
-            return
-        backoff = self._refused.get(user)
-        if backoff is None:
-            if not self._is_open:
-                return
-            backoff = self._others
-        if backoff.remaining(now):
+        self.look(now, user)
+        if (backoff := self._backoff(user)) is not None:
+            # This call is the probe; the others are refused until its answer is recorded or the pause is over.
+            backoff.failed(now)
+
+    def look(self, now: float, user: Hashable) -> None:
+        """Do the same as `check` for a call that is not made, and so is no probe."""
+        backoff = self._backoff(user)
+        if self._refusal is not None and backoff is not None and backoff.remaining(now):
             error = renewed(self._refusal)
             raise error if self._is_open else marked(error, Mark.OF_ONE_CALL)
-        # This call is the probe; the others are refused until its answer is recorded or the pause is over.
-        backoff.failed(now)
 
     def record(self, outcome: SpotconnError | None, now: float, user: Hashable) -> None:
         """Record the outcome of a call of a user: its error, or None for a grant.
@@ -66,6 +65,10 @@ class CircuitBreaker:
     @property
     def _is_open(self) -> bool:
         return len(self._refused) > 1
+
+    def _backoff(self, user: Hashable) -> Backoff | None:
+        """Return the pauses that a call of a user has to keep to; None for none."""
+        return self._refused.get(user, self._others if self._is_open else None)
 
     def _refuse(self, user: Hashable, now: float) -> None:
         if user in self._refused:

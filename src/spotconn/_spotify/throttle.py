@@ -25,10 +25,13 @@ class Throttle:
         Raises:
             SpotifyUnavailable: Spotify has asked to wait.
         """
-        if now < self._blocked_until:
-            remaining = self._blocked_until - now
+        if remaining := self.remaining(now):
             throttled = SpotifyUnavailable("Spotify asked this app to wait", retry_after=remaining, answered=False)
             raise marked(throttled, Mark.OF_ONE_APP)
+
+    def remaining(self, now: float) -> float:
+        """Return the seconds that Spotify has asked to wait from now on; 0.0 for none."""
+        return max(0.0, self._blocked_until - now)
 
     def record(self, outcome: SpotconnError | None, now: float) -> None:
         """Record the outcome of a call: its error, or None for a grant or a profile."""

@@ -1,7 +1,6 @@
 """The apps of a manager: which of them refreshes a connection, and what there is to say where none does."""
 
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -45,13 +44,6 @@ class NotGranted:
 
     refused_by: tuple[str, ...]
     error: SpotifyUnavailable | ConfigurationError | None
-
-
-@asynccontextmanager
-async def opened(apps: Iterable[tuple[str, str | None]]) -> AsyncGenerator[list[SpotifyAccounts]]:
-    """Context manager: open accounts for the client ids and secrets of several apps."""
-    async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(SpotifyAccounts(*app)) for app in apps]
 
 
 class Apps:

@@ -73,14 +73,16 @@ class ConnectionCache:
         size: number of connections.
 
     Attributes:
+        ttl: as given.
+        size: as given; 0 while it is off.
         entries: by user id, a UUID; for the look-up of the hot path. They count only before `trusted_until`.
         trusted_until: seconds since the epoch; infinite while the cache is not trusted.
         pending: reads under way, by user id.
     """
 
     def __init__(self, *, ttl: float, size: int) -> None:
-        self._ttl = ttl
-        self._size = size if ttl else 0
+        self.ttl = ttl
+        self.size = size if ttl else 0
         self.pending: dict[UUID, list[PendingRead]] = {}
         self.entries: dict[object, CacheEntry] = {}
         self.trusted_until = math.inf
@@ -101,6 +103,13 @@ class ConnectionCache:
             return None
         return entry
 
+    def fresh(self, user_id: UUID, now: float) -> CacheEntry | None:
+        """Return the entry that the hot path serves. May be called in any thread."""
+        entry = self.entries.get(user_id)
+        if entry is None or now >= self.trusted_until or not entry.since <= now < entry.fresh_until:
+            return None
+        return entry
+
     def reading(self, user_id: UUID) -> PendingRead:
         """Track a read of `user_id` while it is under way. Pass its result to `put` with the value of the block."""
         return PendingRead(self, user_id, trusted=self.trusted)
@@ -114,13 +123,13 @@ class ConnectionCache:
             now: seconds since the epoch.
             stale_at: when the token is due for a refresh, in seconds since the epoch.
         """
-        if not self._size or pending.void:
+        if not self.size or pending.void:
             return
-        until = now + self._ttl
+        until = now + self.ttl
         if pending.trusted:
             until = max(until, stale_at)
         self.entries.pop(pending.user_id, None)
-        if len(self.entries) >= self._size:
+        if len(self.entries) >= self.size:
             del self.entries[next(iter(self.entries))]
         self.entries[pending.user_id] = CacheEntry(token, since=now, fresh_until=min(stale_at, until), until=until)
 
@@ -168,5 +177,5 @@ class ConnectionCache:
 
     def close(self) -> None:
         """Drop all entries and cache nothing any more."""
-        self._size = 0
+        self.size = 0
         self.clear()

@@ -37,10 +37,12 @@ class SingleFlight(Generic[K, T]):
 
     Args:
         name: of the tasks.
+        owner: the class of the object that owns them, for the error of those who wait when it is closed.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, owner: str) -> None:
         self._name = name
+        self._owner = owner
         self._flights: dict[K, Flight[T]] = {}
 
     def __contains__(self, key: K) -> bool:
@@ -99,11 +101,19 @@ class SingleFlight(Generic[K, T]):
             return
         if self._flights.get(key) is flight:
             del self._flights[key]
-        flight.outcome.set_result(_cut_off() if outcome is None else outcome)
+        flight.outcome.set_result(
+            Failure(RuntimeError(f"this {self._owner} is closed")) if outcome is None else outcome
+        )
 
 
-async def finish(tasks: Iterable[asyncio.Task[None]], *, seconds: float) -> None:
-    """Wait for tasks that are to end by themselves; cancel those that take longer than `seconds`."""
+async def finish(tasks: Iterable[asyncio.Task[None]], *, seconds: float, what: str) -> None:
+    """Wait for tasks that are to end by themselves; cancel those that take longer than `seconds`.
+
+    Args:
+        tasks: to wait for.
+        seconds: in all.
+        what: the tasks are, in the plural, for the log.
+    """
     running = set(tasks)
     if not running:
         return
@@ -113,9 +123,5 @@ async def finish(tasks: Iterable[asyncio.Task[None]], *, seconds: float) -> None
     for task in late:
         task.cancel()
     if late:
-        _log.error("%d refreshes were cut off at shutdown", len(late))
+        _log.error("%d %s were cut off at shutdown", len(late), what)
         await asyncio.wait(late, timeout=STOP_TIMEOUT)
-
-
-def _cut_off() -> Failure:
-    return Failure(RuntimeError("this TokenManager is closed"))

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from uuid import UUID
 
+from spotconn import events
 from spotconn._affinity import Affinity
 from spotconn._observer import NOBODY, Observer
 from spotconn._stopwatch import loop_time
+from spotconn._tokens.apps import Apps
 from spotconn._tokens.arguments import Times
 from spotconn._tokens.cache import ConnectionCache, PendingRead
 from spotconn._tokens.freshness import Freshness, freshness_of
@@ -20,6 +22,7 @@ from spotconn._tokens.stored_token import StoredToken
 from spotconn._tokens.subscriber import Subscriber
 from spotconn._tracebacks import Failure
 from spotconn.errors import MissingScope, RefreshInProgress, SpotconnError, SpotifyUnavailable
+from spotconn.store import ConnectionStore
 
 _log = logging.getLogger("spotconn")
 
@@ -37,30 +40,33 @@ class ConnectionSource:
     """Finds tokens for calls, and refreshes those that do not serve.
 
     Args:
-        refresher: reads and refreshes connections.
-        cache: holds those that this process has read.
-        subscriber: keeps the cache trusted.
+        store: holds the connections.
+        apps: refresh them.
+        cache: holds the tokens that this process has read.
+        emitter: emits what happens to connections.
         affinity: of the manager.
         times: of the manager.
         clock: gives seconds since the epoch.
 
     Attributes:
         refreshes: refreshes under way, by user and by the access token found wanting.
-        refresher: as given.
-        subscriber: as given.
+        refresher: reads and refreshes connections.
+        subscriber: keeps the cache trusted.
         observer: is told who waits.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  the parts that it puts together
         self,
-        refresher: Refresher,
+        store: ConnectionStore,
+        apps: Apps,
         cache: ConnectionCache,
-        subscriber: Subscriber,
+        emitter: events.Events,
         affinity: Affinity,
         times: Times,
         *,
         clock: Callable[[], float],
     ) -> None:
+        self._store = store
         self._cache = cache
         self._affinity = affinity
         self._times = times
@@ -69,15 +75,24 @@ class ConnectionSource:
         # process does the work of all.
         self._salt = random.getrandbits(SPREAD_BITS)
         self._background = LocalBackoffs()
-        self.refreshes = SingleFlight[tuple[UUID, str], Replacement]("spotconn-refresh")
-        self.refresher = refresher
-        self.subscriber = subscriber
+        self.refreshes = SingleFlight[tuple[UUID, str], Replacement]("spotconn-refresh", "TokenManager")
+        self.refresher = Refresher(store, apps, cache, emitter, affinity, times, clock=clock)
+        changes = store.changes if cache.size else None
+        saved, backoffs = self.refresher.saved, self.refresher.backoffs
+        self.subscriber = Subscriber(changes, cache, saved, backoffs, ttl=cache.ttl, clock=clock)
         self.observer: Observer = NOBODY
 
     def observe(self, observer: Observer) -> None:
-        """Report to an observer."""
-        self.observer = observer
+        """Report to an observer what the calls, the refreshes, the store and the cache do.
+
+        Raises:
+            RuntimeError: there is an observer already.
+        """
+        if self.observer is not NOBODY:
+            raise RuntimeError("this TokenManager is instrumented already")
+        self.observer = self._store.pool.observer = observer
         self.refresher.observe(observer)
+        observer.remembers(self._cache)
 
     async def find(self, user_id: UUID, needed: frozenset[str], least: float) -> StoredToken:
         """Return a token that has the scopes and is good for more than `least` seconds.
@@ -93,24 +108,25 @@ class ConnectionSource:
         if found is None or self._remaining(found) <= least or _missing(found, needed):
             with self.observer.waiting(user_id):
                 found = await self._fetch(user_id, found, needed, least)
-        if missing := _missing(found, needed):
-            raise MissingScope(missing)
+        _check_scopes(found, needed)
         self._refresh_if_stale(user_id, found)
         return found
 
-    async def replace_rejected(self, user_id: UUID, rejected_token: str) -> StoredToken:
+    async def replace_rejected(self, user_id: UUID, rejected_token: str, needed: frozenset[str]) -> StoredToken:
         """Return another access token than the one that the Web API has refused.
 
         Raises:
+            MissingScope: a scope is known not to be granted to the other one.
             SpotifyUnavailable: it was granted less than a minute ago: another one would be refused, too.
             SpotconnError: as `Refresher.read` and `Refresher.refresh`.
         """
         self._cache.invalidate(user_id)
         with self.observer.waiting(user_id), self.refresher.rejecting(user_id, rejected_token):
             found = await self._read(user_id, useless=rejected_token)
-            if found.access_token != rejected_token and self._remaining(found) > self._times.margin:
-                return found
-            return await self._replace(user_id, found, self._times.margin, useless=rejected_token)
+            if found.access_token == rejected_token or self._remaining(found) <= self._times.margin:
+                found = await self._replace(user_id, found, self._times.margin, useless=rejected_token)
+        _check_scopes(found, needed)
+        return found
 
     async def renew(self, user_id: UUID, stored: StoredToken) -> StoredToken:
         """Return another token than the stored one, unless that was just granted."""
@@ -137,7 +153,7 @@ class ConnectionSource:
         """Wait for what is under way, and for other tasks, as long as a lease; then save what is not saved yet."""
         self._cache.close()
         try:
-            await finish(self.refreshes.tasks | others, seconds=self._times.lease)
+            await finish(self.refreshes.tasks | others, seconds=self._times.lease, what="refreshes")
         finally:  # also after a cancellation
             self.refreshes.cut_off()
             try:
@@ -242,3 +258,9 @@ class ConnectionSource:
 def _missing(found: StoredToken, needed: frozenset[str]) -> frozenset[str]:
     """Return the needed scopes that are known not to be granted."""
     return frozenset() if found.scope is None else needed - found.scope
+
+
+def _check_scopes(found: StoredToken, needed: frozenset[str]) -> None:
+    """Raise MissingScope where a needed scope is known not to be granted."""
+    if missing := _missing(found, needed):
+        raise MissingScope(missing, found.scope or ())

@@ -6,9 +6,10 @@ loopback; `apply_schema` and `add_user` prepare a database; `FakeClock` is a clo
 `pip install "spotconn[testing]"`.
 """
 
-from spotconn.testing._answers import Answer, Hold
+from spotconn.testing._answers import Answer
 from spotconn.testing._clock import FakeClock
 from spotconn.testing._database import add_user, apply_schema, step_database_clock
+from spotconn.testing._hold import Hold
 from spotconn.testing._postgres import EmbeddedPostgres, postgres_binaries
 
 try:

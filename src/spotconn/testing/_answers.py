@@ -1,15 +1,14 @@
-"""Scripted answers of the token endpoint, and holds that delay its answers."""
+"""Scripted answers of the token endpoint and of the Web API."""
 
-import asyncio
 import json as json_module
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One answer of the token endpoint in place of its own.
+    """One answer of the token endpoint or of the Web API in place of its own.
 
     Attributes:
         status: of the HTTP answer.
@@ -17,7 +16,7 @@ class Answer:
         body: of the HTTP answer, unless `json` is given.
         json: a value to send as JSON.
         delay: seconds to wait first.
-        lost: the request is acted upon first, so a refresh token is rotated, and its own answer is lost.
+        lost: a token request is acted upon first, so a refresh token is rotated, and its own answer is lost.
         cut: the connection is closed in the middle of the answer.
         hang: nothing is sent until the client leaves.
     """
@@ -35,6 +34,11 @@ class Answer:
     def content(self) -> bytes:
         """Return the body that is sent."""
         return self.body if self.json is None else json_module.dumps(self.json).encode()
+
+    @classmethod
+    def web_error(cls, status: int, message: str) -> Self:
+        """Return an error of the Web API as Spotify sends it, such as a 401 with "Permissions missing"."""
+        return cls(status=status, json={"error": {"status": status, "message": message}})
 
     @classmethod
     def too_many_requests(cls, retry_after: str | None = None) -> Self:
@@ -62,49 +66,3 @@ class Answer:
     def black_hole(cls) -> Self:
         """Return an answer that is never sent."""
         return cls(hang=True)
-
-
-class Hold:
-    """Holds token answers until the end of its `with` block, or until `release`.
-
-    Args:
-        before: hold before the request is acted upon, rather than after.
-        calls: how many calls to hold, while later ones pass; None holds all.
-        forget: called when the block ends.
-    """
-
-    def __init__(self, *, before: bool, calls: int | None, forget: Callable[[], None]) -> None:
-        self.before = before
-        self._calls = calls
-        self._forget = forget
-        self._reached = asyncio.Event()
-        self._release = asyncio.Event()
-
-    def takes(self) -> bool:
-        """Return whether to hold the call that has just arrived, and count it."""
-        if self._calls is None:
-            return True
-        self._calls -= 1
-        return self._calls >= 0
-
-    async def reached(self) -> None:
-        """Wait until a call is being held."""
-        await self._reached.wait()
-
-    def release(self) -> None:
-        """Answer the held calls, and hold no later ones."""
-        self._release.set()
-
-    async def wait(self) -> None:
-        """Wait for the release."""
-        self._reached.set()
-        await self._release.wait()
-
-    def __enter__(self) -> Self:
-        """Return this hold, which is already active."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Release the held calls, and remove the hold."""
-        self.release()
-        self._forget()

@@ -3,6 +3,8 @@
 from hashlib import sha256
 from typing import Any
 
+from spotconn.testing._issued_tokens import FakeAccount
+
 TRACKS = (
     ("First Light over the Harbour", "The Loopback Trio", 214),
     ("Nine Lanterns", "Paper Satellites", 187),
@@ -16,14 +18,20 @@ TRACKS = (
 """Title, artist and seconds of each track."""
 
 
-def user(spotify_user_id: str, display_name: str | None, email: str | None) -> dict[str, Any]:
-    """Return a user as in GET /v1/me."""
-    body: dict[str, Any] = _thing("user", spotify_user_id) | {
-        "account_id": _id("account", spotify_user_id),
-        "display_name": display_name,
-        "images": list[Any](),
+def user(account: FakeAccount, scope: frozenset[str]) -> dict[str, Any]:
+    """Return an account as GET /v1/me does to an app outside of development mode."""
+    body: dict[str, Any] = _thing("user", account.spotify_user_id) | {
+        "account_id": account.account_id or _id("account", account.spotify_user_id),
+        "display_name": account.display_name,
+        "followers": {"href": None, "total": 0},
+        "images": [_image(account.spotify_user_id, size) for size in (300, 64)],
     }
-    return body if email is None else body | {"email": email}
+    if "user-read-email" in scope and account.email:
+        body["email"] = account.email
+    if "user-read-private" in scope:
+        explicit_content = {"filter_enabled": False, "filter_locked": False}
+        body |= {"country": account.country, "product": account.product, "explicit_content": explicit_content}
+    return body
 
 
 def tracks_of(spotify_user_id: str) -> list[dict[str, Any]]:
@@ -54,6 +62,10 @@ def _track(name: str, artist: str, seconds: int) -> dict[str, Any]:
         "preview_url": None,
         "track_number": 1,
     }
+
+
+def _image(name: str, size: int) -> dict[str, Any]:
+    return {"url": f"https://i.scdn.co/image/{_id(f'image {size}', name)}", "height": size, "width": size}
 
 
 def _named(kind: str, name: str) -> dict[str, Any]:

@@ -18,12 +18,18 @@ class FakeAccount:
         display_name: None if the account has none.
         email: shown to apps with the scope user-read-email only.
         refusal: the plain text of the 403 with which GET /v1/me refuses this account to the app, if it does.
+        account_id: Spotify's lasting id of the account; None for one that is made of `spotify_user_id`.
+        country: shown with the scope user-read-private only, as is `product`.
+        product: the subscription, such as premium or free.
     """
 
     spotify_user_id: str
     display_name: str | None = None
     email: str | None = None
     refusal: str | None = None
+    account_id: str | None = None
+    country: str = "SE"
+    product: str = "premium"
 
 
 @dataclass(frozen=True)

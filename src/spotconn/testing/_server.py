@@ -1,12 +1,16 @@
-"""An ASGI app as a real HTTP server on loopback, inside the running event loop."""
+"""An ASGI app as a real HTTP server on loopback, in the running event loop or in a thread of its own."""
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from spotconn.testing._shared_event import SharedEvent
 
 CLOSE_TIMEOUT = 5
 """Seconds that requests under way have at the end, after they are cancelled."""
@@ -54,3 +58,34 @@ async def serve(app: ASGIApp, port: int = 0) -> AsyncGenerator[str]:
             for task in running:
                 task.cancel()
             await server.shutdown(sockets=[listening])
+
+
+@contextmanager
+def serve_in_thread(app: ASGIApp, port: int = 0) -> Generator[str]:
+    """Context manager: serve an app in an event loop and a thread of its own; else as `serve`.
+
+    Args:
+        app: to serve; it is called in that thread.
+        port: on 127.0.0.1; 0 for a free one.
+
+    Yields:
+        The base URL.
+    """
+    started, stopped = Future[str](), SharedEvent()
+    with ThreadPoolExecutor(1, thread_name_prefix="spotconn-server") as threads:
+        server = threads.submit(asyncio.run, _serve_until(app, port, started, stopped))
+        either: list[Future[Any]] = [started, server]
+        try:
+            wait(either, return_when=FIRST_COMPLETED)
+            if server.done():
+                server.result()  # raises what hindered it
+            yield started.result()
+        finally:
+            stopped.set()
+
+
+async def _serve_until(app: ASGIApp, port: int, started: Future[str], stopped: SharedEvent) -> None:
+    """Serve an app, hand over its base URL, and end when `stopped` is set."""
+    async with serve(app, port) as url:
+        started.set_result(url)
+        await stopped.wait()

@@ -5,8 +5,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlencode
 
-from spotconn.testing._answers import Answer, Hold
+from starlette.types import ASGIApp
+
+from spotconn.testing._answers import Answer
+from spotconn.testing._hold import Hold
 from spotconn.testing._issued_tokens import Code, Consent, FakeAccount, IssuedTokens
 from spotconn.testing._registered_apps import Client, RegisteredApps
 from spotconn.testing._rules import Reply, fault, matches, proves, web_fault
@@ -35,11 +39,13 @@ class Simulation:
         self._rotation = rotation
         self._token_ttl = token_ttl
         self._latency = latency
-        self._redirect_uris = tuple(redirect_uris)
+        self.redirect_uris: tuple[str, ...] = tuple(redirect_uris)
         self._clock = clock
         self._tokens = IssuedTokens(token_ttl=token_ttl, clock=clock)
         self._script: list[Answer] = []
         self._hold: Hold | None = None
+        self._web_script: dict[tuple[str, str], list[Answer]] = {}
+        self.web_app: ASGIApp | None = None
         self.accounts: dict[str, FakeAccount] = {}
         self.token_calls: int = 0
         self.refresh_calls: int = 0
@@ -95,7 +101,7 @@ class Simulation:
         """Return whether an app, or any if None, has the consent of an account: a refresh token of it still works."""
         return any(
             consent.concerns(spotify_user_id, client_id) and not self._tokens.has_lapsed(consent)
-            for consent in self._tokens.refresh.values()
+            for consent in list(self._tokens.refresh.values())  # at once: another thread may add one
         )
 
     def revoke(self, spotify_user_id: str, *, client_id: str | None = None) -> None:
@@ -106,7 +112,7 @@ class Simulation:
         """Return why a request to /authorize gets an error page and no redirect; None if it is valid."""
         if query.get("client_id") not in self.apps:
             return "INVALID_CLIENT: Invalid client"
-        if not any(matches(query.get("redirect_uri", ""), registered) for registered in self._redirect_uris):
+        if not any(matches(query.get("redirect_uri", ""), registered) for registered in self.redirect_uris):
             return "INVALID_CLIENT: Invalid redirect URI"
         if query.get("response_type") != "code":
             return "response_type must be code"
@@ -120,6 +126,20 @@ class Simulation:
         client_id = self.apps.resolve(query.get("client_id"))
         consent = Consent(self.accounts[spotify_user_id], client_id, scope, self._clock())
         return self._tokens.new_code(Code(consent, query["redirect_uri"], query.get("code_challenge")))
+
+    def callback(self, query: Mapping[str, str], spotify_user_id: str | None) -> str:
+        """Return where a valid authorization request leads: of a user who has agreed, or cancelled if None."""
+        denied = {"error": "access_denied"}
+        answer = denied if spotify_user_id is None else {"code": self.new_code(query, spotify_user_id)}
+        if "state" in query:
+            answer["state"] = query["state"]
+        joint = "&" if "?" in query["redirect_uri"] else "?"
+        return f"{query['redirect_uri']}{joint}{urlencode(answer)}"
+
+    def web_answer(self, method: str, path: str) -> Answer | None:
+        """Return the scripted answer to a call of the Web API, if there is one."""
+        answers = self._web_script.get((method, path), [])
+        return answers.pop(0) if len(answers) > 1 else next(iter(answers), None)
 
     def _exchange(self, form: Mapping[str, str], client: Client) -> Reply:
         code = self._tokens.codes.get(form.get("code", ""))

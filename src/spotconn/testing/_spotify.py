@@ -2,17 +2,19 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import UTC, datetime
 from types import MappingProxyType
+from urllib.parse import parse_qsl, urlsplit
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from spotconn.models import TokenGrant
-from spotconn.testing._answers import Answer, Hold
+from spotconn.testing._answers import Answer
+from spotconn.testing._hold import Hold
 from spotconn.testing._issued_tokens import Consent, FakeAccount
 from spotconn.testing._registered_apps import RegisteredApps
-from spotconn.testing._server import serve
+from spotconn.testing._server import serve, serve_in_thread
 from spotconn.testing._simulation import Simulation
 from spotconn.testing._spotify_app import build_app
 
@@ -20,7 +22,8 @@ from spotconn.testing._spotify_app import build_app
 class FakeSpotify(Simulation):
     """Spotify's accounts service and a small part of its Web API as one ASGI app, for tests without Spotify.
 
-    Use it in-process with `httpx.ASGITransport(app=fake)`, or as a real server with `serve`.
+    Use it in-process with `httpx.ASGITransport(app=fake)`, or as a real server with `serve`, in the event loop of the
+    test, or `serve_in_thread`, for code of any event loop or none. Its methods can be called from other threads.
 
     Codes and refresh tokens belong to the app that they were issued to: for another one they are invalid (RFC 6749,
     section 5.2), and stay good.
@@ -36,6 +39,9 @@ class FakeSpotify(Simulation):
         clock: returns seconds since the epoch.
 
     Attributes:
+        client_id: that of the first app.
+        client_secret: that of the first app.
+        redirect_uris: as above.
         token_calls: calls of the token endpoint so far.
         refresh_calls: those of them with grant_type=refresh_token.
         refresh_calls_by_app: the same by the client id that the request names, also of refused ones.
@@ -65,6 +71,8 @@ class FakeSpotify(Simulation):
             redirect_uris=redirect_uris,
             clock=clock,
         )
+        self.client_id: str = client_id
+        self.client_secret: str | None = client_secret
         self._app = build_app(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,6 +87,17 @@ class FakeSpotify(Simulation):
         """
         return serve(self, port)
 
+    def serve_in_thread(self, port: int = 0) -> AbstractContextManager[str]:
+        """Context manager: as `serve`, in an event loop and a thread of its own.
+
+        Synchronous tests, TestClient and unittest classes need it: the event loop of a test runs only while one of its
+        coroutines does.
+
+        Args:
+            port: 0 for a free one.
+        """
+        return serve_in_thread(self, port)
+
     def add_account(
         self,
         spotify_user_id: str,
@@ -86,9 +105,12 @@ class FakeSpotify(Simulation):
         display_name: str | None = None,
         email: str | None = None,
         refusal: str | None = None,
+        account_id: str | None = None,
+        country: str = "SE",
+        product: str = "premium",
     ) -> FakeAccount:
         """Add or change an account; the arguments are those of `FakeAccount`."""
-        account = FakeAccount(spotify_user_id, display_name, email, refusal)
+        account = FakeAccount(spotify_user_id, display_name, email, refusal, account_id, country, product)
         self.accounts[spotify_user_id] = account
         return account
 
@@ -112,6 +134,42 @@ class FakeSpotify(Simulation):
             expires_at=datetime.fromtimestamp(self._clock() + self._token_ttl, UTC),
             scope=consent.scope,
         )
+
+    def agree(self, url: str, spotify_user_id: str) -> str:
+        """Press Agree on the consent page, without a browser.
+
+        Args:
+            url: of the authorization request, as `ConnectFlow.start` returns it. It is checked as /authorize does.
+            spotify_user_id: of an account added before.
+
+        Returns:
+            The URL that the browser is redirected to, with a code and the state.
+
+        Raises:
+            ValueError: there is no such account, or /authorize would show an error page; the text says which.
+        """
+        if spotify_user_id not in self.accounts:
+            raise ValueError(f"spotify_user_id: expected that of an account added before, not {spotify_user_id!r}")
+        return self.callback(self._authorization_request(url), spotify_user_id)
+
+    def cancel(self, url: str) -> str:
+        """Press Cancel on the consent page, and return the URL that the browser is redirected to.
+
+        Args:
+            url: of the authorization request.
+
+        Raises:
+            ValueError: /authorize would show an error page; the text says which.
+        """
+        return self.callback(self._authorization_request(url), None)
+
+    def _authorization_request(self, url: str) -> dict[str, str]:
+        parts = urlsplit(url)
+        query = dict(parse_qsl(parts.query, keep_blank_values=True))
+        problem = self.authorization_fault(query) if parts.path == "/authorize" else "its path is not /authorize"
+        if problem:
+            raise ValueError(f"url: no valid authorization request: {problem}")
+        return query
 
     def revoke(self, spotify_user_id: str, *, client_id: str | None = None) -> None:
         """Remove apps for a user: their refresh tokens end, and their access tokens work until they expire.
@@ -142,6 +200,34 @@ class FakeSpotify(Simulation):
     def script(self, *answers: Answer) -> None:
         """Give these answers, in order, to the next token calls."""
         self._script.extend(answers)
+
+    def on(self, method: str, path: str, *answers: Answer) -> None:
+        """Give these answers to calls of one endpoint of the Web API, in place of the simulated one.
+
+        The access token is checked first, as always: a call without a valid one is a 401.
+
+        Args:
+            method: of the calls, such as "GET".
+            path: of the calls, such as "/v1/me/player/currently-playing".
+            answers: given in order, and the last one from then on; none ends what was given before.
+
+        Raises:
+            ValueError: the path does not begin with /v1/.
+        """
+        if not path.startswith("/v1/"):
+            raise ValueError("path: expected one that begins with /v1/")
+        self._web_script[method.upper(), path.rstrip("/")] = [*answers]
+
+    def mount(self, app: ASGIApp) -> None:
+        """Let an ASGI app of your own be the Web API, behind the check of the access token.
+
+        It answers all calls but those of `on` and GET /v1/me. Of a request, `state.spotify_user_id` and `state.scopes`
+        (those of Starlette and FastAPI) say whose token it bears, and what was granted.
+
+        Args:
+            app: with the whole paths, such as "/v1/me/player".
+        """
+        self.web_app = app
 
     def hold(self, *, before: bool = False, calls: int | None = None) -> Hold:
         """Context manager: hold the answers to token calls until they are released.

@@ -1,49 +1,59 @@
-"""The simulated part of Spotify's Web API: the profile and the top tracks."""
-
-from collections.abc import Callable
+"""The simulated part of Spotify's Web API: the profile and the top tracks, and what a test puts in its place."""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from spotconn.testing._catalogue import tracks_of, user
 from spotconn.testing._issued_tokens import Consent
 from spotconn.testing._rules import Reply
+from spotconn.testing._scripted import Scripted
 from spotconn.testing._simulation import Simulation
 
 LONGEST_PAGE = 50
 """Items of a page of the Web API."""
 
 
-def web_routes(spotify: Simulation) -> list[Route]:
-    """Return the routes of api.spotify.com."""
+class WebApi:
+    """The ASGI app of api.spotify.com: the token is looked at before anything else."""
 
-    async def me(request: Request) -> Response:
-        return _answer(spotify, request, _profile)
+    def __init__(self, spotify: Simulation) -> None:
+        self._spotify = spotify
 
-    async def top_tracks(request: Request) -> Response:
-        return _answer(spotify, request, _top_tracks)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with the error of the token, a scripted answer, the simulated part or the app of a test."""
+        request = Request(scope)
+        bearer = self._spotify.bearer(request.headers.get("authorization"))
+        if isinstance(bearer, str):
+            app: ASGIApp = PlainTextResponse(bearer, 403)
+        elif isinstance(bearer, tuple):
+            app = _json(bearer)
+        else:
+            app = self._app(bearer, request)
+        await app(scope, receive, send)
 
-    return [
-        Route("/v1/me", me, methods=["GET"]),
-        Route("/v1/me/", me, methods=["GET"]),  # as tekore and spotipy request it
-        Route("/v1/me/top/tracks", top_tracks, methods=["GET"]),
-    ]
+    def _app(self, consent: Consent, request: Request) -> ASGIApp:
+        path = request.url.path.rstrip("/")  # tekore and spotipy request /v1/me/
+        if scripted := self._spotify.web_answer(request.method, path):
+            return Scripted(scripted)
+        if (request.method, path) == ("GET", "/v1/me"):
+            return _json(_profile(consent))
+        if self._spotify.web_app is not None:
+            request.state.spotify_user_id = consent.account.spotify_user_id
+            request.state.scopes = consent.scope
+            return self._spotify.web_app
+        if (request.method, path) == ("GET", "/v1/me/top/tracks"):
+            return _json(_top_tracks(consent, request))
+        return _json((404, {"error": {"status": 404, "message": "Service not found"}}))
 
 
-def _answer(spotify: Simulation, request: Request, read: Callable[[Consent, Request], Reply]) -> Response:
-    """Return what `read` returns for the consent behind the token, or the error of the token."""
-    bearer = spotify.bearer(request.headers.get("authorization"))
-    if isinstance(bearer, str):
-        return PlainTextResponse(bearer, 403)
-    status, body = bearer if isinstance(bearer, tuple) else read(bearer, request)
+def _json(reply: Reply) -> Response:
+    status, body = reply
     return JSONResponse(body, status)
 
 
-def _profile(consent: Consent, _request: Request) -> Reply:
-    account = consent.account
-    email = account.email if "user-read-email" in consent.scope else None
-    return 200, user(account.spotify_user_id, account.display_name, email or None)
+def _profile(consent: Consent) -> Reply:
+    return 200, user(consent.account, consent.scope)
 
 
 def _top_tracks(consent: Consent, request: Request) -> Reply:

@@ -1,0 +1,157 @@
+"""An event loop in a daemon thread, and what is open in it, for calls from any other thread."""
+
+import asyncio
+import atexit
+import logging
+import os
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import wait
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextvars import Context
+from typing import Any, Generic, TypeVar
+
+from spotconn._tokens.single_flight import SingleFlight
+from spotconn._tracebacks import Failure
+from spotconn.errors import TryLater
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+_log = logging.getLogger("spotconn")
+
+CLOSE_TIMEOUT = 40.0
+"""Seconds that closing waits for the thread; the limits of a manager's own `aclose` are over by then."""
+STOP_TIMEOUT = 1.0
+"""Seconds that a call has to end once it is cancelled."""
+
+
+class LoopThread(Generic[R]):
+    """Runs calls on an event loop of its own, in this process only.
+
+    The first call opens what all calls work with; if that fails, the next one tries again. What a call raises is
+    handed over as a value, so each caller raises an object of its own.
+
+    Args:
+        opened: opens what the calls work with, in the event loop. It is closed there, too.
+
+    Attributes:
+        pid: the process in which the thread runs. A child of fork has no such thread.
+        resource: what is open; None before the first call.
+    """
+
+    def __init__(self, opened: Callable[[], AbstractAsyncContextManager[R]]) -> None:
+        self.pid = os.getpid()
+        self.resource: R | None = None
+        self._opened = opened
+        self._opening = SingleFlight[str, R]("spotconn-open", "BlockingTokens")
+        self._stack = AsyncExitStack()
+        self._stop = asyncio.Event()
+        self._lock = threading.Lock()
+        self._accepting = True
+        self._loop = _EventLoop()
+        # In a context of its own: a free-threaded Python gives it that of the first caller otherwise.
+        self._thread = threading.Thread(target=Context().run, args=(self._run,), name="spotconn", daemon=True)
+        self._thread.start()
+        # The loop still runs then: daemon threads stop after these functions.
+        atexit.register(self.close)
+
+    def call(self, work: Callable[[R], Awaitable[T]], timeout: float) -> T:
+        """Return what `work` returns on the event loop.
+
+        Args:
+            work: is given what is open.
+            timeout: seconds to wait. The work goes on after that: what it has begun is not torn in the middle.
+
+        Raises:
+            TryLater: the time is over.
+            RuntimeError: the thread is closed.
+            Exception: what the work has raised.
+        """
+        coroutine = self._outcome(work)
+        with self._lock:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop) if self._accepting else None
+        if future is None:
+            coroutine.close()
+        elif not wait([future], timeout).done:
+            raise TryLater(f"no answer within {timeout:g} seconds; the call goes on in the background")
+        if future is None or future.cancelled():
+            raise RuntimeError("this BlockingTokens is closed")
+        outcome = future.result()
+        if isinstance(outcome, Failure):
+            raise outcome.renewed()
+        return outcome
+
+    def close(self) -> None:
+        """Refuse new calls, close what is open, and wait for the thread, for 40 seconds at most.
+
+        In a child of fork this does nothing.
+        """
+        if self.pid != os.getpid():
+            return
+        with self._lock:
+            if self._accepting:
+                self._accepting = False
+                # After the calls that were accepted before, in the order of the loop.
+                self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(CLOSE_TIMEOUT)
+        if self._thread.is_alive():
+            _log.error("the event loop of BlockingTokens did not end in time; what it had not saved may be lost")
+        atexit.unregister(self.close)
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._serve())
+        finally:
+            with self._lock:
+                self._accepting = False
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        """Wait for the end, close what is open, and cancel the calls that still wait then."""
+        await self._stop.wait()
+        await _cancel(self._opening.tasks)
+        try:
+            await self._stack.aclose()
+        except Exception as error:  # noqa: BLE001  of the caller's own block; nobody else would hear of it
+            _log.error("closing BlockingTokens failed with %s", Failure(error))
+        await _cancel(asyncio.all_tasks() - {asyncio.current_task()})
+        await self._loop.shutdown_asyncgens()
+
+    async def _outcome(self, work: Callable[[R], Awaitable[T]]) -> T | Failure:
+        try:
+            return await work(self.resource or await self._open())
+        except Exception as error:  # noqa: BLE001  whatever it is, the caller has it
+            return Failure(error)
+
+    async def _open(self) -> R:
+        """Wait until the resource is open."""
+        if "resource" not in self._opening:
+            # Not in the context of this call, which what is open would keep for ever.
+            Context().run(self._opening.begin, "resource", self._enter_block)
+        return await self._opening.join("resource", self._enter_block)
+
+    async def _enter_block(self) -> R:
+        self.resource = await self._stack.enter_async_context(self._opened())
+        return self.resource
+
+
+class _EventLoop(asyncio.SelectorEventLoop):
+    """Looks up host names in its own thread where the interpreter ends.
+
+    No executor takes work then, and a grant may still have to be saved over a new connection.
+    """
+
+    async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> list[Any]:
+        try:
+            return await super().getaddrinfo(host, port, **options)
+        except RuntimeError:
+            return socket.getaddrinfo(host, port, **options)
+
+
+async def _cancel(tasks: "set[asyncio.Task[Any]]") -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=STOP_TIMEOUT)

@@ -1,0 +1,283 @@
+"""`BlockingTokens`: the calls of a `TokenManager` and a `ConnectFlow` for code that does not await."""
+
+import math
+import os
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Self, TypeVar
+
+from spotconn._affinity import Affinity, running_loop
+from spotconn._spotify.redirect import UrlObject
+from spotconn._tokens.access_token import AccessToken
+from spotconn._tracebacks import scrubbed
+from spotconn._user_ids import UserId
+from spotconn.authorizations import Authorization, Completed
+from spotconn.blocking._loop_thread import LoopThread
+from spotconn.blocking._requests_auth import BlockingAuth
+from spotconn.blocking._services import FlowOptions, Opener, Services, opened_services
+from spotconn.events import Hook
+from spotconn.manager import TokenManager
+from spotconn.models import Connection
+from spotconn.overview import ConnectionStatus
+
+T = TypeVar("T")
+
+TIMEOUT = 30.0
+"""Seconds that a call waits if it is not told otherwise."""
+_NO_SCOPES = ()
+
+# Of the parent of this process. It is not collected here, which would close the event loop that the parent uses, too.
+_abandoned: list[object] = []
+
+
+@scrubbed
+class BlockingTokens:
+    """The calls of a `TokenManager`, and of a `ConnectFlow`, for synchronous code and for any number of threads.
+
+    The first call starts an event loop in a daemon thread and opens a manager there; all calls of the process share
+    it. Nothing is started before: make one object when your module is imported, also where a server forks its workers
+    afterwards. A child of fork makes its own event loop and manager at its first call, whatever its parent had open.
+
+    A call waits for `timeout` seconds and raises TryLater then. What it has begun goes on: a refresh is saved, and a
+    call that is made again finds its result. A token that is cached costs no hop to the other thread.
+
+    At the end of the interpreter it is closed, which saves what is not saved yet. Where processes end without that, as
+    in a worker of Celery, call `close`, or use it as a context manager. In a running event loop the calls raise
+    RuntimeError, because they would stop it: await a `TokenManager` there.
+
+    Args:
+        opened: opens the manager in the event loop, such as `TokenManager.from_env`; called once for each process.
+        redirect_uri: of the flow; None for that of SPOTIFY_REDIRECT_URI.
+        scopes: of the flow: what to ask a user for.
+        on_event: is told `events.Connected` by the flow, in a thread of its own. The manager has a hook of its own.
+    """
+
+    def __init__(
+        self,
+        opened: Opener,
+        *,
+        redirect_uri: str | None = None,
+        scopes: Iterable[str] = (),
+        on_event: Hook | None = None,
+    ) -> None:
+        options = FlowOptions(redirect_uri, tuple(scopes), on_event)
+        self._opened = partial(opened_services, opened, options)
+        self._lock = threading.Lock()
+        self._current: LoopThread[Services] | None = None
+        self._closed = False
+        self._affinity = Affinity("BlockingTokens", after_fork=self._after_fork)
+
+    @classmethod
+    def from_env(
+        cls,
+        *,
+        redirect_uri: str | None = None,
+        scopes: Iterable[str] = (),
+        on_event: Hook | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """Make one whose manager is opened from the environment, as `TokenManager.from_env` does.
+
+        The environment is read at the first call, and SPOTIFY_REDIRECT_URI at the first call that connects a user.
+        Those raise ConfigurationError for a variable that is missing or malformed.
+
+        Args:
+            redirect_uri: of the flow, in place of SPOTIFY_REDIRECT_URI.
+            scopes: what the flow asks a user for.
+            on_event: the hook of the manager and of the flow.
+            overrides: further keyword arguments of `TokenManager`.
+        """
+        opened = partial(TokenManager.from_env, on_event=on_event, **overrides)
+        return cls(opened, redirect_uri=redirect_uri, scopes=scopes, on_event=on_event)
+
+    def __enter__(self) -> Self:
+        """Return the object, which the end of the block closes."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def get_valid_token(
+        self,
+        user_id: UserId,
+        *,
+        scopes: Iterable[str] = _NO_SCOPES,
+        min_ttl: float | None = None,
+        timeout: float = TIMEOUT,
+    ) -> str:
+        """Return an access token that Spotify accepts now, as `TokenManager.get_valid_token` does.
+
+        Args:
+            user_id: whose token.
+            scopes: scopes that the user must have granted.
+            min_ttl: seconds that the token must still be good for; at most 3000.
+            timeout: seconds to wait.
+
+        Raises:
+            ValueError, SpotconnError: as `TokenManager.get_valid_token`, and as `TokenManager.from_env` at first.
+            TryLater: no answer in time.
+            RuntimeError: it is closed, or this thread runs an event loop.
+        """
+        thread = self._started(timeout)
+        if thread.resource is not None and scopes is _NO_SCOPES and min_ttl is None:
+            token = thread.resource.cached_token(user_id)
+            if token is not None:
+                return token
+        return thread.call(lambda on: on.manager.get_valid_token(user_id, scopes=scopes, min_ttl=min_ttl), timeout)
+
+    def get_access_token(
+        self,
+        user_id: UserId,
+        *,
+        scopes: Iterable[str] = _NO_SCOPES,
+        min_ttl: float | None = None,
+        timeout: float = TIMEOUT,
+    ) -> AccessToken:
+        """Return the token of `get_valid_token` with its end and its scopes. Arguments and errors are the same."""
+        return self._call(lambda on: on.manager.get_access_token(user_id, scopes=scopes, min_ttl=min_ttl), timeout)
+
+    def replace_rejected(self, user_id: UserId, rejected_token: str, *, timeout: float = TIMEOUT) -> str:
+        """Return another access token than the one that the Web API refused, as `TokenManager.replace_rejected` does.
+
+        Args:
+            user_id: whose token.
+            rejected_token: the one that was refused.
+            timeout: seconds to wait.
+
+        Raises:
+            ValueError, SpotconnError: as `TokenManager.replace_rejected`.
+            TryLater, RuntimeError: as `get_valid_token`.
+        """
+        return self._call(lambda on: on.manager.replace_rejected(user_id, rejected_token), timeout)
+
+    def status(self, user_id: UserId, *, timeout: float = TIMEOUT) -> ConnectionStatus:
+        """Return what a profile page shows, as `TokenManager.status` does. No connection is no error."""
+        return self._call(lambda on: on.manager.status(user_id), timeout)
+
+    def disconnect(self, user_id: UserId, *, timeout: float = TIMEOUT) -> bool:
+        """Delete the stored connection, as `TokenManager.disconnect` does; return whether there was one."""
+        return self._call(lambda on: on.manager.disconnect(user_id), timeout)
+
+    def auth(self, user_id: UserId, *, scopes: Iterable[str] = (), allow: Iterable[str] = ()) -> BlockingAuth:
+        """Return an authentication for requests, which sends the user's token to the Web API; also for spotipy.
+
+        Args:
+            user_id: whose token.
+            scopes: scopes that the user must have granted.
+            allow: base URLs of what may see the token beside the Web API of the manager's accounts.
+
+        Raises:
+            ValueError, ConfigurationError: an argument is malformed; the text names it.
+        """
+        return BlockingAuth(self, user_id, scopes=scopes, allow=allow, api_url=self._api_url)
+
+    def start(
+        self,
+        user_id: UserId,
+        *,
+        scopes: Iterable[str] | None = None,
+        show_dialog: bool = False,
+        timeout: float = TIMEOUT,
+    ) -> str:
+        """Return the URL to send the browser to, as `ConnectFlow.start` does."""
+        return self._call(lambda on: on.flow.start(user_id, scopes=scopes, show_dialog=show_dialog), timeout)
+
+    def finish(
+        self, user_id: UserId, callback_url: str | UrlObject, *, same_account: bool = False, timeout: float = TIMEOUT
+    ) -> Connection:
+        """Save the connection with which the browser comes back, as `ConnectFlow.finish` does."""
+        return self._call(lambda on: on.flow.finish(user_id, callback_url, same_account=same_account), timeout)
+
+    def begin(
+        self,
+        user_id: UserId | None,
+        *,
+        scopes: Iterable[str] | None = None,
+        data: Mapping[str, str] = MappingProxyType({}),
+        show_dialog: bool = False,
+        timeout: float = TIMEOUT,
+    ) -> Authorization:
+        """Return the URL to send the browser to and the cookie for it, as `ConnectFlow.begin` does."""
+        return self._call(lambda on: on.flow.begin(user_id, scopes=scopes, data=data, show_dialog=show_dialog), timeout)
+
+    def complete(
+        self,
+        callback_url: str | UrlObject,
+        cookie: str,
+        *,
+        user_id: UserId | None = None,
+        same_account: bool = False,
+        timeout: float = TIMEOUT,
+    ) -> Completed:
+        """Complete an authorization in the browser that began it, as `ConnectFlow.complete` does."""
+        return self._call(
+            lambda on: on.flow.complete(callback_url, cookie, user_id=user_id, same_account=same_account), timeout
+        )
+
+    def complete_unbound(
+        self, callback_url: str | UrlObject, *, same_account: bool = False, timeout: float = TIMEOUT
+    ) -> Completed:
+        """Complete an authorization of `start` in any browser, as `ConnectFlow.complete_unbound` warns."""
+        return self._call(lambda on: on.flow.complete_unbound(callback_url, same_account=same_account), timeout)
+
+    def save(
+        self, user_id: UserId, completed: Completed, *, same_account: bool = False, timeout: float = TIMEOUT
+    ) -> Connection:
+        """Save what a sign-in has brought, as `ConnectFlow.save` does."""
+        return self._call(lambda on: on.flow.save(user_id, completed, same_account=same_account), timeout)
+
+    def close(self) -> None:
+        """Refuse new calls, wait for the refreshes under way, and save what is not saved yet; 40 seconds at most.
+
+        In a child of fork it leaves alone what the parent has open. It may be called again, and in any thread.
+        """
+        with self._lock:
+            self._closed = True
+            thread, self._current = self._current, None
+        if thread is not None:
+            thread.close()
+
+    def _call(self, work: Callable[[Services], Awaitable[T]], timeout: float) -> T:
+        return self._started(timeout).call(work, timeout)
+
+    def _started(self, timeout: float) -> LoopThread[Services]:
+        """Return the thread of this process, and start it if need be."""
+        if running_loop() is not None:
+            raise RuntimeError(
+                "a call of BlockingTokens would stop the event loop that runs in this thread: await a TokenManager "
+                "there, or call BlockingTokens in another thread (asyncio.to_thread)"
+            )
+        if not isinstance(timeout, int | float) or not 0 < timeout < math.inf:  # type: ignore[redundant-expr]  # pyright: ignore[reportUnnecessaryIsInstance]  callers err
+            raise ValueError("timeout: expected seconds, more than 0")
+        thread = self._current
+        return thread if thread is not None and thread.pid == os.getpid() else self._start()
+
+    def _start(self) -> LoopThread[Services]:
+        if threading.get_ident.__module__ != "_thread":
+            raise RuntimeError(
+                "BlockingTokens needs real threads, and gevent or eventlet has replaced them in this process: use "
+                "threads or processes for the workers that need tokens (gunicorn: gthread, Celery: prefork)"
+            )
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("this BlockingTokens is closed")
+            thread = self._current
+            if thread is None or thread.pid != os.getpid():
+                _abandoned.append(thread)
+                thread = self._current = LoopThread(self._opened)
+            return thread
+
+    def _api_url(self) -> str:
+        async def read(on: Services) -> str:
+            return on.manager.accounts.api_url
+
+        return self._call(read, TIMEOUT)
+
+    def _after_fork(self) -> None:
+        """Leave the thread to the parent. Another thread of the parent may have held the lock."""
+        _abandoned.append(self._current)
+        self._current = None
+        self._lock = threading.Lock()

@@ -1,0 +1,362 @@
+"""BlockingTokens in one process: what starts when, what callers get, and what holds for many threads."""
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from spotconn import (
+    ConfigurationError,
+    ConnectFailed,
+    DatabaseUnavailable,
+    NotConnected,
+    SpotconnError,
+    TokenManager,
+    TryLater,
+)
+from spotconn._observer import Observer
+from spotconn.blocking import BlockingTokens
+from support.blocking_harness import Harness, Make
+from support.consent import agree
+
+THREADS = 200
+CALLS: dict[str, Callable[[BlockingTokens, UUID], object]] = {
+    "get_valid_token": lambda tokens, user: tokens.get_valid_token(user),
+    "get_access_token": lambda tokens, user: tokens.get_access_token(user),
+    "begin": lambda tokens, user: tokens.begin(user),
+    "complete": lambda tokens, _: tokens.complete("/callback?code=a&state=b", ""),
+    "complete_unbound": lambda tokens, _: tokens.complete_unbound("/callback?code=a&state=b"),
+    "replace_rejected": lambda tokens, user: tokens.replace_rejected(user, "BQ-rejected"),
+    "status": lambda tokens, user: tokens.status(user),
+    "disconnect": lambda tokens, user: tokens.disconnect(user),
+    "start": lambda tokens, user: tokens.start(user),
+    "finish": lambda tokens, user: tokens.finish(user, "/callback?code=a&state=b"),
+    "auth": lambda tokens, user: tokens.auth(user).get_access_token(),
+}
+
+
+@contextmanager
+def standing_still(tokens: BlockingTokens) -> Generator[None]:
+    """Context manager: the event loop of the thread does nothing."""
+    reached, release = threading.Event(), threading.Event()
+
+    async def stand(_: object) -> None:
+        reached.set()
+        release.wait(30)
+
+    thread = tokens._current
+    assert thread is not None
+    waiting = threading.Thread(target=thread.call, args=(stand, 30))
+    waiting.start()
+    reached.wait(30)
+    try:
+        yield
+    finally:
+        release.set()
+        waiting.join()
+
+
+def test_nothing_is_started_before_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can be made when a module is imported: without settings, threads and an event loop."""
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    monkeypatch.delenv("SPOTIFY_CLIENT_ID", raising=False)
+    before = threading.active_count()
+    with BlockingTokens.from_env() as tokens:
+        tokens.auth(1)
+        assert threading.active_count() == before
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match="SPOTIFY_CLIENT_ID is not set"):
+                tokens.get_valid_token(1)
+
+
+def test_the_settings_and_overrides_are_those_of_the_manager(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A good token is served as it is stored, and a keyword argument reaches the manager."""
+    (user,) = harness.connect(3600)
+    settings = {"SPOTCONN_DATABASE_URL": harness.dsn, "SPOTIFY_CLIENT_ID": "0123456789abcdef"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SPOTIFY_REDIRECT_URI", raising=False)
+    with BlockingTokens.from_env() as tokens:
+        assert tokens.get_valid_token(user) == harness.stored(user)["access_token"]
+        with pytest.raises(ConfigurationError, match="SPOTIFY_REDIRECT_URI is not set"):
+            tokens.start(user)
+    with BlockingTokens.from_env(cache_ttl=-1) as tokens, pytest.raises(ValueError, match="cache_ttl"):
+        tokens.get_valid_token(user)
+
+
+def test_a_user_connects_is_served_and_disconnects(
+    harness: Harness, tokens: BlockingTokens, spotify_account: str
+) -> None:
+    """The calls of the flow and of the manager, with the ids of users in each form."""
+    harness.connect()
+    [row] = harness.sql("insert into auth.users (email) values ('a') returning id")
+    user: UUID = row["id"]
+    callback = harness.loop.run(agree(tokens.start(str(user)), spotify_account))
+    assert tokens.finish(user, callback).spotify_user_id == spotify_account
+    with pytest.raises(ConnectFailed):
+        tokens.finish(user, callback.replace("state=", "state=x"))
+    assert tokens.status(user).connected
+    token = tokens.get_valid_token(str(user), scopes=["user-top-read"], min_ttl=600)
+    assert token == tokens.get_valid_token(user) == tokens.auth(user).get_access_token()
+    assert tokens.get_access_token(user).value == token
+    assert (tokens.disconnect(user), tokens.disconnect(user)) == (True, False)
+    assert not tokens.status(user).connected
+
+
+def test_the_other_ways_of_the_flow(harness: Harness, tokens: BlockingTokens, spotify_account: str) -> None:
+    """By a cookie, with a user and without one, and by the state alone."""
+    harness.connect()
+    user, other = (row["id"] for row in harness.sql("insert into auth.users values (default), (default) returning id"))
+    known = tokens.begin(user, data={"next": "/profile"}, scopes=["user-read-email"])
+    callback = harness.loop.run(agree(known.url, spotify_account))
+    completed = tokens.complete(callback, known.cookie.partition(";")[0], user_id=user)
+    assert (completed.user_id, completed.data) == (user, {"next": "/profile"})
+    unknown = tokens.begin(None)
+    callback = harness.loop.run(agree(unknown.url, spotify_account))
+    completed = tokens.complete(callback, unknown.cookie.partition(";")[0])
+    assert completed.connection is None
+    assert tokens.save(other, completed).spotify_user_id == spotify_account
+    callback = harness.loop.run(agree(tokens.start(other), spotify_account))
+    assert tokens.complete_unbound(callback).user_id == other
+
+
+def test_another_account_is_refused_in_each_way(harness: Harness, tokens: BlockingTokens, spotify_account: str) -> None:
+    """`same_account` reaches the flow."""
+    harness.connect()
+    [row] = harness.sql("insert into auth.users values (default) returning id")
+    user: UUID = row["id"]
+    tokens.finish(user, harness.loop.run(agree(tokens.start(user), spotify_account)))
+    harness.spotify.add_account("bob")
+    begun, unknown = tokens.begin(user), tokens.begin(None)
+    known, free = (part.cookie.partition(";")[0] for part in (begun, unknown))
+    back = [harness.loop.run(agree(url, "bob")) for url in (tokens.start(user), begun.url, tokens.start(user))]
+    signed_in = tokens.complete(harness.loop.run(agree(unknown.url, "bob")), free)
+    for refused in (
+        lambda: tokens.finish(user, back[0], same_account=True),
+        lambda: tokens.complete(back[1], known, same_account=True),
+        lambda: tokens.complete_unbound(back[2], same_account=True),
+        lambda: tokens.save(user, signed_in, same_account=True),
+    ):
+        with pytest.raises(ConnectFailed) as raised:
+            refused()
+        assert raised.value.reason == "other_account"
+
+
+@pytest.fixture
+def spotify_account(harness: Harness) -> str:
+    return harness.spotify.add_account("alice").spotify_user_id
+
+
+def test_a_rejected_token_is_replaced(harness: Harness, tokens: BlockingTokens) -> None:
+    """By another one, which is stored and then served."""
+    (user,) = harness.connect(3600)
+    rejected = tokens.get_valid_token(user)
+    other = tokens.replace_rejected(user, rejected)
+    assert other == harness.stored(user)["access_token"] == tokens.get_valid_token(user) != rejected
+
+
+def test_many_threads_share_one_manager_and_one_refresh(harness: Harness, tokens: BlockingTokens) -> None:
+    """200 threads that come first at the same moment: one event loop, one manager, one refresh, one token."""
+    (user,) = harness.connect(-5)
+    barrier = threading.Barrier(THREADS)
+
+    def ask(_: int) -> str:
+        barrier.wait(60)
+        return tokens.get_valid_token(user)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        found = set(threads.map(ask, range(THREADS)))
+    assert len(found) == harness.opened == harness.spotify.refresh_calls == 1
+    assert [thread.name for thread in threading.enumerate()].count("spotconn") == 1
+
+
+def test_a_cached_token_needs_no_other_thread(harness: Harness, tokens: BlockingTokens) -> None:
+    """It is served while the event loop stands still, in each form of the id; what is not cached waits in vain."""
+    user, other = harness.connect(3600, 3600)
+    token = tokens.get_valid_token(user)
+    with standing_still(tokens):
+        assert tokens.get_valid_token(user) == tokens.get_valid_token(str(user)) == token
+        with pytest.raises(TryLater):
+            tokens.get_valid_token(other, timeout=0.05)
+
+
+def test_an_observer_hears_of_each_call(harness: Harness, make: Make) -> None:
+    """Where telemetry counts the calls of the manager, also those that the cache answers are counted."""
+    (user,) = harness.connect(3600)
+    counted: list[object] = []
+
+    class Counting(Observer):
+        def counted(self, call: Any) -> Any:
+            def one(*args: Any, **options: Any) -> Any:
+                counted.append(call)
+                return call(*args, **options)
+
+            return one
+
+    @asynccontextmanager
+    async def opened() -> AsyncGenerator[TokenManager]:
+        async with harness.open() as manager:
+            manager._observe(Counting())
+            yield manager
+
+    tokens = make(opened)
+    assert len({tokens.get_valid_token(user) for _ in range(3)}) == 1
+    assert len(counted) == 3
+
+
+def test_a_call_that_takes_too_long_goes_on(harness: Harness, tokens: BlockingTokens) -> None:
+    """The caller is asked to try later; the refresh is saved all the same, and the next call has its token."""
+    (user,) = harness.connect(-5)
+    with harness.spotify.hold() as hold:
+        with pytest.raises(TryLater, match=r"no answer within 0\.5 seconds; the call goes on in the background"):
+            tokens.get_valid_token(user, timeout=0.5)
+        harness.loop.run(hold.reached())
+        harness.loop.run(_release(hold))
+    assert tokens.get_valid_token(user) == harness.stored(user)["access_token"]
+    assert harness.spotify.refresh_calls == 1
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), None, "30"])
+def test_a_timeout_that_is_none_is_named(tokens: BlockingTokens, timeout: Any) -> None:
+    """Each wait has an end."""
+    with pytest.raises(ValueError, match="timeout: expected seconds, more than 0"):
+        tokens.status(1, timeout=timeout)
+
+
+def test_opening_that_fails_is_tried_again_by_the_next_call(harness: Harness, make: Make) -> None:
+    """All who wait get an error of their own, and a database that is back serves without a restart."""
+    (user,) = harness.connect(3600)
+    down = threading.Event()
+    down.set()
+
+    @asynccontextmanager
+    async def opened() -> AsyncGenerator[TokenManager]:
+        if down.is_set():
+            await asyncio.sleep(0.2)  # all of them wait for the same
+            raise DatabaseUnavailable("away")
+        async with harness.open() as manager:
+            yield manager
+
+    tokens = make(opened)
+    with ThreadPoolExecutor(5) as threads:
+        errors = [waiting.exception() for waiting in [threads.submit(tokens.status, user) for _ in range(5)]]
+    assert [str(error) for error in errors] == ["away"] * 5
+    assert len({id(error) for error in errors}) == 5
+    down.clear()
+    assert tokens.status(user).connected
+
+
+def test_an_error_is_the_callers_own(harness: Harness, tokens: BlockingTokens) -> None:
+    """Its traceback has the frames of the caller and none of the library or of the other thread."""
+    harness.connect()
+    [row] = harness.sql("insert into auth.users (email) values ('a') returning id")
+
+    def fail(_: int) -> SpotconnError:
+        with pytest.raises(NotConnected) as raised:
+            tokens.get_valid_token(row["id"])
+        frames = [entry.frame.code.path for entry in raised.traceback]
+        assert {str(path) for path in frames} == {__file__}
+        assert raised.value.__cause__ is raised.value.__context__ is None
+        return raised.value
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(fail, range(2))
+    assert first is not second
+
+
+def test_errors_of_the_callers_own_functions_show_where(make: Make) -> None:
+    """A mistake in what opens the manager is found in its own line."""
+
+    @asynccontextmanager
+    async def opened() -> AsyncGenerator[TokenManager]:
+        raise KeyError("mistaken")
+        yield
+
+    with pytest.raises(KeyError, match="mistaken") as raised:
+        make(opened).status(1)
+    assert raised.traceback[-1].name == "opened"
+
+
+def test_what_is_open_has_no_context_of_a_call(harness: Harness, make: Make) -> None:
+    """The context variables of the first caller, such as a request of Flask, are not held for ever."""
+    variable = contextvars.ContextVar[str]("variable", default="none")
+    variable.set("of the caller")
+    found: list[str] = []
+
+    @asynccontextmanager
+    async def opened() -> AsyncGenerator[TokenManager]:
+        found.append(variable.get())
+        async with harness.open() as manager:
+            yield manager
+
+    make(opened).status(1)
+    assert found == ["none"]
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_a_running_event_loop_is_not_stopped(name: str) -> None:
+    """Each call says what to await instead, before anything is started."""
+    before = threading.active_count()
+    with (
+        BlockingTokens.from_env() as tokens,
+        pytest.raises(RuntimeError, match=r"await a TokenManager there, or .* \(asyncio.to_thread\)"),
+    ):
+        CALLS[name](tokens, UUID(int=1))
+    assert threading.active_count() == before
+
+
+async def test_beside_an_event_loop_it_serves_in_another_thread(harness: Harness, tokens: BlockingTokens) -> None:
+    """As the text of that error has it."""
+    assert not (await asyncio.to_thread(tokens.status, 1)).connected
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_after_close_each_call_says_so(harness: Harness, make: Make, *, used: bool) -> None:
+    """Also a cached token is not served any more, and closing again does nothing."""
+    (user,) = harness.connect(3600)
+    tokens = make()
+    if used:
+        tokens.get_valid_token(user)
+    with tokens:
+        pass
+    tokens.close()
+    for call in CALLS.values():
+        with pytest.raises(RuntimeError, match="this BlockingTokens is closed"):
+            call(tokens, user)
+    assert not [thread for thread in threading.enumerate() if thread.name == "spotconn"]
+
+
+def test_closing_ends_what_still_waits(harness: Harness, make: Make) -> None:
+    """A refresh under way is completed and saved, its caller has the token; a call that hangs is told of the end."""
+    (user,) = harness.connect(-5)
+    tokens = make()
+    assert not tokens.status(1).connected
+    thread = tokens._current
+    assert thread is not None
+    hanging = threading.Event()
+
+    async def hang(_: object) -> None:
+        hanging.set()
+        await asyncio.sleep(3600)
+
+    with ThreadPoolExecutor(3) as threads, harness.spotify.hold() as hold:
+        refreshing = threads.submit(tokens.get_valid_token, user)
+        harness.loop.run(hold.reached())
+        told = threads.submit(thread.call, hang, 60)
+        assert hanging.wait(30)
+        closing = threads.submit(tokens.close)
+        harness.loop.run(_release(hold))
+        closing.result(60)
+        assert refreshing.result(60) == harness.stored(user)["access_token"]
+        with pytest.raises(RuntimeError, match="this BlockingTokens is closed"):
+            told.result(60)
+
+
+async def _release(hold: Any) -> None:
+    hold.release()

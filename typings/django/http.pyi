@@ -1,0 +1,6 @@
+# What the project uses of Django's requests and answers.
+class HttpRequest: ...
+
+class HttpResponse:
+    content: bytes
+    def __init__(self, content: str) -> None: ...
