@@ -311,7 +311,7 @@ class OrderHarness:
         grant = self.spotify.authorize()
         texts = self._stored_text(grant.access_token), self._stored_text(grant.refresh_token or "")
         self.written(self.spotify.of[grant.access_token])
-        self.database.save(USER, "ann", *texts, grant.expires_at, None, None, None, None, LIFE, 0.0, None, None, False)
+        self.database.save(USER, "ann", *texts, grant.expires_at, None, None, None, None, LIFE, 0.0, None, None, None)
 
     def fails_over(self, lost: int) -> None:
         """Lose the last commits, and what they had changed."""

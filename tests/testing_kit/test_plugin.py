@@ -149,7 +149,8 @@ def run(example: pytest.Pytester, *files: str, loops: str = "function") -> pytes
     """Run what is there, or these files, as its own project would; any warning is an error."""
     scopes = (f"asyncio_default_{what}_loop_scope={loops}" for what in ("fixture", "test"))
     options = [word for option in ("asyncio_mode=strict", *scopes) for word in ("-o", option)]
-    older = "ignore:The anyio.abc.BlockingPortal alias is deprecated:DeprecationWarning"  # the TestClient of Starlette 1.3
+    # Of the TestClient of Starlette 1.3.
+    older = "ignore:The anyio.abc.BlockingPortal alias is deprecated:DeprecationWarning"
     return example.runpytest_subprocess("-W", "error", "-W", older, *options, *files, timeout=110)
 
 
