@@ -50,7 +50,7 @@ class SimulatedTelegram:
         self._names[person] = name
 
     def leave(self, person: int) -> None:
-        """Remove a person: the bot cannot look at the chat any more."""
+        """Remove a person: the bot can neither look at the chat any more nor write to it."""
         del self._names[person]
 
     async def write(self, person: int, text: str, *, chat: int | None = None) -> None:
@@ -81,7 +81,7 @@ class SimulatedTelegram:
         match request.path_params["method"]:
             case "getUpdates":
                 result: Any = await self._after(arguments["offset"])
-            case "sendMessage":
+            case "sendMessage" if arguments["chat_id"] < 0 or arguments["chat_id"] in self._names:
                 result = {"message_id": 1}
                 self._chats[arguments["chat_id"]].put_nowait(arguments["text"])
             case "getChat" if arguments["chat_id"] in self._names:

@@ -101,21 +101,30 @@ class Bot:
         if "text" not in message or "from" not in message:
             return
         chat, person = message["chat"]["id"], message["from"]["id"]
-        if message["chat"]["type"] != "private":  # everybody in a group would see the link
-            await self.write(chat, "Please write to me in private.")
-            return
+        if message["chat"]["type"] == "private":
+            text = await self._reply(person, message["text"].partition(" ")[0])
+        else:  # everybody in a group would see the link
+            text = "Please write to me in private."
         try:
-            await self.write(chat, await self._reply(person, message["text"].partition(" ")[0]))
-        except AskUser as error:
-            scopes = error.scopes if isinstance(error, MissingScope) else None
-            await self.write(chat, f"{error}\n{await self._link(person, scopes)}")
-        except TryLater:
-            await self.write(chat, "Not possible just now. Please try again later.")
-        except SpotconnError as error:
-            log.critical("%s: %s", type(error).__name__, error)
-            await self.write(chat, "This bot is out of order. It has been logged.")
+            await self.write(chat, text)
+        except httpx.HTTPError as error:  # such as a chat that the bot may not write to: the others have their answers
+            log.warning("Telegram: %s", type(error).__name__)
 
     async def _reply(self, person: int, command: str) -> str:
+        try:
+            try:
+                return await self._done(person, command)
+            except AskUser as error:
+                scopes = error.scopes if isinstance(error, MissingScope) else None
+                return f"{error}\n{await self._link(person, scopes)}"
+        except (TryLater, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            log.warning("%s", type(error).__name__)
+            return "Not possible just now. Please try again later."
+        except SpotconnError as error:
+            log.critical("%s: %s", type(error).__name__, error)
+            return "This bot is out of order. It has been logged."
+
+    async def _done(self, person: int, command: str) -> str:
         match command:
             case "/connect":
                 return await self._link(person, None)
@@ -135,8 +144,6 @@ class Bot:
         except UnknownUser:
             await self.sign_up(person)
             url = await self.flow.start(person, scopes=scopes)
-        except TryLater:
-            return "Please try again in a few minutes."
         return f"Connect your Spotify within ten minutes. The link works once; give it to nobody: {url}"
 
     async def callback(self, request: Request) -> PlainTextResponse:

@@ -128,8 +128,8 @@ class Completion:
             raise _dropped(unavailable)
         return Profile(
             spotify_user_id=stored.spotify_user_id,
-            display_name=stored.display_name,
-            email=stored.email,
+            display_name=stored.display_name or None,
+            email=stored.email or None,
             account_id=stored.account_id,
         )
 

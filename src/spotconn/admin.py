@@ -42,7 +42,7 @@ from spotconn._database.statements import (
 from spotconn._tracebacks import scrub, scrubbed, scrubbed_context
 from spotconn._user_ids import UserId, parse_user_id
 from spotconn.cipher import AesGcmSivCipher, NoCipher
-from spotconn.errors import ConfigurationError, DatabaseUnavailable
+from spotconn.errors import ConfigurationError, DatabaseUnavailable, UnknownUser
 from spotconn.overview import ConnectionOverview, ConnectionStats, MigratedRow, RekeyProgress
 
 _CENTURY = timedelta(days=36_525)
@@ -269,10 +269,10 @@ class ConnectionAdmin:
                 # A turn at a refresh waits half a second for these states.
                 await map_errors(connection.execute("set local lock_timeout = '200ms'", timeout=TIMEOUT))
                 await map_errors(connection.execute(ADD_STATES, texts, timeout=TIMEOUT))
-        except (ValueError, DatabaseUnavailable):
+        except (UnknownUser, DatabaseUnavailable):
             # A user is being deleted, or has been. Live refreshes of the others must not wait for that.
             for text in texts:
-                with suppress(ValueError):
+                with suppress(UnknownUser):
                     await self._database.fetch(ADD_STATES, [text])
 
     async def _assign(self, connected: list[UUID], client_id: str) -> int:

@@ -4,6 +4,7 @@ import time
 from datetime import datetime
 from uuid import UUID
 
+from spotconn._database.errors import map_errors
 from spotconn._tokens.freshness import Freshness, freshness
 from spotconn._user_ids import UserId
 from spotconn.accounts import SpotifyAccounts
@@ -78,6 +79,7 @@ async def verify_connection(tokens: TokenManager, user_id: UserId) -> bool:
     Raises:
         NotConnected, ReauthorizationRequired: the user must connect.
         ConnectFailed: Spotify does not let the app read the account.
+        StatementRefused: the project's constraints allow no such account here; what was refreshed is saved.
         SpotconnError: as `TokenManager.replace_rejected`.
     """
     stored = await tokens.store.get(user_id)
@@ -94,4 +96,5 @@ async def verify_connection(tokens: TokenManager, user_id: UserId) -> bool:
 async def _fill_account(tokens: TokenManager, user_id: UUID) -> None:
     profile = await tokens.accounts.profile(await tokens.get_valid_token(user_id))
     async with tokens.store.as_user(user_id) as session:
-        await session.execute(_SET_ACCOUNT, user_id, profile.spotify_user_id, profile.display_name, profile.email)
+        account = profile.spotify_user_id, profile.display_name, profile.email
+        await map_errors(session.execute(_SET_ACCOUNT, user_id, *account))

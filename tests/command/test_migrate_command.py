@@ -162,6 +162,34 @@ async def test_a_connection_that_does_not_decrypt_ends_no_run(
     assert f"{first} is unusable: " in capsys.readouterr().out
 
 
+async def test_an_account_that_the_project_refuses_ends_no_run(
+    old: asyncpg.Connection,
+    users: list[UUID],
+    spotify: FakeSpotify,
+    tokens: TokenManager,
+    work: ConnectionAdmin,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where an account may be connected by one user alone, the index is named; what was granted is saved."""
+    spotify.add_account("alice")
+    for user in users:
+        await old.execute("insert into old.tokens values ($1, $2)", user, spotify.authorize("alice").refresh_token)
+    await old.execute(
+        "create unique index one_user on public.spotify_connections (spotify_user_id) where spotify_user_id <> ''"
+    )
+    try:
+        counts = await report_rows(migrating(work), tokens, as_json=False)
+    finally:
+        await old.execute("drop index public.one_user")
+    assert (counts["written"], counts["verified"], counts["unusable"]) == (3, 1, 2)
+    out = capsys.readouterr().out
+    assert out.count("SQLSTATE 23505: constraint one_user") == 2
+    assert "spotify_user_id is not known: 2" in out
+    assert "access_token is not known" not in out
+    for user in users:
+        assert spotify.accepts(await tokens.get_valid_token(user))
+
+
 def migrating(work: ConnectionAdmin) -> AsyncIterator[MigratedRow]:
     """Writes the rows, also those without an account."""
     return work.migrate("old.tokens", COLUMNS, write=True, needs_account=False)

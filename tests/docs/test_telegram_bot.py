@@ -165,6 +165,36 @@ async def test_what_is_no_text_is_passed_over(scene: Scene) -> None:
     assert await scene.ask(ANN, "hello") == "/connect, /top or /undo"
 
 
+async def test_who_cannot_be_answered_holds_up_nobody(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the pause after a failed poll."""
+    monkeypatch.setattr("telegram_bot.RETRY_DELAY", 3600)
+    scene.telegram.join(ANN, "Ann")
+    scene.telegram.join(BEN, "Ben")
+    await scene.telegram.write(BEN, "hello")
+    scene.telegram.leave(BEN)
+    assert await scene.ask(ANN, "hello") == "/connect, /top or /undo"
+
+
+async def test_it_goes_on_after_a_sign_up_that_failed(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its own database may be away, or its rows may not be those of the schema: each message has an answer."""
+
+    async def away(*_: object, **__: object) -> None:
+        raise ConnectionRefusedError
+
+    async def without_effect(*_: object, **__: object) -> None:
+        pass
+
+    scene.telegram.join(ANN, "Ann")
+    said: list[str] = []
+    for sign_up in (away, without_effect):
+        monkeypatch.setattr(f"{__name__}.add_user", sign_up)
+        said += [await scene.ask(ANN, "/connect"), await scene.ask(ANN, "/top")]
+    assert [text.partition(".")[0] for text in said] == ["Not possible just now"] * 2 + ["This bot is out of order"] * 2
+    assert "UnknownUser: user_id: no such user in auth.users" in caplog.text
+
+
 async def test_it_goes_on_after_telegram_was_away(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """A poll that fails is repeated after a pause."""
     monkeypatch.setattr("telegram_bot.RETRY_DELAY", 0.01)

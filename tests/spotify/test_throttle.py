@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
+from functools import partial
 from itertools import pairwise
 from uuid import UUID, uuid4
 
@@ -12,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from spotconn import (
     ConfigurationError,
+    ConnectFailed,
     ConnectionStore,
     ReauthorizationRequired,
     SpotifyAccounts,
@@ -328,6 +330,17 @@ async def test_what_a_connect_needs_is_known_before_it_begins(
         with pytest.raises(SpotifyUnavailable, match="asked this app to wait") if told else nullcontext() as raised:
             accounts.check_connect(uuid4())
     assert raised is None or 7000 < (raised.value.retry_after or 0) <= 7200
+
+
+async def test_a_short_wait_is_waited_for_also_by_an_exchange(spotify: FakeSpotify, accounts: SpotifyAccounts) -> None:
+    """A code is not lost to what Spotify has answered to another user: nothing of it was sent."""
+    spotify.script(Answer.too_many_requests("0.5"))
+    exchange = partial(accounts.exchange_code, "c", redirect_uri=REDIRECT_URI, code_verifier="v")
+    with pytest.raises(SpotifyUnavailable):
+        await exchange(timeout=0.9)
+    accounts.check_connect()
+    with pytest.raises(ConnectFailed, match="invalid_grant"):
+        await exchange()
 
 
 async def test_refreshes_that_wait_keep_nobody_from_connecting(spotify: FakeSpotify, accounts: SpotifyAccounts) -> None:

@@ -14,7 +14,7 @@ from spotconn._command.console import moment, open_admin, run
 from spotconn._command.fernet import fernet_decrypt
 from spotconn._command.output import ROWS_LEFT, USAGE, fail, print_line, write_json, write_line
 from spotconn._printable import shown
-from spotconn.errors import AskUser, DecryptionError, SpotifyUnavailable
+from spotconn.errors import AskUser, DecryptionError, SpotifyUnavailable, StatementRefused
 from spotconn.importing import verify_connection
 from spotconn.manager import TokenManager
 from spotconn.overview import MigratedRow
@@ -188,6 +188,9 @@ class Verifier:
         except AskUser as error:
             self._due = begun + PACE
             return row, "refused", str(error)
+        except StatementRefused as error:  # by a constraint on the account, such as that of one user for each
+            self._due = begun + PACE
+            return await self._now_known(row, row.user_id), "unusable", str(error)
         except DecryptionError as error:  # one that stood before; the rows behind it are verified all the same
             return row, "unusable", str(error)
         if refreshed:

@@ -27,7 +27,7 @@ class Throttle:
         """
         if remaining := self.remaining(now):
             throttled = SpotifyUnavailable("Spotify asked this app to wait", retry_after=remaining, answered=False)
-            raise marked(throttled, Mark.OF_ONE_APP)
+            raise marked(throttled, Mark.OF_ONE_APP, Mark.NOT_PROCESSED)
 
     def remaining(self, now: float) -> float:
         """Return the seconds that Spotify has asked to wait from now on; 0.0 for none."""
