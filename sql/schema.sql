@@ -1880,6 +1880,8 @@ language plpgsql set search_path = pg_catalog, pg_temp rows 1 as $$
 begin
     perform spotconn.act_as(p_user_id);
     perform pg_catalog.set_config('spotconn.state_hash', pg_catalog.encode(p_state_hash, 'hex'), true);
+    -- As in spotconn.save_connection. The server would go on to wait when the caller has given up, and spend the state then.
+    perform pg_catalog.set_config('lock_timeout', '2s', true);
     return query
         update spotconn.pending_connect as pending set used_at = spotconn.now(), code_verifier = ''
         from (

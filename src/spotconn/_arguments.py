@@ -40,6 +40,10 @@ def checked_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
     if isinstance(scopes, str):
         raise ValueError("scopes: expected several strings, not one")  # noqa: TRY004  bad input is a ValueError here
     names = tuple(scopes)
-    if not all(name and name.isascii() and name.isprintable() and " " not in name for name in names):
+    if not all(map(_is_scope, names)):
         raise ValueError("scopes: expected words such as user-read-email")
     return names
+
+
+def _is_scope(name: object) -> bool:
+    return isinstance(name, str) and name != "" and name.isascii() and name.isprintable() and " " not in name

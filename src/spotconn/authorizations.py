@@ -1,6 +1,7 @@
 """The values of an authorization by cookie: what the browser gets, and what comes of it."""
 
 from collections.abc import Mapping
+from typing import Any, cast
 from uuid import UUID
 
 from pydantic import Field
@@ -48,12 +49,19 @@ def checked_data(data: Mapping[str, str]) -> Mapping[str, str]:
     Raises:
         ValueError: it holds something else than texts, or more than is allowed.
     """
-    texts = [text for pair in data.items() for text in pair]
-    if len(data) > MOST_DATA or not all(map(_is_text, texts)) or sum(map(len, texts)) > LARGEST_DATA:
+    if not _is_small(data):
         raise ValueError(
             f"data: expected at most {MOST_DATA} texts, with {LARGEST_DATA} characters in all with their names"
         )
     return data
+
+
+def _is_small(data: object) -> bool:
+    if not isinstance(data, Mapping):
+        return False
+    pairs = cast("Mapping[str, Any]", data).items()
+    texts = [text for pair in pairs for text in pair]
+    return len(pairs) <= MOST_DATA and all(map(_is_text, texts)) and sum(map(len, texts)) <= LARGEST_DATA
 
 
 def _is_text(value: object) -> bool:

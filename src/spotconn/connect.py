@@ -153,8 +153,8 @@ class ConnectFlow:
 
         Raises:
             ValueError: as `start`, or `data` has something else or more.
-            TryLater, DatabaseUnavailable, SchemaMismatch, RowSecurityError: as `start`. Without a user nothing is
-                counted.
+            UnknownUser, TryLater, SpotifyUnavailable, ConfigurationError: as `start`; without a user none is counted.
+            DatabaseUnavailable, SchemaMismatch, RowSecurityError: as `start`.
         """
         pending = self._new(None if user_id is None else parse_user_id(user_id), scopes, checked_data(data))
         state, cookie = new_state(self._clock()), secrets.token_urlsafe(32)
@@ -211,7 +211,7 @@ class ConnectFlow:
         Raises:
             ConnectFailed: as `finish`; also where the cookie is missing, or of another authorization
                 ("state_mismatch").
-            SpotifyUnavailable, ConfigurationError, ValueError, DecryptionError: as `finish`.
+            SpotifyUnavailable, ConfigurationError, ValueError, UnknownUser, DecryptionError: as `finish`.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: as `finish`.
         """
         callback = read_callback(callback_url)
@@ -233,7 +233,7 @@ class ConnectFlow:
 
         Raises:
             ConnectFailed, SpotifyUnavailable, ConfigurationError, ValueError, DecryptionError: as `finish`.
-            DatabaseUnavailable, SchemaMismatch, RowSecurityError: as `finish`.
+            UnknownUser, DatabaseUnavailable, SchemaMismatch, RowSecurityError: as `finish`.
         """
         callback = read_callback(callback_url)
         return await self._complete(callback, Claim(callback.state, "none"), same_account=same_account)
@@ -272,7 +272,7 @@ class ConnectFlow:
                 await self._events.drained(seconds=DRAIN_TIMEOUT)
 
     def _cookie_name(self, state: str) -> str:
-        return cookie_name(state, secure=self._redirect_uri.startswith("https:"))
+        return cookie_name(state, secure=self._redirect_uri.lower().startswith("https:"))
 
     def _new(self, user_id: UUID | None, scopes: Iterable[str] | None, data: Mapping[str, str]) -> PendingConnect:
         self._affinity.check()

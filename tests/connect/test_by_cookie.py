@@ -61,10 +61,14 @@ async def test_a_bot_completes_for_the_user_of_the_state(
     """`complete_unbound` takes what `start` has started, and nothing that a browser is bound to."""
     done = await flow.complete_unbound(await agree(await flow.start(users[0])))
     assert (done.user_id, done.data) == (users[0], {})
-    for user in (users[1], None):
-        begun = await flow.begin(user)
+    callbacks = [await agree((await flow.begin(user)).url) for user in (users[1], None)]
+    for callback in callbacks:
         with pytest.raises(ConnectFailed, match="another browser"):
-            await flow.complete_unbound(await agree(begun.url))
+            await flow.complete_unbound(callback)
+    # Who writes the database takes the cookie away: there is no user to complete it for.
+    await admin.execute("update spotconn.pending_connect set cookie_hash = null where user_id is null")
+    with pytest.raises(ConnectFailed, match="another browser"):
+        await flow.complete_unbound(callbacks[1])
     assert (await pending(admin), len(await rows(admin))) == (2, 1)
 
 
@@ -91,14 +95,23 @@ async def test_begin_counts_as_start(flow: ConnectFlow, user: UUID) -> None:
     await flow.begin(None)
 
 
-@pytest.mark.parametrize("data", [{str(n): "" for n in range(9)}, {"a": "x" * 1000}, {"a": 1}])
+@pytest.mark.parametrize(
+    "data", [{str(n): "" for n in range(9)}, {"a": "x" * 1000}, {"a": 1}, {"a": "\ud800"}, None, [("a", "b")]]
+)
 async def test_data_that_is_too_much_is_named(
     flow: ConnectFlow, user: UUID, admin: asyncpg.Connection, data: dict[str, str]
 ) -> None:
-    """It starts nothing."""
+    """It starts nothing; nor does what is no mapping of texts."""
     with pytest.raises(ValueError, match="data: "):
         await flow.begin(user, data=data)
     assert await pending(admin) == 0
+
+
+async def test_data_of_any_characters_comes_back(flow: ConnectFlow, spotify: FakeSpotify) -> None:
+    """As much as is allowed, also what Postgres and the stored text hold in another form."""
+    data = {"a.b": '\x00"\\\n.', "": "", "c": "\U0001f3b5" * 990}
+    begun = await flow.begin(None, data=data)
+    assert (await flow.complete(await agree(begun.url), sent(begun))).data == data
 
 
 async def test_another_account_takes_no_place_where_the_same_is_demanded(

@@ -9,11 +9,11 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from spotconn import ConnectFailed, ConnectFlow, ConnectionStore, SpotifyAccounts, connect
+from spotconn import ConnectFailed, ConnectFlow, ConnectionStore, DatabaseUnavailable, SpotifyAccounts, connect
 from spotconn.events import Event
 from spotconn.testing import FakeSpotify
 from support.connections import rows
-from support.consent import REDIRECT_URI, SCOPES, agree, altered, sent
+from support.consent import REDIRECT_URI, SCOPES, agree, altered, sent, state_of
 from support.database import Database
 from support.lock_waits import until_someone_waits
 
@@ -102,6 +102,27 @@ async def test_another_process_says_that_the_callback_was_used(
         assert raised.value.reason == "state_used"
 
 
+async def test_a_locked_authorization_is_not_spent_and_holds_up_no_other(
+    flow: ConnectFlow, spotify: FakeSpotify, admin: asyncpg.Connection
+) -> None:
+    """Its own callback is refused and works once the lock is gone; another one without a user does not wait for it."""
+    locked, other = await flow.begin(None), await flow.begin(None)
+    callbacks = await agree(locked.url), await agree(other.url)
+    async with admin.transaction():
+        await admin.execute(
+            "select from spotconn.pending_connect where state_hash = sha256($1::text::bytea) for update",
+            state_of(locked.url),
+        )
+        waiting = asyncio.create_task(flow.complete(callbacks[0], sent(locked)))
+        async with asyncio.timeout(20):
+            while not await admin.fetchval("select exists (select from pg_locks where not granted)"):
+                pass
+        assert (await flow.complete(callbacks[1], sent(other))).user_id is None
+        with pytest.raises(DatabaseUnavailable):
+            await waiting
+    assert (await flow.complete(callbacks[0], sent(locked))).user_id is None
+
+
 @asynccontextmanager
 async def _claim(spotify: FakeSpotify, admin: asyncpg.Connection) -> AsyncGenerator[Callable[[], Awaitable[object]]]:
     """The claim of the state waits."""
@@ -165,6 +186,7 @@ async def test_the_end_of_a_flow_waits_no_longer_than_it_may(
 ) -> None:
     """An authorization that takes longer is cut off, its caller hears that, and it is logged."""
     monkeypatch.setattr(connect, "TIMEOUT", 0.1)
+    monkeypatch.setattr("spotconn._tokens.single_flight.STOP_TIMEOUT", 0.1)
     callback = await agree(await flow.start(user))
     with spotify.hold() as held:
         caller = asyncio.create_task(flow.finish(user, callback))

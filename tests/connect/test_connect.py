@@ -241,10 +241,11 @@ async def test_a_grant_without_what_is_needed_is_not_saved(
         await flow.finish(user, callback)
     assert await rows(admin) == before
 
-    callback = await agree(await flow.start(user))
-    access_token = spotify.authorize("alice").access_token
-    spotify.script(Answer(json=grant | {"access_token": access_token, "refresh_token": "AQa"}))
-    assert (await flow.finish(user, callback)).scope == frozenset(SCOPES)
+    for scopes in (SCOPES, ["streaming"]):
+        callback = await agree(await flow.start(user, scopes=None if scopes is SCOPES else scopes))
+        access_token = spotify.authorize("alice").access_token
+        spotify.script(Answer(json=grant | {"access_token": access_token, "refresh_token": "AQa"}))
+        assert (await flow.finish(user, callback)).scope == frozenset(scopes)
 
 
 async def test_a_connect_is_reported(

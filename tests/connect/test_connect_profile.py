@@ -14,7 +14,6 @@ from spotconn import (
     SpotifyAccounts,
     SpotifyUnavailable,
 )
-from spotconn import connect as connect_module
 from spotconn.testing import FakeSpotify
 from support.connections import rows
 from support.consent import REDIRECT_URI, SCOPES, agree, pending
@@ -104,7 +103,7 @@ async def test_a_profile_that_does_not_come_changes_nothing(
     raised: type[Exception],
 ) -> None:
     """Without a readable profile within the deadline nothing is saved and the old connection stays."""
-    monkeypatch.setattr(connect_module, "TIMEOUT", 0.5)
+    monkeypatch.setattr("spotconn._completion.TIMEOUT", 2.0)
     callback = await agree(await shaky.flow.start(user))
     shaky.answers = [httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)] * 50
     with pytest.raises(raised):

@@ -26,13 +26,17 @@ async def test_begin_gives_the_cookie_of_its_redirect_uri(
     store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify
 ) -> None:
     """With https it is bound to the host; its value is random, and in neither URL."""
-    for uri, prefix in (("https://example.com/callback", "__Host-spotconn-"), ("http://[::1]:1/callback", "spotconn-")):
+    for uri, prefix in (
+        ("https://example.com/callback", "__Host-spotconn-"),
+        ("HTTPS://example.com/callback", "__Host-spotconn-"),
+        ("http://[::1]:1/callback", "spotconn-"),
+    ):
         flow = ConnectFlow(store, accounts, redirect_uri=uri, scopes=SCOPES)
         first, second = [await flow.begin(None) for _ in range(2)]
         ((name, morsel),) = SimpleCookie(first.cookie).items()
         assert name.startswith(prefix)
         assert (morsel["path"], morsel["max-age"], morsel["samesite"], morsel["domain"]) == ("/", "600", "Lax", "")
-        assert (bool(morsel["secure"]), morsel["httponly"]) == (uri.startswith("https"), True)
+        assert (bool(morsel["secure"]), morsel["httponly"]) == (prefix.startswith("__Host-"), True)
         assert len(morsel.value) == 43
         assert morsel.value not in second.cookie + first.url
         assert morsel.value not in repr(first) + str(first.model_dump())

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from itertools import cycle
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -51,17 +52,22 @@ async def _session(dsn: str) -> AsyncGenerator[Session]:
 
 
 async def test_no_caller_sees_it(
-    database: Database, accounts: SpotifyAccounts, spotify: FakeSpotify, admin: asyncpg.Connection, users: list[UUID]
+    database: Database, accounts: SpotifyAccounts, spotify: FakeSpotify, admin: asyncpg.Connection
 ) -> None:
     """While the files are applied again and again, every read, refresh, connect and disconnect goes well."""
+    # So many that none is refreshed or started more often than a user may be, however slowly the files are applied.
+    added = await admin.fetch("insert into auth.users (email) select n from generate_series(1, 30) as n returning id")
+    users: list[UUID] = [row["id"] for row in added]
     async with (
         ConnectionStore.open(database.dsn, max_size=6) as store,
         TokenManager(store, accounts, cache_ttl=0) as tokens,
     ):
         applied = 0
 
-        async def traffic(user: UUID) -> None:
-            while applied < 12:
+        async def traffic(some: list[UUID]) -> None:
+            for user in cycle(some):
+                if applied == 12:
+                    return
                 await connect(store, spotify, user, ttl=-1)
                 with suppress(NotConnected):  # the other task of this user has disconnected
                     await tokens.get_valid_token(user)
@@ -77,8 +83,8 @@ async def test_no_caller_sees_it(
 
         async with asyncio.timeout(100), asyncio.TaskGroup() as group:
             group.create_task(apply_again())
-            for user in users * 2:
-                group.create_task(traffic(user))
+            for first in (0, 10, 20) * 2:  # two tasks for each user
+                group.create_task(traffic(users[first : first + 10]))
 
 
 async def test_the_first_application_and_a_change_of_users_do_not_deadlock(

@@ -320,10 +320,10 @@ async def test_a_policy_that_comes_during_a_refresh_loses_no_grant(
     assert finished.refresh_token == "refresh-rotated"
 
 
-async def test_a_consent_is_not_spent_on_what_cannot_be_saved(
+async def test_what_cannot_be_saved_is_known_before(
     store: ConnectionStore, admin: asyncpg.Connection, user: UUID
 ) -> None:
-    """`check_save`, which comes before the code is exchanged, fails where `save` would."""
+    """`check_save` fails where `save` would."""
     for name, policies in CASES.items():
         async with altered(admin, policies):
             if "delete" in name:

@@ -104,7 +104,7 @@ async def test_every_error_about_spotify_has_a_documented_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever Spotify answers, the error is of a documented class, the second time too, and so is the event."""
-    monkeypatch.setattr("spotconn.connect.TIMEOUT", 0.5)
+    monkeypatch.setattr("spotconn._completion.TIMEOUT", 0.5)
     spotify.script(*[answer] * 1000)
     for _ in range(2):
         with pytest.raises(SpotconnError) as raised:

@@ -68,7 +68,9 @@ def test_what_spotify_refuses_is_refused_with_the_reason(uri: str, why: str) -> 
     assert "hush" not in str(raised.value)
 
 
-@pytest.mark.parametrize("scopes", ["user-read-email", [""], ["a b"], ["user-read-email\n"], ["\u00e4"]])
+@pytest.mark.parametrize(
+    "scopes", ["user-read-email", [""], ["a b"], ["user-read-email\n"], ["\u00e4"], [7], b"user-read-email", [b"a"]]
+)
 def test_scopes_are_words(scopes: list[str]) -> None:
     """One string in place of several, or what is no scope, is found at construction."""
     accounts = SpotifyAccounts("demo-client", http=httpx.AsyncClient())
