@@ -26,6 +26,7 @@ FAILED = {
     "state_expired": "That took too long. Nothing has changed; please start again.",
     "code_rejected": "Spotify did not accept the answer. Nothing has changed; please start again.",
     "not_allowed": "Spotify does not let this account use the app. Its operators can add it in Spotify's dashboard.",
+    "unknown_user": "There is no such user any more. Nothing has changed.",
     "try_later": "That does not work at the moment. Nothing has changed; please try again later.",
     "error": "Something is wrong with this service. Its operators have to look into it.",
 }

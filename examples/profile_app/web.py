@@ -133,7 +133,8 @@ def _with_security_headers(response: Response, *, form_action: str = "'self'") -
         "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; frame-ancestors 'none'; "
         f"form-action {form_action}"
     )
-    response.headers["Referrer-Policy"] = "no-referrer"
+    # Not no-referrer: a form then says that its origin is null, and older browsers say nothing else of it.
+    response.headers["Referrer-Policy"] = "same-origin"
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response

@@ -29,6 +29,7 @@ FORGED = {
     "an origin that begins like the service's": {"Origin": "http://127.0.0.1:1.evil.example"},
     "a value that no browser sends": {"Sec-Fetch-Site": "Same-Origin, cross-site"},
 }
+CROSS_SITE = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
 REQUESTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("POST", "/connect", {"data": {"next": "/"}}),
     ("POST", "/connect", {"json": {}}),
@@ -68,6 +69,7 @@ async def test_programs_typed_addresses_and_the_front_end_are_let_in(service: We
         {"Sec-Fetch-Site": "none"},
         {"Sec-Fetch-Site": "same-origin", "Origin": "null"},
         {"Origin": service.url},
+        {"Origin": service.url.replace("http:", "https:")},  # behind a proxy that ends TLS
         {"Sec-Fetch-Site": "cross-site", "Origin": FRONT_END},
     )
     async with service.browser(user) as browser:
@@ -144,7 +146,7 @@ async def test_no_answer_may_be_framed_cached_or_named_as_a_referrer(
         callback = await browser.connect()
         embeds = ("iframe", "frame", "image", "script", "empty", "object")
         answers = [
-            *[await browser.send("GET", callback, headers={"Sec-Fetch-Dest": dest}) for dest in embeds],
+            *[await browser.send("GET", callback, headers=CROSS_SITE | {"Sec-Fetch-Dest": dest}) for dest in embeds],
             await nobody.send("GET", "/connection"),
             await browser.send("GET", callback),
             await browser.send("POST", "/connect", data={"next": "/"}),
@@ -216,9 +218,15 @@ async def test_nothing_secret_is_logged_or_answered(
 
 
 async def test_a_browser_has_five_cookies_of_authorizations_at_most(service: WebService, user: UUID) -> None:
-    """With the sixth tab the oldest goes: its callback is refused, and those of the five others are completed."""
+    """With the sixth tab the oldest goes: its callback is refused, and those of the five others are completed.
+
+    Of hundreds that another host has planted, five go with each answer, whose headers stay small.
+    """
     async with service.browser(user) as browser:
         callbacks = [await browser.connect() for _ in range(6)]
         assert len(browser.http.cookies.jar) == 1 + 5
         outcomes = [await browser.come_back(callback) for callback in callbacks]
+        planted = "; ".join(f"spotconn-{number:08x}=x" for number in range(500))
+        answer = await browser.send("POST", "/connect", headers={"Cookie": f"session={user}; {planted}"})
+        assert len(answer.headers.get_list("set-cookie")) == 1 + 5
     assert outcomes == [back("state_mismatch"), *[back("connected")] * 5]

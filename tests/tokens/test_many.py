@@ -495,7 +495,8 @@ async def test_what_is_wrong_for_all_ends_the_job(
             async for user, _ in other.get_valid_tokens(users, concurrency=4):
                 seen.append(user)
         assert seen[0] == users[0]
-        assert len(seen) <= 5, "no more users than were asked about at once have the refusal of their own call"
+        # The circuit opens with the second refusal; the first has made room for one more call.
+        assert len(seen) <= 1 + 4 + 1, "no more users than were asked about by then have the refusal of their own call"
         assert spotify.token_calls <= 6
     await wrong.aclose()
     await admin.execute("revoke execute on function spotconn.get_access_tokens from spotconn")

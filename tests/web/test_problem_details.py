@@ -16,6 +16,7 @@ from spotconn import (
     SpotconnError,
     SpotifyUnavailable,
     TryLater,
+    UnknownUser,
 )
 from spotconn.testing._server import serve
 from spotconn.web import PROBLEM_RESPONSES, problem_details
@@ -29,6 +30,7 @@ HUSH = "hush-hush"
         (NotConnected("no connection"), 409, None, {"detail": "no connection"}),
         (ConnectFailed("denied", "the user said no"), 409, None, {"reason": "denied"}),
         (MissingScope(["b"], ["a"]), 409, None, {"scope": "a b"}),
+        (UnknownUser(HUSH), 409, None, {"type": "tag:spotconn,2026:unknown-user"}),
         (SpotifyUnavailable(HUSH, retry_after=6.1), 503, "7", {}),
         (DatabaseUnavailable(HUSH), 503, "5", {}),
         (TryLater(HUSH, retry_after=0.0), 429, "1", {}),

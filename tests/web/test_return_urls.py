@@ -39,6 +39,7 @@ def test_a_path_of_the_service_is_as_it_was_given(value: str, expected: str | No
         ("https://evil.example/", None),
         (f"/{'x' * (899 - len(FRONT_END))}", f"{FRONT_END}/{'x' * (899 - len(FRONT_END))}"),
         (f"/{'x' * (900 - len(FRONT_END))}", None),
+        (f"{FRONT_END}/{'x' * (899 - len(FRONT_END))}", f"{FRONT_END}/{'x' * (899 - len(FRONT_END))}"),
     ],
 )
 def test_with_a_front_end_a_path_is_one_there(value: str, expected: str | None) -> None:
@@ -62,7 +63,7 @@ def test_what_passes_stays_on_its_host(value: str, front_end: str | None) -> Non
     [
         ("/p", "/p?spotify=denied"),
         ("/p?a=1&b=#top", "/p?a=1&b=&spotify=denied#top"),
-        ("/p?spotify=connected&a=%26", "/p?a=%26&spotify=denied"),
+        ("/p?spotify=connected&a=%26&%73potify=connected", "/p?a=%26&spotify=denied"),
         ("/p#a?b", "/p?spotify=denied#a?b"),
     ],
 )

@@ -59,6 +59,41 @@ async def test_the_way_back_needs_no_session(service: WebService, user: UUID) ->
     assert (await service.tokens.status(user)).connected
 
 
+@pytest.mark.parametrize("sent", [{"Mode": "navigate", "Site": "cross-site"}, {"Mode": "cors", "Site": "same-origin"}])
+async def test_a_service_worker_may_pass_the_callback_on(service: WebService, user: UUID, sent: dict[str, str]) -> None:
+    """As Chromium then says: by fetch(event.request), and by a request that the worker has made of it."""
+    async with service.browser(user) as browser:
+        callback = await browser.connect()
+        headers = {"Sec-Fetch-Dest": "empty"} | {f"Sec-Fetch-{name}": value for name, value in sent.items()}
+        assert await browser.come_back(callback, **headers) == "/me?spotify=connected"
+
+
+async def test_a_sign_in_that_comes_back_here_is_not_told_as_connected(
+    service: WebService, user: UUID, admin: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody is there to save it for, whoever is signed in: the page learns of an error, and the log of its cause."""
+    begun = await service.flow.begin(None)
+    callback = "/callback?" + (await agree(begun.url)).partition("?")[2]
+    async with service.browser(user) as browser:
+        cookie = begun.cookie.partition(";")[0]
+        assert await browser.come_back(callback, Cookie=f"session={user}; {cookie}") == "/me?spotify=error"
+    assert await rows(admin) == []
+    assert [record.levelname for record in caplog.records if record.name == "spotconn.web"] == ["CRITICAL"]
+
+
+async def test_a_user_who_was_deleted_is_told_so(
+    service: WebService, user: UUID, admin: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their session lives on: neither does a connect help them, nor is the service out of order."""
+    await admin.execute("delete from auth.users where id = $1", user)
+    async with service.browser(user) as browser:
+        answer = await browser.send("POST", "/connect", data={"next": "/x"})
+        assert answer.headers["location"] == "/x?spotify=unknown_user"
+        answer = await browser.send("POST", "/connect")
+        assert (answer.status_code, answer.json()["type"]) == (409, "tag:spotconn,2026:unknown-user")
+    assert not [record for record in caplog.records if record.name == "spotconn.web"]
+
+
 async def test_a_person_who_says_no_is_sent_back(service: WebService, user: UUID) -> None:
     """Cancel at Spotify is no error page."""
     async with service.browser(user) as browser:

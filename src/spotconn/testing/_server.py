@@ -45,6 +45,9 @@ async def serve(app: ASGIApp, port: int = 0) -> AsyncGenerator[str]:
         config.load()
         server = uvicorn.Server(config)
         server.lifespan = config.lifespan_class(config)
+        # The connections inherit it. asyncio sets it only on sockets made with the number of their protocol; without
+        # it each answer waits 40 ms for an acknowledgement.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # Started and stopped by hand: Server.serve() would take over the signals of the whole program.
         await server.startup(sockets=[listening])
         try:

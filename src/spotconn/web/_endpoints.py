@@ -12,14 +12,14 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from spotconn._cookies import MOST, set_cookie, surplus_cookies
 from spotconn._user_ids import UserId, parse_user_id
 from spotconn.connect import ConnectFlow
-from spotconn.errors import ConnectFailed, SpotconnError, TryLater
+from spotconn.errors import ConfigurationError, ConnectFailed, SpotconnError, TryLater, UnknownUser
 from spotconn.manager import TokenManager
 from spotconn.web._problems import log_error
 from spotconn.web._requests import (
     FORM,
     Refused,
     bad_field,
-    check_document,
+    check_window,
     content_type,
     flag_field,
     read_form,
@@ -84,18 +84,24 @@ class Endpoints:
             raise
         answer = _to(authorization.url) if is_form else JSONResponse({"url": authorization.url})
         answer.headers.append("Set-Cookie", authorization.cookie)
-        for name in surplus_cookies(_cookies(request), most=MOST - 1):
+        # A few at a time: hundreds, which another host of the domain can plant, would be more than a proxy takes.
+        for name in surplus_cookies(_cookies(request), most=MOST - 1)[:MOST]:
             answer.headers.append("Set-Cookie", set_cookie(name, ""))
         return answer
 
     async def callback(self, request: Request) -> Response:
         """Complete the authorization of the browser that Spotify sends back, and send it on."""
-        check_document(request)
+        check_window(request)
         flow, user_id = self._flow(request), await self._signed_in(request)
         # Not request.url, which leads through a cache of urllib.
         query = request.scope["query_string"].decode("latin-1")
         try:
             completed = await flow.complete(f"?{query}", _cookies(request), user_id=user_id)
+            if completed.user_id is None:
+                raise ConfigurationError(
+                    "a sign-in with Spotify came back to SpotifyRoutes: give it a ConnectFlow with a redirect URI of "
+                    "its own"
+                )
         except SpotconnError as error:
             return _ended(self._after, error)
         return _to(with_outcome(self._back(completed.data, strict=False), "connected"))
@@ -168,11 +174,13 @@ class Endpoints:
         return back or self._after
 
 
-def outcome_of(error: SpotconnError) -> str:
-    """Return what the query of the page says of an error: the reason of a ConnectFailed, "try_later" or "error"."""
+def _outcome_of(error: SpotconnError) -> str:
+    """Return what the query of the page says of an error."""
     match error:
         case ConnectFailed():
             return error.reason
+        case UnknownUser():
+            return "unknown_user"
         case TryLater():
             return "try_later"
         case _:
@@ -181,7 +189,7 @@ def outcome_of(error: SpotconnError) -> str:
 
 def _ended(back: str, error: SpotconnError) -> Response:
     log_error(error)
-    return _to(with_outcome(back, outcome_of(error)))
+    return _to(with_outcome(back, _outcome_of(error)))
 
 
 def _cookies(request: Request) -> str:

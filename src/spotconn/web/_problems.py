@@ -9,7 +9,15 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from spotconn.errors import AskUser, ConnectFailed, MissingScope, ReauthorizationRequired, SpotconnError, TryLater
+from spotconn.errors import (
+    AskUser,
+    ConnectFailed,
+    MissingScope,
+    ReauthorizationRequired,
+    SpotconnError,
+    TryLater,
+    UnknownUser,
+)
 
 RETRY_AFTER = 5
 """Seconds to wait where nothing better is known."""
@@ -20,9 +28,10 @@ _log = logging.getLogger("spotconn.web")
 async def problem_details(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001  an exception handler
     """Answer an error of the library. Exception handler for `SpotconnError`, in Starlette and FastAPI.
 
-    AskUser is 409 with what the user has to do; `reason` and `scope` say more where the error does. TryLater is 503
-    with Retry-After in whole seconds, and 429 where it is this user who has started too many authorizations.
-    CallEngineer is 500 without a word of the inside, and is logged as critical by the logger `spotconn.web`.
+    AskUser is 409 with what the user has to do; `reason` and `scope` say more where the error does, and UnknownUser
+    has a `type` of its own. TryLater is 503 with Retry-After in whole seconds, and 429 where it is this user who has
+    started too many authorizations. CallEngineer is 500 without a word of the inside, and is logged as critical by the
+    logger `spotconn.web`.
 
     Raises:
         Exception: `error` itself, if it is none of the library.
@@ -31,6 +40,8 @@ async def problem_details(request: Request, error: Exception) -> JSONResponse:  
         raise error
     log_error(error)
     match error:
+        case UnknownUser():
+            return problem(HTTPStatus.CONFLICT, "unknown-user", "There is no such user", "Sign up, or sign in again.")
         case AskUser():
             return problem(
                 HTTPStatus.CONFLICT, "connect-spotify", "Spotify has to be connected", str(error), **_more(error)
@@ -105,7 +116,7 @@ def _described(description: str, headers: Mapping[str, Any] | None = None) -> di
 
 
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
-    409: _described("The user has to connect Spotify, again or with more scopes."),
+    409: _described("The user has to connect Spotify, again or with more scopes; or there is no such user."),
     429: _described("This user has started too many authorizations.", _RETRY_AFTER),
     500: _described("The service is out of order; its log says why."),
     503: _described("Spotify or the database does not answer just now.", _RETRY_AFTER),

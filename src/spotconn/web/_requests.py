@@ -53,13 +53,17 @@ def check_site(request: Request, front_end: str | None) -> None:
             raise Refused(HTTPStatus.FORBIDDEN, "Refused", "This request comes from a page of another site.")
 
 
-def check_document(request: Request) -> None:
+def check_window(request: Request) -> None:
     """Refuse a callback that is loaded as a frame, a picture or a script; Spotify sends a window there.
 
     Raises:
         Refused: it is none.
     """
-    if request.headers.get("sec-fetch-dest", "document") != "document":
+    names = ("sec-fetch-dest", "sec-fetch-mode", "sec-fetch-site")
+    dest, mode, site = (request.headers.get(name) for name in names)
+    # A service worker of the service that passes the request on makes it an "empty" one.
+    is_of_worker = dest == "empty" and (mode == "navigate" or site == "same-origin")
+    if dest not in {None, "document"} and not is_of_worker:
         raise Refused(
             HTTPStatus.FORBIDDEN, "Refused", "The callback is for a window of its own; a page may POST its URL."
         )

@@ -42,9 +42,9 @@ def checked_return_url(value: str, front_end: str | None) -> str | None:
         front_end: the origin of the front end, from `checked_origin`.
     """
     origin = front_end or ""
-    if not 0 < len(value) <= LONGEST - len(origin) or not _is_plain(value):
+    rest = "/" if value == front_end else value.removeprefix(origin)
+    if len(rest) > LONGEST - len(origin) or not _is_plain(rest):
         return None
-    rest = value.removeprefix(origin) or "/"
     path = _decoded(rest.partition("#")[0].partition("?")[0])
     if not rest.startswith("/") or "//" in path or "\\" in path or not path.isprintable():
         return None
@@ -55,7 +55,7 @@ def with_outcome(url: str, outcome: str) -> str:
     """Return a checked return URL with `spotify=OUTCOME` in its query, in place of an earlier one."""
     rest, hash_sign, fragment = url.partition("#")
     base, _, query = rest.partition("?")
-    others = [part for part in query.split("&") if part and part.partition("=")[0] != "spotify"]
+    others = [part for part in query.split("&") if part and unquote(part.partition("=")[0]) != "spotify"]
     return f"{base}?{'&'.join([*others, f'spotify={outcome}'])}{hash_sign}{fragment}"
 
 

@@ -31,9 +31,9 @@ class SpotifyRoutes:
     | POST /disconnect | a form, or JSON | 303 to `next` or `after`; 204 |
     | GET /token | only with `token=True` | `{"access_token": …, "expires_at": …}` |
 
-    A page learns by `?spotify=` how it ended: `connected`, `disconnected`, `signed_out`, the `reason` of a
-    `ConnectFailed`, `try_later` or `error`. JSON gets problem details (RFC 9457). What a browser sends for a page of
-    another site is refused, by `Sec-Fetch-Site` and `Origin`.
+    A page learns by `?spotify=` how it ended: `connected`, `disconnected`, `signed_out`, `unknown_user`, the `reason`
+    of a `ConnectFailed`, `try_later` or `error`. JSON gets problem details (RFC 9457). What a browser sends for a page
+    of another site is refused, by `Sec-Fetch-Site` and `Origin`.
 
     Args:
         tokens: the manager, or a function that finds it from the request, as in `request.state.tokens`.
