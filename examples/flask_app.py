@@ -9,6 +9,7 @@ import secrets
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from html import escape
 from typing import Any
 from uuid import UUID
 
@@ -83,7 +84,7 @@ def top_tracks() -> Any:
 def explained(error: SpotconnError) -> tuple[str, int, dict[str, str]]:
     match error:
         case AskUser():
-            return f"{error} {CONNECT}", 409, {}
+            return f"{escape(str(error))} {CONNECT}", 409, {}  # it may quote Spotify
         case TryLater():
             return "Not possible just now; please try again.", 503, {"Retry-After": f"{error.retry_after or 5:.0f}"}
         case _:

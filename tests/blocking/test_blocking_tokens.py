@@ -2,10 +2,13 @@
 
 import asyncio
 import contextvars
+import signal
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -222,7 +225,7 @@ def test_a_call_that_takes_too_long_goes_on(harness: Harness, tokens: BlockingTo
     assert harness.spotify.refresh_calls == 1
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), None, "30"])
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e10, None, "30"])
 def test_a_timeout_that_is_none_is_named(tokens: BlockingTokens, timeout: Any) -> None:
     """Each wait has an end."""
     with pytest.raises(ValueError, match="timeout: expected seconds, more than 0"):
@@ -281,6 +284,57 @@ def test_errors_of_the_callers_own_functions_show_where(make: Make) -> None:
     with pytest.raises(KeyError, match="mistaken") as raised:
         make(opened).status(1)
     assert raised.traceback[-1].name == "opened"
+
+
+def test_sys_exit_in_the_event_loop_ends_no_thread(harness: Harness, make: Make) -> None:
+    """Where opening calls it, the caller is told at once and the next call tries again; a call has it as its own."""
+    tokens = make(partial(next, iter([_exiting(), harness.open()])))
+    with pytest.raises(RuntimeError, match=r"what opens the manager has called sys\.exit") as raised:
+        tokens.status(1)
+    assert raised.traceback[-1].name == "_exiting"
+    assert not tokens.status(1).connected
+    thread = tokens._current
+    assert thread is not None
+
+    async def leave(_: object) -> None:
+        sys.exit("of a hook")
+
+    with pytest.raises(SystemExit, match="of a hook"):
+        thread.call(leave, 30)
+    assert not tokens.status(1).connected
+    assert tokens._current is thread
+    assert harness.opened == 1
+
+
+@asynccontextmanager
+async def _exiting() -> AsyncGenerator[TokenManager]:
+    sys.exit("settings are missing")
+    yield
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_died_is_replaced(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its event loop fails, as without memory, later calls have a new one and do not wait in vain."""
+
+    @asynccontextmanager
+    async def opened() -> AsyncGenerator[None]:
+        yield
+
+    async def answer(_: object) -> int:
+        return 1
+
+    def fail(_: object) -> None:
+        raise MemoryError
+
+    tokens = make(opened)
+    thread = tokens._started(30)
+    assert thread.call(answer, 30) == 1
+    monkeypatch.setattr(vars(thread._loop)["_selector"], "select", fail)
+    thread._loop.call_soon_threadsafe(list)
+    thread._thread.join(60)
+    assert tokens._started(30).call(answer, 30) == 1
+    assert tokens._started(30) is not thread
+    thread.close()
 
 
 def test_what_is_open_has_no_context_of_a_call(harness: Harness, make: Make) -> None:
@@ -356,6 +410,40 @@ def test_closing_ends_what_still_waits(harness: Harness, make: Make) -> None:
         assert refreshing.result(60) == harness.stored(user)["access_token"]
         with pytest.raises(RuntimeError, match="this BlockingTokens is closed"):
             told.result(60)
+
+
+def test_each_that_closes_waits_for_the_end(harness: Harness, make: Make) -> None:
+    """The second does not end its process while the first still waits for a refresh."""
+    (user,) = harness.connect(-5)
+    tokens = make()
+    with ThreadPoolExecutor(3) as threads, harness.spotify.hold() as hold:
+        refreshing = threads.submit(tokens.get_valid_token, user)
+        harness.loop.run(hold.reached())
+        closing = [threads.submit(tokens.close) for _ in range(2)]
+        assert not wait(closing, 0.3).done
+        harness.loop.run(_release(hold))
+        assert not wait(closing, 60).not_done
+        assert refreshing.result(60) == harness.stored(user)["access_token"]
+
+
+def test_a_signal_handler_may_close(harness: Harness, make: Make) -> None:
+    """Wherever the signal comes, also where its thread is in a call and holds the locks."""
+    tokens = make()
+    assert not tokens.status(1).connected
+    thread = tokens._current
+    assert thread is not None
+
+    def close(_number: int, _frame: object) -> None:
+        tokens.close()
+
+    before = signal.signal(signal.SIGUSR1, close)
+    try:
+        with tokens._lock, thread._lock:
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    with pytest.raises(RuntimeError, match="this BlockingTokens is closed"):
+        tokens.status(1)
 
 
 async def _release(hold: Any) -> None:

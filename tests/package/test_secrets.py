@@ -10,8 +10,9 @@ import base64
 import copy
 import logging
 import pickle
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,7 +22,9 @@ from uuid import UUID, uuid4
 import asyncpg
 import httpx
 import pytest
+import requests
 
+import spotconn.blocking
 from spotconn import (
     AesGcmSivCipher,
     ConnectFlow,
@@ -31,12 +34,14 @@ from spotconn import (
     DecryptionError,
     Profile,
     RefreshFailure,
+    SpotconnError,
     SpotifyAccounts,
     TokenGrant,
     TokenManager,
 )
 from spotconn._settings import Settings
 from spotconn._spotify.redirect import read_callback
+from spotconn.blocking import BlockingTokens
 from spotconn.events import Event
 from spotconn.testing import Answer, FakeSpotify
 from support.connections import connect
@@ -440,6 +445,100 @@ async def the_admin(house: House) -> None:
         await detector.fails(anext(admin.expiring(within=long)))
 
 
+@drives("BlockingTokens.get_valid_token", "BlockingTokens.get_access_token", "BlockingTokens.replace_rejected",
+        "BlockingTokens.status", "BlockingTokens.disconnect", "BlockingTokens.auth", "BlockingAuth.get_access_token",
+        "BlockingTokens.start", "BlockingTokens.finish", "BlockingTokens.begin", "BlockingTokens.complete",
+        "BlockingTokens.complete_unbound", "BlockingTokens.save", "BlockingTokens.close",
+        "BlockingTokens.from_env")  # fmt: skip
+async def the_blocking_calls(house: House) -> None:
+    url = house.accounts.api_url
+    stored = await house.connected(house.users[0])
+
+    @asynccontextmanager
+    async def opened() -> AsyncGenerator[TokenManager]:
+        async with (
+            SpotifyAccounts("demo-client", CLIENT_SECRET, accounts_url=url, api_url=url) as accounts,
+            ConnectionStore.open(house.database.dsn) as store,
+            TokenManager(store, accounts, cache_ttl=0) as manager,
+        ):
+            yield manager
+
+    with BlockingTokens(opened, redirect_uri=REDIRECT_URI, scopes=SCOPES) as tokens:
+        await asyncio.to_thread(_blocking_tokens, house, tokens, stored)
+        await house.admin.execute(OLDER)
+        await asyncio.to_thread(_blocking_flow, house, tokens)
+    await asyncio.to_thread(_blocking_clients, house, tokens)
+
+
+def _blocking_fails(house: House, *calls: Callable[[], object]) -> None:
+    for call in calls:
+        with pytest.raises((SpotconnError, ValueError, RuntimeError)) as raised:
+            call()
+        house.detector.recorded.append(text_of(raised.value))
+
+
+def _blocking_tokens(house: House, tokens: BlockingTokens, stored: Connection) -> None:
+    detector, user, url = house.detector, house.users[0], house.accounts.api_url
+    refresh = stored.refresh_token
+    auth = tokens.auth(user)
+    token = tokens.get_valid_token(user)
+    detector.record(tokens, auth, tokens.get_access_token(user), tokens.status(user))
+    thread = tokens._current
+    assert thread is not None
+    detector.record(thread, thread.resource, *threading.enumerate(), *asyncio.all_tasks(thread._loop))
+    with requests.Session() as session:
+        session.auth = auth
+        detector.record(session, session.get(f"{url}/v1/me", timeout=60).request)
+    _blocking_fails(
+        house,
+        lambda: tokens.get_valid_token(token),
+        lambda: tokens.get_access_token(user, scopes=["never-granted"]),
+        lambda: tokens.replace_rejected(user, token),
+        lambda: tokens.status(token, timeout=refresh),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        lambda: tokens.disconnect(refresh),
+        lambda: tokens.auth(token),
+        lambda: tokens.auth(user, allow=[f"http://{token}"]),
+        lambda: auth.get_access_token(as_dict=True),
+    )
+    detector.secrets |= {token, refresh}
+    house.spotify.reject_access_token(token)
+    _blocking_fails(house, lambda: requests.get(f"{url}/v1/me", auth=auth, timeout=60))
+
+
+def _blocking_flow(house: House, tokens: BlockingTokens) -> None:
+    detector, spotify, (user, other, third) = house.detector, house.spotify, house.users
+    begun = [tokens.begin(user, data={"next": "/a"}), tokens.begin(None)]
+    callbacks = [spotify.agree(url, "alice") for url in (tokens.start(other), *(one.url for one in begun))]
+    unbound = spotify.agree(tokens.start(third), "alice")
+    for url in (*callbacks, unbound):
+        detector.secrets |= {url, *(value for name, value in parse_qsl(urlsplit(url).query) if name != "error")}
+    detector.secrets |= {cookie.partition("=")[2] for one in begun for cookie in sent(one).split("; ")[1:]}
+    _blocking_fails(house, lambda: tokens.complete(callbacks[1], sent(begun[1])))
+    detector.record(tokens.finish(other, callbacks[0]), tokens.complete(callbacks[1], sent(begun[0]), user_id=user))
+    signed_in = tokens.complete(callbacks[2], sent(begun[1]))
+    detector.record(*begun, signed_in, tokens.save(user, signed_in), tokens.complete_unbound(unbound))
+    _blocking_fails(
+        house,
+        lambda: tokens.finish(user, callbacks[0]),
+        lambda: tokens.complete_unbound(callbacks[1]),
+        lambda: tokens.save(callbacks[2], signed_in),
+        lambda: tokens.begin(user, data={callbacks[0]: "x" * 1000}),
+    )
+    detector.record(tokens.disconnect(user))
+    _blocking_fails(house, lambda: tokens.get_valid_token(user), lambda: tokens.replace_rejected(user, sent(begun[0])))
+
+
+def _blocking_clients(house: House, closed: BlockingTokens) -> None:
+    _blocking_fails(house, lambda: closed.finish(house.users[0], "/callback?code=marked-secret&state=marked-secret"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DATABASE_URL", "postgresql://a:marked-secret@127.0.0.1:1/x")
+        patch.setenv("SPOTIFY_CLIENT_ID", "demo-client")
+        patch.setenv("SPOTIFY_CLIENT_SECRET", "marked-secret")
+        with BlockingTokens.from_env() as tokens:
+            house.detector.record(tokens)
+            _blocking_fails(house, lambda: tokens.status(house.users[0]))
+
+
 @pytest.fixture
 async def house(
     database: Database,
@@ -476,7 +575,7 @@ NOTHING_TO_HIDE = {
 
 def test_every_public_call_is_driven() -> None:
     """A call that is added must be driven here, too."""
-    assert public_calls() - NOTHING_TO_HIDE <= set(STEPS)
+    assert (public_calls() | public_calls(spotconn.blocking)) - NOTHING_TO_HIDE <= set(STEPS)
 
 
 @pytest.mark.timeout(120)

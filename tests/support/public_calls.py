@@ -1,15 +1,16 @@
 """The public calls of the library, for tests that must drive each of them."""
 
 import inspect
+from types import ModuleType
 
 import spotconn
 
 
-def public_calls() -> set[str]:
+def public_calls(package: ModuleType = spotconn) -> set[str]:
     """Every public method, and constructor with a body, of the classes that do something."""
     found = set[str]()
-    for name in spotconn.__all__:
-        thing = getattr(spotconn, name)
+    for name in package.__all__:
+        thing = getattr(package, name)
         if not inspect.isclass(thing) or issubclass(thing, Exception) or hasattr(thing, "model_fields"):
             continue
         if getattr(thing, "_is_protocol", False) or hasattr(thing, "__members__"):

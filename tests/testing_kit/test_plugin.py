@@ -65,8 +65,10 @@ import unittest
 import asyncpg
 import httpx
 import pytest
+import requests
 
 from spotconn import SpotifyAccounts, TokenManager
+from spotconn.blocking import BlockingTokens
 from spotconn.testing import add_user, step_database_clock
 
 ports = set()
@@ -120,6 +122,12 @@ def test_from_env_in_a_loop_of_its_own(spotconn_env, spotconn_user, spotconn_clo
     assert spotify_fake.refresh_calls_by_app == {"anotherclient": 1}
 
 
+def test_synchronous_code_with_tokens_of_the_test(spotconn_env, spotconn_user, spotify_url):
+    with BlockingTokens.from_env() as tokens:
+        answer = requests.get(f"{spotify_url}/v1/me", auth=tokens.auth(spotconn_user), timeout=60)
+    assert answer.json()["id"] == "alice"
+
+
 class TestUnittest(unittest.IsolatedAsyncioTestCase):
     @pytest.fixture(autouse=True)
     def use(self, spotconn_env, spotconn_user, spotconn_clock, spotconn_dsn):
@@ -162,13 +170,10 @@ def test_the_example_passes(example: pytest.Pytester, loops: str, open_folder: P
     assert not list(open_folder.iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("without", "failed"),
-    [
-        ("auth=auth, ", 6),
-        pytest.param("    except AskUser:\n        return", 2, marks=pytest.mark.long),
-        pytest.param("    except TryLater:\n        return", 1, marks=pytest.mark.long),
-    ],
+    [("auth=auth, ", 6), ("    except AskUser:\n        return", 2), ("    except TryLater:\n        return", 1)],
 )
 def test_the_example_finds_a_fault(example: pytest.Pytester, without: str, failed: int, open_folder: Path) -> None:
     """A service that forgets its token, or one of the errors, fails just the tests that look for it."""
@@ -190,7 +195,7 @@ def test_the_fixtures_hold_what_they_say(
     for name, value in SHELL.items():
         monkeypatch.setenv(name, value)
     example.makepyfile(test_fixtures=OF_FIXTURES)
-    run(example, "test_fixtures.py").assert_outcomes(passed=8)
+    run(example, "test_fixtures.py").assert_outcomes(passed=9)
     assert not list(open_folder.iterdir())
 
 
@@ -225,14 +230,8 @@ def test_without_the_extra_every_fixture_names_it(pytester: pytest.Pytester) -> 
     assert all('pip install "spotconn[testing]"' in hint for hint in hints)
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGKILL,
-        pytest.param(signal.SIGTERM, marks=pytest.mark.long),
-        pytest.param(signal.SIGINT, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 async def test_a_run_that_is_killed_leaves_nothing(tmp_path: Path, open_folder: Path, number: signal.Signals) -> None:
     """The Postgres and its folder are gone with the run, however it ends."""
     (tmp_path / "test_endless.py").write_text(ENDLESS)

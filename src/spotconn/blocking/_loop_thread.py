@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import wait
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from contextvars import Context
 from typing import Any, Generic, TypeVar
 
@@ -48,7 +48,7 @@ class LoopThread(Generic[R]):
         self._opening = SingleFlight[str, R]("spotconn-open", "BlockingTokens")
         self._stack = AsyncExitStack()
         self._stop = asyncio.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may close what its own thread is calling
         self._accepting = True
         self._loop = _EventLoop()
         # In a context of its own: a free-threaded Python gives it that of the first caller otherwise.
@@ -56,6 +56,11 @@ class LoopThread(Generic[R]):
         self._thread.start()
         # The loop still runs then: daemon threads stop after these functions.
         atexit.register(self.close)
+
+    @property
+    def usable(self) -> bool:
+        """Return whether this process may call it. One that was closed tells its callers so; a dead one cannot."""
+        return self.pid == os.getpid() and (self._thread.is_alive() or not self._accepting)
 
     def call(self, work: Callable[[R], Awaitable[T]], timeout: float) -> T:
         """Return what `work` returns on the event loop.
@@ -91,21 +96,22 @@ class LoopThread(Generic[R]):
         if self.pid != os.getpid():
             return
         with self._lock:
-            if self._accepting:
-                self._accepting = False
+            if self._accepting and self._thread.is_alive():
                 # After the calls that were accepted before, in the order of the loop.
                 self._loop.call_soon_threadsafe(self._stop.set)
+            self._accepting = False
         self._thread.join(CLOSE_TIMEOUT)
         if self._thread.is_alive():
             _log.error("the event loop of BlockingTokens did not end in time; what it had not saved may be lost")
         atexit.unregister(self.close)
 
     def _run(self) -> None:
+        task = self._loop.create_task(self._serve())
         try:
-            self._loop.run_until_complete(self._serve())
+            while not task.done():
+                with suppress(SystemExit):  # of a function of the caller's, which ends its own task and no other
+                    self._loop.run_until_complete(task)
         finally:
-            with self._lock:
-                self._accepting = False
             self._loop.close()
 
     async def _serve(self) -> None:
@@ -133,7 +139,11 @@ class LoopThread(Generic[R]):
         return await self._opening.join("resource", self._enter_block)
 
     async def _enter_block(self) -> R:
-        self.resource = await self._stack.enter_async_context(self._opened())
+        try:
+            self.resource = await self._stack.enter_async_context(self._opened())
+        except SystemExit as error:
+            trace = error.__traceback__
+            raise RuntimeError("what opens the manager has called sys.exit").with_traceback(trace) from None
         return self.resource
 
 

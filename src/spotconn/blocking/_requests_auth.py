@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from spotconn._spotify.authorization import base_url
-from spotconn._tracebacks import scrubbed
+from spotconn._tracebacks import scrubbed, scrubbed_method
 from spotconn._user_ids import UserId, parse_user_id
 from spotconn.auth import API_URL, MISSING_SCOPE, UNAUTHORIZED
 
@@ -39,7 +39,7 @@ class BlockingAuth:
 
     With spotipy: `session = requests.Session()`, `session.auth = tokens.auth(user_id)` and
     `spotipy.Spotify(requests_session=session)`. As an `auth_manager` of spotipy it serves, too, but then a 401 goes to
-    the caller, and spotipy sends the token with every URL that it is given.
+    the caller, and spotipy sends the token with every URL that it is given, and logs it at DEBUG.
 
     Make it by `BlockingTokens.auth`. It may be used in any thread, and after a fork.
     """
@@ -85,6 +85,7 @@ class BlockingAuth:
             raise ValueError("as_dict: there is the token only")
         return self._tokens.get_valid_token(self._user_id, scopes=self._scopes)
 
+    @scrubbed_method
     def _repeat_rejected(self, response: Any, **options: Any) -> Any:
         """Repeat a request that was answered with 401, once in a chain of redirects: a hook of requests."""
         request = response.request

@@ -1,7 +1,5 @@
 """`BlockingTokens`: the calls of a `TokenManager` and a `ConnectFlow` for code that does not await."""
 
-import math
-import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
@@ -64,7 +62,7 @@ class BlockingTokens:
     ) -> None:
         options = FlowOptions(redirect_uri, tuple(scopes), on_event)
         self._opened = partial(opened_services, opened, options)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may close it while its own thread is in a call
         self._current: LoopThread[Services] | None = None
         self._closed = False
         self._affinity = Affinity("BlockingTokens", after_fork=self._after_fork)
@@ -236,7 +234,7 @@ class BlockingTokens:
         """
         with self._lock:
             self._closed = True
-            thread, self._current = self._current, None
+            thread = self._current
         if thread is not None:
             thread.close()
 
@@ -250,10 +248,10 @@ class BlockingTokens:
                 "a call of BlockingTokens would stop the event loop that runs in this thread: await a TokenManager "
                 "there, or call BlockingTokens in another thread (asyncio.to_thread)"
             )
-        if not isinstance(timeout, int | float) or not 0 < timeout < math.inf:  # type: ignore[redundant-expr]  # pyright: ignore[reportUnnecessaryIsInstance]  callers err
+        if not isinstance(timeout, int | float) or not 0 < timeout <= threading.TIMEOUT_MAX:  # type: ignore[redundant-expr]  # pyright: ignore[reportUnnecessaryIsInstance]  callers err
             raise ValueError("timeout: expected seconds, more than 0")
         thread = self._current
-        return thread if thread is not None and thread.pid == os.getpid() else self._start()
+        return thread if thread is not None and thread.usable else self._start()
 
     def _start(self) -> LoopThread[Services]:
         if threading.get_ident.__module__ != "_thread":
@@ -265,8 +263,7 @@ class BlockingTokens:
             if self._closed:
                 raise RuntimeError("this BlockingTokens is closed")
             thread = self._current
-            if thread is None or thread.pid != os.getpid():
-                _abandoned.append(thread)
+            if thread is None or not thread.usable:
                 thread = self._current = LoopThread(self._opened)
             return thread
 
@@ -280,4 +277,4 @@ class BlockingTokens:
         """Leave the thread to the parent. Another thread of the parent may have held the lock."""
         _abandoned.append(self._current)
         self._current = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()

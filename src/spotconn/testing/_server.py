@@ -4,7 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncGenerator, Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -39,9 +39,7 @@ async def serve(app: ASGIApp, port: int = 0) -> AsyncGenerator[str]:
         await app(scope, receive, send)
 
     with socket.create_server(("127.0.0.1", port)) as listening:
-        config = uvicorn.Config(
-            track, lifespan="off", log_config=None, log_level="critical", timeout_graceful_shutdown=CLOSE_TIMEOUT
-        )
+        config = uvicorn.Config(track, lifespan="off", log_config=None, log_level="critical")
         config.load()
         server = uvicorn.Server(config)
         server.lifespan = config.lifespan_class(config)
@@ -60,7 +58,20 @@ async def serve(app: ASGIApp, port: int = 0) -> AsyncGenerator[str]:
                 await asyncio.sleep(0)
             for task in running:
                 task.cancel()
-            await server.shutdown(sockets=[listening])
+            await _close_connections(server)
+
+
+async def _close_connections(server: uvicorn.Server) -> None:
+    """Close what is open. `Server.shutdown` does so, too, but sleeps for 0.1 seconds or more in any case."""
+    state = server.server_state
+    for connection in list(state.connections):
+        connection.shutdown()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            while state.connections or state.tasks:  # noqa: ASYNC110  uvicorn sets no event
+                await asyncio.sleep(0.001)
+            for listener in server.servers:
+                await listener.wait_closed()
 
 
 @contextmanager
