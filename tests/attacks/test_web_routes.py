@@ -204,8 +204,8 @@ async def test_nothing_secret_is_logged_or_answered(
 ) -> None:
     """Neither code, state nor cookie, in any log of the service, with success and with errors."""
     caplog.set_level(logging.DEBUG)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # of the browsers of this test
-    logging.getLogger("httpcore").setLevel(logging.WARNING)
+    for browsers in ("httpx", "httpcore"):
+        caplog.set_level(logging.WARNING, logger=browsers)
     async with service.browser(user) as browser:
         callback = await browser.connect()
         secrets = [part.partition("=")[2] for part in callback.partition("?")[2].split("&")]
