@@ -9,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from now_playing import app, sessions
-from spotconn.testing import Answer, FakeSpotify, add_user
+from spotconn.testing import Answer, FakeClock, FakeSpotify, add_user, step_database_clock
 
 PLAYING = "/v1/me/player/currently-playing"
 
@@ -42,6 +42,12 @@ def consent_page(browser: TestClient) -> str:
     return url
 
 
+def later(seconds: float, clock: FakeClock, dsn: str) -> None:
+    """Let time pass, for the service, the simulated Spotify and the database."""
+    clock.step(seconds)
+    asyncio.run(step_database_clock(dsn, seconds))
+
+
 def outcome(browser: TestClient, callback: str) -> str:
     """Return where the service redirects the browser that comes back from Spotify."""
     location: str = browser.get(callback).headers["location"]
@@ -61,6 +67,25 @@ def test_a_user_cancels(browser: TestClient, spotify_fake: FakeSpotify) -> None:
     """The service is told so, and nothing is connected."""
     assert outcome(browser, spotify_fake.cancel(consent_page(browser))) == "/?spotify=denied"
     assert browser.get("/playing").status_code == 409
+
+
+def test_spotify_does_not_answer_a_callback(browser: TestClient, spotify_fake: FakeSpotify) -> None:
+    """The page asks to come back later, and nothing is connected."""
+    callback = spotify_fake.agree(consent_page(browser), "ann")
+    spotify_fake.script(Answer.too_many_requests(retry_after="60"))
+    assert outcome(browser, callback) == "/?spotify=try_later"
+    assert browser.get("/playing").status_code == 409
+
+
+def test_an_hour_later(
+    browser: TestClient, spotify_fake: FakeSpotify, spotconn_user: UUID, spotconn_clock: FakeClock, spotconn_dsn: str
+) -> None:
+    """The token has ended and is refreshed, once."""
+    sign_in(browser, spotconn_user)
+    spotify_fake.on("GET", PLAYING, Answer(status=204))
+    later(3600, spotconn_clock, spotconn_dsn)
+    assert browser.get("/playing").json() == browser.get("/playing").json() == {"title": None}
+    assert spotify_fake.refresh_calls == 1
 
 
 def test_a_callback_in_the_browser_of_somebody_else(

@@ -54,7 +54,11 @@ def test_agree_and_cancel_do_what_the_buttons_do(spotify: FakeSpotify, browser: 
     ("url", "account", "fault"),
     [
         (authorization(client_id="other"), "ann", "Invalid client$"),
-        (authorization(redirect_uri="https://app.example.com/callback"), "ann", "Invalid redirect URI"),
+        (
+            authorization(redirect_uri="https://app.example.com/callback"),
+            "ann",
+            "'https://app.example.com/callback' is not reg",
+        ),
         (authorization(response_type="token"), "ann", "response_type must be code"),
         (authorization(code_challenge="c"), "ann", "code_challenge_method must be S256"),
         (authorization("https://accounts.spotify.com/"), "ann", "its path is not /authorize"),

@@ -84,14 +84,16 @@ async def test_a_sign_in_that_comes_back_here_is_not_told_as_connected(
 async def test_a_user_who_was_deleted_is_told_so(
     service: WebService, user: UUID, admin: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Their session lives on: neither does a connect help them, nor is the service out of order."""
+    """Their session lives on: neither does a connect help them, nor is the service out of order; the log has it."""
+    caplog.set_level("INFO", "spotconn.web")
     await admin.execute("delete from auth.users where id = $1", user)
     async with service.browser(user) as browser:
         answer = await browser.send("POST", "/connect", data={"next": "/x"})
         assert answer.headers["location"] == "/x?spotify=unknown_user"
         answer = await browser.send("POST", "/connect")
         assert (answer.status_code, answer.json()["type"]) == (409, "tag:spotconn,2026:unknown-user")
-    assert not [record for record in caplog.records if record.name == "spotconn.web"]
+    logged = [record for record in caplog.records if record.name == "spotconn.web"]
+    assert [(one.levelname, one.getMessage()[:14]) for one in logged] == [("INFO", "UnknownUser: u")] * 2
 
 
 async def test_a_person_who_says_no_is_sent_back(service: WebService, user: UUID) -> None:

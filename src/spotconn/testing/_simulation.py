@@ -15,6 +15,7 @@ from spotconn.testing._issued_tokens import Code, Consent, FakeAccount, IssuedTo
 from spotconn.testing._registered_apps import Client, RegisteredApps
 from spotconn.testing._rules import Reply, fault, matches, proves, web_fault
 
+WRONG_REDIRECT_URI = "INVALID_CLIENT: Invalid redirect URI"
 CODE_TTL = 600.0
 """Seconds that an authorization code is good for."""
 
@@ -113,7 +114,7 @@ class Simulation:
         if query.get("client_id") not in self.apps:
             return "INVALID_CLIENT: Invalid client"
         if not any(matches(query.get("redirect_uri", ""), registered) for registered in self.redirect_uris):
-            return "INVALID_CLIENT: Invalid redirect URI"
+            return WRONG_REDIRECT_URI
         if query.get("response_type") != "code":
             return "response_type must be code"
         if "code_challenge" in query and query.get("code_challenge_method") != "S256":

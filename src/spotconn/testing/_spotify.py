@@ -15,7 +15,7 @@ from spotconn.testing._hold import Hold
 from spotconn.testing._issued_tokens import Consent, FakeAccount
 from spotconn.testing._registered_apps import RegisteredApps
 from spotconn.testing._server import serve, serve_in_thread
-from spotconn.testing._simulation import Simulation
+from spotconn.testing._simulation import WRONG_REDIRECT_URI, Simulation
 from spotconn.testing._spotify_app import build_app
 
 
@@ -167,6 +167,11 @@ class FakeSpotify(Simulation):
         parts = urlsplit(url)
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         problem = self.authorization_fault(query) if parts.path == "/authorize" else "its path is not /authorize"
+        if problem == WRONG_REDIRECT_URI:
+            raise ValueError(
+                f"url: the redirect URI {query.get('redirect_uri')!r} is not registered: name it in the fixture "
+                "spotify_redirect_uris, or in FakeSpotify(redirect_uris=…)"
+            )
         if problem:
             raise ValueError(f"url: no valid authorization request: {problem}")
         return query

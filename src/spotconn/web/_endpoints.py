@@ -3,6 +3,7 @@
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
+from inspect import isawaitable
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from spotconn.connect import ConnectFlow
 from spotconn.errors import ConfigurationError, ConnectFailed, SpotconnError, TryLater, UnknownUser
 from spotconn.manager import TokenManager
 from spotconn.web._problems import log_error
+from spotconn.web._redirect_uri import RedirectUriCheck
 from spotconn.web._requests import (
     FORM,
     Refused,
@@ -26,7 +28,7 @@ from spotconn.web._requests import (
     read_json,
     text_field,
 )
-from spotconn.web._return_urls import checked_return_url, with_outcome
+from spotconn.web._return_urls import LONGEST, checked_return_url, is_too_long, with_outcome
 
 SCOPE = re.compile(r"[A-Za-z0-9._: -]{1,1000}")
 """All of Spotify's scopes have some 600 characters."""
@@ -62,6 +64,7 @@ class Endpoints:
         self._user = user
         self._after = after
         self._front_end = front_end
+        self._check_redirect_uri = RedirectUriCheck(front_end)
 
     async def connect(self, request: Request) -> Response:
         """Begin an authorization: a form is sent on to Spotify, JSON gets the URL."""
@@ -76,8 +79,10 @@ class Endpoints:
             "data": {NEXT: back},
             "show_dialog": flag_field(fields, "show_dialog"),
         }
+        flow = self._flow(request)
+        self._check_redirect_uri(request, flow.redirect_uri)
         try:
-            authorization = await self._flow(request).begin(user_id, **wanted)
+            authorization = await flow.begin(user_id, **wanted)
         except SpotconnError as error:
             if is_form:
                 return _ended(back, error)
@@ -146,7 +151,11 @@ class Endpoints:
         return JSONResponse({"access_token": token.value, "expires_at": token.expires_at.isoformat()})
 
     async def _signed_in(self, request: Request) -> UUID | None:
-        user_id = await self._user(request)
+        # A function may return an awaitable without being a coroutine function, so only the call shows it.
+        found: object = self._user(request)
+        if not isawaitable(found):
+            raise TypeError("user: expected an async function that returns the id of who is signed in, or None")
+        user_id: UserId | None = await found
         return None if user_id is None else parse_user_id(user_id, name="user")
 
     async def _needed_user(self, request: Request) -> UUID:
@@ -168,6 +177,8 @@ class Endpoints:
     def _back(self, fields: Mapping[str, Any], *, strict: bool = True) -> str:
         """Return where to send the browser: the checked `next`, or `after` where there is none."""
         given = text_field(dict(fields), NEXT)
+        if strict and given is not None and is_too_long(given, self._front_end):
+            raise bad_field(NEXT, f"at most {LONGEST} characters, with the origin of the front end")
         back = self._after if given is None else checked_return_url(given, self._front_end)
         if back is None and strict:
             raise bad_field(NEXT, "a path that begins with one slash, or a URL of the front end")

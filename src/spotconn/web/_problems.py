@@ -30,8 +30,8 @@ async def problem_details(request: Request, error: Exception) -> JSONResponse:  
 
     AskUser is 409 with what the user has to do; `reason` and `scope` say more where the error does, and UnknownUser
     has a `type` of its own. TryLater is 503 with Retry-After in whole seconds, and 429 where it is this user who has
-    started too many authorizations. CallEngineer is 500 without a word of the inside, and is logged as critical by the
-    logger `spotconn.web`.
+    started too many authorizations. CallEngineer is 500 without a word of the inside. The logger `spotconn.web`
+    has it as critical, a TryLater as a warning, and ConnectFailed and UnknownUser as information.
 
     Raises:
         Exception: `error` itself, if it is none of the library.
@@ -55,10 +55,20 @@ async def problem_details(request: Request, error: Exception) -> JSONResponse:  
 
 
 def log_error(error: SpotconnError) -> None:
-    """Log what an engineer has to mend as critical, and what passes as a warning; what is the user's not at all."""
-    if not isinstance(error, AskUser):
-        level = logging.WARNING if isinstance(error, TryLater) else logging.CRITICAL
-        _log.log(level, "%s: %s", type(error).__name__, error)
+    """Log what an engineer has to mend as critical, what passes as a warning, and why a connect failed as information.
+
+    Users who are not connected, or whose connection has ended, are everyday and not logged.
+    """
+    match error:
+        case ConnectFailed() | UnknownUser():
+            level = logging.INFO
+        case AskUser():
+            return
+        case TryLater():
+            level = logging.WARNING
+        case _:
+            level = logging.CRITICAL
+    _log.log(level, "%s: %s", type(error).__name__, error)
 
 
 def problem(status: HTTPStatus, name: str, title: str, detail: str, **members: str) -> JSONResponse:

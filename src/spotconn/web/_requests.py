@@ -94,10 +94,10 @@ async def read_json(request: Request) -> dict[str, Any]:
         Refused: it is malformed, of another type, too large or too slow.
     """
     if content_type(request) not in {JSON, ""}:
-        raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Unsupported media type", f"Expected {JSON}.")
+        raise _unsupported()
     body = await _read_body(request)
     if body and not content_type(request):
-        raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Unsupported media type", f"Expected {JSON}.")
+        raise _unsupported()
     try:
         read: Any = json.loads(body or b"{}")
     except (ValueError, RecursionError):
@@ -160,6 +160,14 @@ async def _read_body(request: Request) -> bytes:
 
 def _malformed(detail: str) -> Refused:
     return Refused(HTTPStatus.BAD_REQUEST, "Bad request", detail)
+
+
+def _unsupported() -> Refused:
+    return Refused(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "Unsupported media type",
+        f"Expected {JSON}; /connect and /disconnect take forms, too, as {FORM}.",
+    )
 
 
 def _own_origins(request: Request) -> set[str]:

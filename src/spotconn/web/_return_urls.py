@@ -43,12 +43,18 @@ def checked_return_url(value: str, front_end: str | None) -> str | None:
     """
     origin = front_end or ""
     rest = "/" if value == front_end else value.removeprefix(origin)
-    if len(rest) > LONGEST - len(origin) or not _is_plain(rest):
+    if is_too_long(value, front_end) or not _is_plain(rest):
         return None
     path = _decoded(rest.partition("#")[0].partition("?")[0])
     if not rest.startswith("/") or "//" in path or "\\" in path or not path.isprintable():
         return None
     return f"{origin}{rest}"
+
+
+def is_too_long(value: str, front_end: str | None) -> bool:
+    """Return whether a return URL has more than `LONGEST` characters, with the origin of the front end."""
+    origin = front_end or ""
+    return len(origin + value.removeprefix(origin)) > LONGEST
 
 
 def with_outcome(url: str, outcome: str) -> str:

@@ -39,7 +39,7 @@ class SpotifyRoutes:
         tokens: the manager, or a function that finds it from the request, as in `request.state.tokens`.
         flow: the flow, or a function that finds it from the request. Its redirect URI leads to GET /callback, or to a
             page of the front end that posts its URL to POST /callback.
-        user: returns the id of who is signed in, from a session or a verified token; None for nobody.
+        user: async; returns the id of who is signed in, from a session or a verified token; None for nobody.
         after: where browsers go afterwards: a path, or a URL of the front end. With a front end a path is one there.
         front_end: its origin, such as https://app.example.com, if it is another one than that of the service. Its
             pages, and no others, may then call from a browser (CORS).
