@@ -18,7 +18,7 @@ from flask import Blueprint, Flask, Response, abort, current_app, jsonify, redir
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from demo_services import SCOPES, has_settings, print_line, simulated
-from spotconn import AskUser, SpotconnError, TokenManager, TryLater
+from spotconn import AskUser, ConnectFailed, MissingScope, SpotconnError, TokenManager, TryLater
 from spotconn.blocking import BlockingTokens
 
 PORT = 8767
@@ -56,12 +56,20 @@ def profile() -> str:
 
 @routes.post("/connect")
 def connect() -> Any:
-    return redirect(tokens().start(signed_in()), 303)
+    user = signed_in()
+    # A new consent takes the place of the old one: ask for what that has, too, and for what a call has missed.
+    scopes = {*SCOPES, *(tokens().status(user).scope or ()), *session.get("missing", ())}
+    return redirect(tokens().start(user, scopes=scopes), 303)
 
 
 @routes.get("/callback")
 def callback() -> Any:
-    tokens().finish(signed_in(), request.url)
+    try:
+        tokens().finish(signed_in(), request.url)
+    except ConnectFailed as error:
+        if error.reason != "state_used":  # a page that is loaded twice: the profile shows whether it is connected
+            raise
+    session.pop("missing", None)
     return redirect("/profile", 303)
 
 
@@ -74,14 +82,15 @@ def disconnect() -> Any:
 @routes.get("/top-tracks")
 def top_tracks() -> Any:
     auth = tokens().auth(signed_in(), scopes=["user-top-read"])
-    url = f"{current_app.config['API_URL']}/v1/me/top/tracks"
-    answer = requests.get(url, params={"limit": 5}, auth=auth, timeout=10)
+    answer = requests.get(f"{tokens().api_url}/v1/me/top/tracks", params={"limit": 5}, auth=auth, timeout=10)
     answer.raise_for_status()
     return jsonify([track["name"] for track in answer.json()["items"]])
 
 
 @routes.errorhandler(SpotconnError)
 def explained(error: SpotconnError) -> tuple[str, int, dict[str, str]]:
+    if isinstance(error, MissingScope):
+        session["missing"] = sorted(error.missing)
     match error:
         case AskUser():
             return f"{escape(str(error))} {CONNECT}", 409, {}  # it may quote Spotify
@@ -98,12 +107,11 @@ def private(answer: Response) -> Response:
     return answer
 
 
-def build_app(spotify: BlockingTokens, *, api_url: str = "https://api.spotify.com") -> Flask:
+def build_app(spotify: BlockingTokens) -> Flask:
     service = Flask(__name__)
     service.secret_key = os.environ.get("SECRET_KEY") or secrets.token_bytes()
     # Lax: another site cannot post with this cookie. Behind https set SESSION_COOKIE_SECURE, too.
     service.config["SESSION_COOKIE_SAMESITE"] = "Lax"
-    service.config["API_URL"] = api_url
     service.extensions["spotconn"] = spotify
     service.register_blueprint(routes)
     return service
@@ -120,14 +128,14 @@ def demonstrate(port: int) -> None:
     async def opened() -> AsyncGenerator[TokenManager]:
         async with simulated() as simulation:
             simulation.spotify.add_account("ann", display_name="Ann")
-            found.update(user=str(await simulation.sign_up("ann")), api_url=simulation.tokens.accounts.api_url)
+            found["user"] = str(await simulation.sign_up("ann"))
             yield simulation.tokens
 
     uri = f"http://127.0.0.1:{port}/callback"
     with BlockingTokens(opened, redirect_uri=uri, scopes=SCOPES) as spotify:
         spotify.status(UUID(int=1))  # opens it
         print_line(f"Open http://127.0.0.1:{port}/sign-in/{found['user']} in a browser; stop with Ctrl-C.")
-        serve(build_app(spotify, api_url=found["api_url"]), port)
+        serve(build_app(spotify), port)
 
 
 class Handler(WSGIRequestHandler):

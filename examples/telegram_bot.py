@@ -32,6 +32,7 @@ from demo_services import SCOPES, has_settings, print_line, run, simulated
 from spotconn import (
     AskUser,
     Completed,
+    ConnectFailed,
     ConnectFlow,
     MissingScope,
     SpotconnError,
@@ -152,6 +153,8 @@ class Bot:
             completed = await self.flow.complete_unbound(request.url, same_account=True)
             owner, account = await self._announce(completed)
         except AskUser as error:
+            if isinstance(error, ConnectFailed) and error.reason == "state_used":  # most often a page loaded twice
+                return page("This link was used: the chat says what came of it.", 409)
             return page(f"Not connected: {error}. Ask the bot for another link.", 409)
         except SpotconnError as error:
             log.log(logging.WARNING if error.retryable else logging.CRITICAL, "%s: %s", type(error).__name__, error)

@@ -35,11 +35,16 @@ def check_connected_at(connected_at: datetime | None) -> None:
         raise ValueError("connected_at: expected a datetime with a time zone")
 
 
+def several(values: Iterable[str], *, name: str) -> tuple[str, ...]:
+    """Return the strings of an argument; ValueError for a single one, which would be taken letter by letter."""
+    if isinstance(values, str) or not isinstance(values, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]  callers err
+        raise ValueError(f"{name}: expected several strings, not one")  # noqa: TRY004  bad input is a ValueError here
+    return tuple(values)
+
+
 def checked_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
     """Return the scopes to ask a user for; ValueError for what names none (RFC 6749, section 3.3)."""
-    if isinstance(scopes, str):
-        raise ValueError("scopes: expected several strings, not one")  # noqa: TRY004  bad input is a ValueError here
-    names = tuple(scopes)
+    names = several(scopes, name="scopes")
     if not all(map(_is_scope, names)):
         raise ValueError("scopes: expected words such as user-read-email")
     return names

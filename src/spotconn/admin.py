@@ -13,7 +13,7 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn._arguments import check_client_id, check_connected_at, since_in_utc
+from spotconn._arguments import check_client_id, check_connected_at, several, since_in_utc
 from spotconn._database.bound_pool import BoundPool, check_users
 from spotconn._database.errors import map_errors
 from spotconn._database.idle_sessions import Session
@@ -108,10 +108,9 @@ class ConnectionAdmin:
         """
         if abs(within) > _CENTURY:
             raise ValueError("within: expected at most a century")
-        if isinstance(retired_client_ids, str):
-            raise ValueError("retired_client_ids: expected several strings, not one")  # noqa: TRY004  bad input
+        retired = several(retired_client_ids, name="retired_client_ids")
         # In seconds: in the time zone of the session a day may have 23 or 25 hours.
-        return self._overviews(EXPIRING, within.total_seconds(), list(retired_client_ids))
+        return self._overviews(EXPIRING, within.total_seconds(), list(retired))
 
     def failing(self) -> AsyncIterator[ConnectionOverview]:
         """Yield connections whose last refresh failed, temporarily or for good; `failure` says which.

@@ -1,5 +1,6 @@
 """A stored connection as the authentication of an asynchronous HTTP client: httpx, or its continuation httpx2."""
 
+import logging
 import sys
 from collections.abc import AsyncGenerator, Generator, Iterable
 from functools import cache
@@ -7,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
+from spotconn._arguments import several
+from spotconn._printable import shown
 from spotconn._spotify.authorization import base_url
 from spotconn._user_ids import UserId, parse_user_id
 from spotconn.models import TokenSource
@@ -19,6 +22,8 @@ MISSING_SCOPE = b"Permissions missing"
 
 The endpoints of the player answer so. The token is good, and another one would be refused in the same way.
 """
+_log = logging.getLogger("spotconn")
+
 ASYNC_ONLY = "SpotifyAuth needs an AsyncClient: what may have to be refreshed cannot be had without awaiting"
 
 if TYPE_CHECKING:
@@ -56,7 +61,7 @@ class SpotifyAuth(_Auth):
             environment, can read the token in plain http: give the client `trust_env=False`, or set NO_PROXY.
 
     Raises:
-        ValueError: the user id is no UUID, or the scopes are a single string.
+        ValueError: the user id is no UUID, or `scopes` or `allow` is a single string.
         ConfigurationError: `allow` holds something that is no such base URL.
         RuntimeError: on a request of a synchronous client.
         SpotconnError: on a request, if there is no token; the same as `TokenManager.get_valid_token`.
@@ -74,10 +79,9 @@ class SpotifyAuth(_Auth):
     ) -> None:
         self._source = source
         self._user_id = parse_user_id(user_id)
-        if isinstance(scopes, str):
-            raise ValueError("scopes: expected several strings, not one")  # noqa: TRY004  bad input is a ValueError here
-        self._scopes = tuple(scopes)
-        self._origins = frozenset(_origin(httpx.URL(base_url(url, name="allow"))) for url in (API_URL, *allow))
+        self._scopes = several(scopes, name="scopes")
+        urls = (API_URL, *several(allow, name="allow"))
+        self._origins = frozenset(_origin(httpx.URL(base_url(url, name="allow"))) for url in urls)
 
     def __repr__(self) -> str:
         """Return the user whose token is sent."""
@@ -90,6 +94,7 @@ class SpotifyAuth(_Auth):
             request: an httpx.Request or httpx2.Request.
         """
         if _origin(request.url) not in self._origins:
+            _log.debug("no token is sent to %s: allow= does not name it", shown(request.url.host))
             yield request
             return
         # No variable holds the token: crash reports show them, while the clients hide this header.

@@ -3,7 +3,7 @@
     SpotconnError                      .retryable: bool
     ├── AskUser                        only the user can mend it
     │   ├── NotConnected               no connection is stored
-    │   ├── UnknownUser                the id is no user of auth.users
+    │   ├── UnknownUser                no such user; only when connecting or saving
     │   ├── ReauthorizationRequired    .reason, .since
     │   ├── MissingScope               .missing, .scopes
     │   └── ConnectFailed              .reason
@@ -19,7 +19,8 @@
         ├── RowSecurityError
         └── DecryptionError
 
-No text of these errors holds a token, a secret or a code.
+No text of these errors holds a token, a secret or a code. `args` are the arguments that make an equal error, as pickle
+and the JSON of task queues do: `type(error)(*error.args)`.
 """
 
 import re
@@ -47,6 +48,10 @@ class SpotconnError(Exception):
 
     retryable: ClassVar[bool] = False
 
+    def __str__(self) -> str:
+        """Return the message."""
+        return str(self.args[0]) if self.args else ""
+
 
 class AskUser(SpotconnError):
     """Only the user can mend this, usually by connecting Spotify again."""
@@ -57,7 +62,10 @@ class NotConnected(AskUser):
 
 
 class UnknownUser(AskUser):
-    """The id is no user of auth.users: the user was deleted, or the id is another table's. They must sign up first."""
+    """The id is no user of auth.users: the user was deleted, or the id is another table's. They must sign up first.
+
+    It is raised only when connecting or saving. A read of such an id finds no row, which is NotConnected.
+    """
 
 
 class ReauthorizationRequired(AskUser):
@@ -70,14 +78,14 @@ class ReauthorizationRequired(AskUser):
     """
 
     def __init__(self, reason: ReauthorizationReason, since: datetime) -> None:
-        found = f"{since.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-        super().__init__(f"refresh token {reason} (found {found}); the user must connect again")
+        super().__init__(reason, since)
         self.reason: ReauthorizationReason = reason
         self.since = since
 
-    def __reduce__(self) -> tuple[type, tuple[ReauthorizationReason, datetime]]:
-        """Pickle by the arguments, which the message does not hold."""
-        return type(self), (self.reason, self.since)
+    def __str__(self) -> str:
+        """Return what was found, and when."""
+        found = f"{self.since.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+        return f"refresh token {self.reason} (found {found}); the user must connect again"
 
 
 class MissingScope(AskUser):
@@ -95,12 +103,12 @@ class MissingScope(AskUser):
     def __init__(self, missing: Iterable[str], granted: Iterable[str] = ()) -> None:
         self.missing: frozenset[str] = frozenset(missing)
         self.scopes: frozenset[str] = self.missing.union(filter(_SCOPE.fullmatch, granted))
-        what = " ".join(sorted(self.missing))
-        super().__init__(f"not granted: {what}; connect again and ask for {' '.join(sorted(self.scopes))}")
+        super().__init__(sorted(self.missing), sorted(self.scopes))  # lists: JSON has no sets
 
-    def __reduce__(self) -> tuple[type, tuple[frozenset[str], frozenset[str]]]:
-        """Pickle by the arguments, which the message does not hold."""
-        return type(self), (self.missing, self.scopes)
+    def __str__(self) -> str:
+        """Return the missing scopes, and those to ask for."""
+        missing, scopes = map(" ".join, self.args)
+        return f"not granted: {missing}; connect again and ask for {scopes}"
 
 
 class ConnectFailed(AskUser):
@@ -113,12 +121,12 @@ class ConnectFailed(AskUser):
     """
 
     def __init__(self, reason: ConnectFailure, message: str) -> None:
-        super().__init__(message)
+        super().__init__(reason, message)
         self.reason: ConnectFailure = reason
 
-    def __reduce__(self) -> tuple[type, tuple[ConnectFailure, str]]:
-        """Pickle by the arguments."""
-        return type(self), (self.reason, str(self))
+    def __str__(self) -> str:
+        """Return the message."""
+        return str(self.args[1])
 
 
 class TryLater(SpotconnError):
@@ -130,8 +138,8 @@ class TryLater(SpotconnError):
 
     retryable: ClassVar[bool] = True
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after)
         self.retry_after = retry_after
 
 
@@ -142,8 +150,9 @@ class SpotifyUnavailable(TryLater):
         answered: whether Spotify itself answered; False for a fault on the way there.
     """
 
-    def __init__(self, message: str, *, retry_after: float | None = None, answered: bool = True) -> None:
-        super().__init__(message, retry_after=retry_after)
+    def __init__(self, message: str, retry_after: float | None = None, answered: bool = True) -> None:  # noqa: FBT001, FBT002  for *args
+        super().__init__(message, retry_after)
+        self.args = (message, retry_after, answered)
         self.answered = answered
 
 
@@ -160,9 +169,14 @@ class DatabaseUnavailable(TryLater):
     """
 
     def __init__(
-        self, message: str, *, retry_after: float | None = None, answered: bool = False, locked: bool = False
+        self,
+        message: str,
+        retry_after: float | None = None,
+        answered: bool = False,  # noqa: FBT001, FBT002  for *args
+        locked: bool = False,  # noqa: FBT001, FBT002
     ) -> None:
-        super().__init__(message, retry_after=retry_after)
+        super().__init__(message, retry_after)
+        self.args = (message, retry_after, answered, locked)
         self.answered = answered
         self.locked = locked
 
@@ -186,15 +200,15 @@ class OtherApp(ConfigurationError):
     def __init__(self, client_id: str, known: Iterable[str]) -> None:
         self.client_id = client_id
         self.known: tuple[str, ...] = tuple(known)
-        super().__init__(
-            f"the connection belongs to the app {shown(client_id)}, and this process has {', '.join(self.known)}: add "
-            "the app to SPOTCONN_OTHER_APPS (other_apps) or, if you have given it up, to SPOTCONN_RETIRED_CLIENT_IDS "
-            "(retired_client_ids)"
-        )
+        super().__init__(client_id, self.known)
 
-    def __reduce__(self) -> tuple[type, tuple[str, tuple[str, ...]]]:
-        """Pickle by the arguments, which the message does not hold."""
-        return type(self), (self.client_id, self.known)
+    def __str__(self) -> str:
+        """Return both, and the settings to change."""
+        return (
+            f"the connection belongs to the app {shown(self.client_id)}, and this process has {', '.join(self.known)}: "
+            "add the app to SPOTCONN_OTHER_APPS (other_apps) or, if you have given it up, to "
+            "SPOTCONN_RETIRED_CLIENT_IDS (retired_client_ids)"
+        )
 
 
 class SchemaMismatch(CallEngineer):
@@ -211,12 +225,12 @@ class StatementRefused(CallEngineer):
     """
 
     def __init__(self, sqlstate: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(sqlstate, message)
         self.sqlstate = sqlstate
 
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        """Pickle by the arguments."""
-        return type(self), (self.sqlstate, str(self))
+    def __str__(self) -> str:
+        """Return the message."""
+        return str(self.args[1])
 
 
 class RowSecurityError(CallEngineer):
@@ -226,8 +240,8 @@ class RowSecurityError(CallEngineer):
         hidden: whether it is about the connection of one user, which a policy hides; others may be served.
     """
 
-    def __init__(self, message: str, *, hidden: bool = False) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, hidden: bool = False) -> None:  # noqa: FBT001, FBT002  for *args
+        super().__init__(message, hidden)
         self.hidden = hidden
 
 

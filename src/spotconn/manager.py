@@ -96,20 +96,24 @@ class TokenManager:
 
     @classmethod
     @scrubbed_context
-    async def from_env(cls, **overrides: Any) -> AsyncGenerator[Self]:
+    async def from_env(cls, *, max_size: int = 10, **overrides: Any) -> AsyncGenerator[Self]:
         """Open a manager from the environment, and close everything at the end of the block.
 
         It reads DATABASE_URL (or SPOTCONN_DATABASE_URL), SPOTCONN_LISTEN_URL, SPOTIFY_CLIENT_ID, SPOTIFY_CLIENT_SECRET
         (none: a public client), SPOTCONN_OTHER_APPS, SPOTCONN_RETIRED_CLIENT_IDS and SPOTCONN_ENCRYPTION_KEYS.
 
         Args:
+            max_size: connections of its pool at most.
             overrides: keyword arguments of the constructor.
 
         Raises:
             ConfigurationError: a variable is missing or malformed; the text names it.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: as `ConnectionStore.open`.
         """
-        async with opened(os.environ) as (store, accounts, apps), cls(store, accounts, **(apps | overrides)) as manager:
+        async with (
+            opened(os.environ, max_size=max_size) as (store, accounts, apps),
+            cls(store, accounts, **(apps | overrides)) as manager,
+        ):
             yield manager
 
     async def __aenter__(self) -> Self:

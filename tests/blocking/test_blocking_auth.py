@@ -1,9 +1,12 @@
 """The authentication of requests and of spotipy, against a FakeSpotify and a foreign server over real HTTP."""
 
 import io
+import logging
 from collections.abc import Iterator
+from typing import Any, cast
 from uuid import UUID
 
+import httpx
 import pytest
 import requests
 import spotipy
@@ -198,16 +201,39 @@ def test_bad_arguments_are_named(tokens: BlockingTokens) -> None:
         tokens.auth("alice")
     with pytest.raises(ConfigurationError, match="allow"):
         tokens.auth(1, allow=["http://example.com"])
+    for name in ("scopes", "allow"):
+        for value in ("user-top-read", None):
+            with pytest.raises(ValueError, match=f"{name}: expected several strings, not one"):
+                tokens.auth(1, **cast("Any", {name: value}))
     with pytest.raises(ValueError, match="as_dict"):
         tokens.auth(1).get_access_token(as_dict=True)
     assert repr(tokens.auth(1)) == "<BlockingAuth user_id=73706f74-0000-8000-8000-000000000001>"
 
 
-def test_spotipy_works_with_a_session(http: requests.Session, harness: Harness, user: UUID) -> None:
+def test_httpx_is_refused(tokens: BlockingTokens, user: UUID) -> None:
+    """Before anything is sent, with what to use instead."""
+    with pytest.raises(TypeError, match=r"for httpx there is TokenManager\.auth"):
+        httpx.get("http://127.0.0.1:1/v1/me", auth=tokens.auth(user))
+
+
+def test_a_host_that_gets_no_token_is_logged(
+    http: requests.Session, foreign: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At DEBUG: its name, and neither path nor query."""
+    caplog.set_level(logging.DEBUG, "spotconn")
+    http.get(f"{foreign.url}/body?code=secret", timeout=30)
+    assert [record.getMessage() for record in caplog.records if record.name == "spotconn"] == [
+        "no token is sent to 127.0.0.1: allow= does not name it"
+    ]
+
+
+def test_spotipy_works_with_a_session(
+    http: requests.Session, harness: Harness, tokens: BlockingTokens, user: UUID
+) -> None:
     """It needs no auth manager then, and a rejected token is replaced."""
     harness.spotify.reject_access_token(harness.stored(user)["access_token"])
     spotify = spotipy.Spotify(requests_session=http)
-    spotify.prefix = f"{harness.url}/v1/"
+    spotify.prefix = f"{tokens.api_url}/v1/"
     assert spotify.me()["id"] == "account-0"
     assert harness.spotify.refresh_calls == 1
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import pickle
 import signal
 import sys
 import threading
@@ -9,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
@@ -25,6 +26,7 @@ from spotconn import (
 )
 from spotconn._observer import Observer
 from spotconn.blocking import BlockingTokens
+from spotconn.blocking._services import Services
 from support.blocking_harness import Harness, Make
 from support.consent import agree
 
@@ -89,8 +91,14 @@ def test_the_settings_and_overrides_are_those_of_the_manager(harness: Harness, m
         assert tokens.get_valid_token(user) == harness.stored(user)["access_token"]
         with pytest.raises(ConfigurationError, match="SPOTIFY_REDIRECT_URI is not set"):
             tokens.start(user)
+    with BlockingTokens.from_env(max_size=3) as tokens:
+        assert cast("Any", tokens)._started(30).call(_pool_size, 30) == 3
     with BlockingTokens.from_env(cache_ttl=-1) as tokens, pytest.raises(ValueError, match="cache_ttl"):
         tokens.get_valid_token(user)
+
+
+async def _pool_size(on: Services) -> int:
+    return on.manager.store.pool._pool.get_max_size()
 
 
 def test_a_user_connects_is_served_and_disconnects(
@@ -161,6 +169,8 @@ def test_a_rejected_token_is_replaced(harness: Harness, tokens: BlockingTokens) 
     (user,) = harness.connect(3600)
     rejected = tokens.get_valid_token(user)
     other = tokens.replace_rejected(user, rejected)
+    with pytest.raises(ValueError, match="scopes: expected"):
+        tokens.replace_rejected(user, rejected, scopes="user-top-read")
     assert other == harness.stored(user)["access_token"] == tokens.get_valid_token(user) != rejected
 
 
@@ -368,6 +378,46 @@ async def test_a_running_event_loop_is_not_stopped(name: str) -> None:
 async def test_beside_an_event_loop_it_serves_in_another_thread(harness: Harness, tokens: BlockingTokens) -> None:
     """As the text of that error has it."""
     assert not (await asyncio.to_thread(tokens.status, 1)).connected
+
+
+def test_bad_arguments_are_named() -> None:
+    """When it is made: scopes that are one text, and a context manager in place of what makes one."""
+    makers: list[Callable[..., object]] = [BlockingTokens.from_env, partial(BlockingTokens, TokenManager.from_env)]
+    for make_one in makers:
+        for scopes in ("user-top-read", None, ["two words"]):
+            with pytest.raises(ValueError, match="scopes: expected"):
+                make_one(scopes=scopes)
+    for opened in (TokenManager.from_env(), _exiting(), None):
+        with pytest.raises(TypeError, match=r"opened: .* such as TokenManager\.from_env, not a call of it"):
+            BlockingTokens(cast("Any", opened))
+
+
+def test_pickling_says_what_to_do() -> None:
+    """As multiprocessing would, also of an auth."""
+    tokens = BlockingTokens.from_env()
+    for value in (tokens, tokens.auth(1)):
+        with pytest.raises(TypeError, match="make it in a module that each process imports"):
+            pickle.dumps(value)
+
+
+def test_one_that_is_dropped_open_warns_and_ends(harness: Harness) -> None:
+    """Its thread and its connections do not stay."""
+    harness.connect()
+    dropped = [BlockingTokens(harness.open)]
+    dropped[0].status(1)
+    thread = cast("Any", dropped[0])._current._thread
+    with pytest.warns(ResourceWarning, match="a BlockingTokens was dropped"):
+        dropped.clear()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_a_closed_one_is_not_entered() -> None:
+    """The block would run into the error of its first call."""
+    tokens = BlockingTokens.from_env()
+    tokens.close()
+    with pytest.raises(RuntimeError, match="is closed: make another one"), tokens:
+        raise AssertionError("entered")
 
 
 @pytest.mark.parametrize("used", [False, True])

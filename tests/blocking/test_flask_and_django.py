@@ -9,6 +9,7 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 import django
@@ -62,7 +63,7 @@ def test_the_flask_service_under_gunicorn(harness: Harness, tmp_path: Path, *, p
     """Two workers with four threads each, also where the service was used before the fork: every request has its
     user's token after one refresh for each user, and a user connects, is served and disconnects.
     """
-    users = harness.connect(*[3600 if n % 2 else -5 for n in range(10)])
+    *users, with_other_scope = harness.connect(*[3600 if n % 2 else -5 for n in range(10)], 3600)
     [new] = harness.sql("insert into auth.users (email) values ('new') returning id")
     harness.spotify.add_account("alice", display_name="Alice")
     settings = {"DATABASE_URL": harness.dsn, "SPOTIFY_URL": harness.url}
@@ -77,6 +78,7 @@ def test_the_flask_service_under_gunicorn(harness: Harness, tmp_path: Path, *, p
         assert [answer["token"] for answer in answers] == [stored[user] for user in asked]
         assert all((answer["pid"] != answer["master"]) == preload for answer in answers)
         _use(client, harness, new["id"])
+        _ask_for_more(client, harness, with_other_scope)
     assert harness.spotify.refresh_calls == 5
     assert set(harness.spotify.refreshes.values()) == {1}
 
@@ -89,13 +91,23 @@ def _use(client: httpx.Client, harness: Harness, user: UUID) -> None:
     assert client.get("/top-tracks").status_code == 409
     callback = harness.loop.run(agree(client.post("/connect").headers["location"]))
     assert client.get(callback).headers["location"] == "/profile"
-    assert client.get(callback).status_code == 409
+    assert client.get(callback).headers["location"] == "/profile"
+    assert client.get(callback.replace("state=", "state=x")).status_code == 409
     page = client.get("/profile")
     assert "Connected to Spotify" in page.text
     assert (page.headers["cache-control"], page.headers["referrer-policy"]) == ("no-store", "no-referrer")
     assert len(client.get("/top-tracks").json()) == 5
     client.post("/disconnect")
     assert "Not connected" in client.get("/profile").text
+
+
+def _ask_for_more(client: httpx.Client, harness: Harness, user: UUID) -> None:
+    """A call lacks a scope: the connect link asks for it, and for what was granted."""
+    harness.sql("update public.spotify_connections set scope = 'streaming' where user_id = $1", user)
+    client.get(f"/sign-in/{user}")
+    assert client.get("/top-tracks").status_code == 409
+    [scope] = parse_qs(urlsplit(client.post("/connect").headers["location"]).query)["scope"]
+    assert {"streaming", "user-top-read"} < {*scope.split()}
 
 
 def test_djangos_test_client(harness: Harness, tokens: BlockingTokens) -> None:

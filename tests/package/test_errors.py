@@ -6,6 +6,8 @@ import pickle
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
+from importlib import import_module
+from typing import Any
 
 import pytest
 
@@ -41,12 +43,12 @@ EVERY: list[SpotconnError] = [
     TryLater("later", retry_after=1.5),
     SpotifyUnavailable("503", retry_after=2, answered=False),
     RefreshInProgress("busy", retry_after=0.5),
-    DatabaseUnavailable("away"),
+    DatabaseUnavailable("away", retry_after=3, answered=True, locked=True),
     ConfigurationError("a setting is missing"),
     OtherApp("app-b", ["app-a"]),
     SchemaMismatch("old"),
     StatementRefused("23514", "a constraint"),
-    RowSecurityError("bypassed"),
+    RowSecurityError("bypassed", hidden=True),
     DecryptionError("unknown key"),
 ]
 BRANCHES = {AskUser: False, TryLater: True, CallEngineer: False}
@@ -92,10 +94,23 @@ def pickled(error: SpotconnError) -> SpotconnError:
     return twin
 
 
+def from_args(error: SpotconnError) -> SpotconnError:
+    return type(error)(*error.args)
+
+
+def by_celery(error: SpotconnError) -> SpotconnError:
+    """As a caller of Celery gets it from a result backend, whose serializer is JSON unless told otherwise."""
+    celery: Any = import_module("celery")  # it has no types
+    backend = celery.Celery(backend="cache+memory://", set_as_current=False).backend
+    stored = backend.encode(backend.prepare_exception(error))
+    twin: SpotconnError = backend.exception_to_python(backend.decode(stored))
+    return twin
+
+
 @pytest.mark.parametrize("error", EVERY, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("again", [pickled, copy.copy, copy.deepcopy])
+@pytest.mark.parametrize("again", [pickled, copy.copy, copy.deepcopy, from_args, by_celery])
 def test_an_error_survives_a_copy(error: SpotconnError, again: Callable[[SpotconnError], SpotconnError]) -> None:
-    """Pickling and copying keep the class, the text and every attribute."""
+    """Pickling, copying and JSON keep the class, the text and every attribute."""
     twin = again(error)
     assert type(twin) is type(error)
     assert str(twin) == str(error)

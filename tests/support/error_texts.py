@@ -91,10 +91,9 @@ def _own_text(kind: str) -> set[str]:
     """Return the text of a class that makes it itself."""
     module = modules()["spotconn.errors"]
     (body,) = (node for node in module.tree.body if isinstance(node, ast.ClassDef) and node.name == kind)
-    (call,) = (
-        node for node in ast.walk(body) if isinstance(node, ast.Call) and "super().__init__(" in ast.unparse(node)
-    )
-    return Reader(module, module.function_around(call)).read(call.args[0])
+    (text,) = (node for node in body.body if isinstance(node, ast.FunctionDef) and node.name == "__str__")
+    (result,) = (node.value for node in ast.walk(text) if isinstance(node, ast.Return) and node.value)
+    return Reader(module, module.function_around(result)).read(result)
 
 
 def _unclear(module: Module) -> Iterator[str]:

@@ -26,7 +26,7 @@ async def opened() -> AsyncGenerator[TokenManager]:
 
 
 TOKENS = BlockingTokens(opened, redirect_uri=REDIRECT_URI, scopes=SCOPES)
-app = build_app(TOKENS, api_url=URL)
+app = build_app(TOKENS)
 if "WARM_UP" in os.environ:
     TOKENS.get_valid_token(os.environ["WARM_UP"])
 

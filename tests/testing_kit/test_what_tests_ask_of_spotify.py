@@ -150,3 +150,12 @@ async def test_an_answer_waits_for_no_acknowledgement() -> None:
 
     async with serve(option) as url, httpx.AsyncClient(timeout=60) as client:
         assert (await client.get(url)).json() != 0
+
+
+def test_one_text_is_not_several(spotify: FakeSpotify) -> None:
+    """A scope, or a redirect URI, that is given alone would be taken letter by letter."""
+    spotify.add_account("ann")
+    with pytest.raises(ValueError, match="scope: expected several strings, not one"):
+        spotify.authorize("ann", "user-top-read")
+    with pytest.raises(ValueError, match="redirect_uris: expected several strings, not one"):
+        FakeSpotify(rotation=True, redirect_uris="http://127.0.0.1/callback")

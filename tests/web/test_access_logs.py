@@ -89,3 +89,10 @@ def test_a_record_is_altered_in_its_urls_alone(message: str, arguments: tuple[ob
     record = logging.LogRecord("any", logging.INFO, "file", 1, message, arguments, None)
     assert CallbackFilter().filter(record)
     assert record.getMessage() == logged
+
+
+async def test_it_needs_no_extra() -> None:
+    """A service of Flask or Django has no Starlette."""
+    code = "import sys; sys.modules['starlette'] = None; from spotconn.access_log import CallbackFilter"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+    assert await process.wait() == 0

@@ -2,11 +2,12 @@
 
 import asyncio
 import io
+import logging
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import httpx
@@ -253,13 +254,23 @@ async def test_streamed_answer_works(client: Any, store: ConnectionStore, spotif
 
 
 async def test_other_hosts_get_no_token(
-    client: Any, store: ConnectionStore, spotify: FakeSpotify, user: UUID, foreign: Server
+    client: Any,
+    store: ConnectionStore,
+    spotify: FakeSpotify,
+    user: UUID,
+    foreign: Server,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A request to another host is sent without it, and its 401 costs no refresh."""
+    """A request to another host is sent without it, its 401 costs no refresh, and a line at DEBUG names the host."""
+    caplog.set_level(logging.DEBUG, "spotconn")
     await connect(store, spotify, user)
-    assert (await client.get(f"{foreign.url}/status/401")).status_code == 401
+    caplog.clear()
+    assert (await client.get(f"{foreign.url}/status/401?code=secret")).status_code == 401
     assert foreign.seen == [("/status/401", None, b"")]
     assert spotify.token_calls == 0
+    assert [record.getMessage() for record in caplog.records if record.name == "spotconn"] == [
+        "no token is sent to 127.0.0.1: allow= does not name it"
+    ]
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -378,6 +389,14 @@ def test_user_id_must_be_one() -> None:
     """A malformed user id is refused before any request."""
     with pytest.raises(ValueError, match="user_id: expected a UUID"):
         SpotifyAuth(_NoSource(), "alice")
+
+
+@pytest.mark.parametrize("name", ["scopes", "allow"])
+def test_one_text_is_not_several(name: str) -> None:
+    """It would be taken letter by letter."""
+    for value in ("https://example.com", None):
+        with pytest.raises(ValueError, match=f"{name}: expected several strings, not one"):
+            SpotifyAuth(_NoSource(), uuid4(), **cast("Any", {name: value}))
 
 
 def test_synchronous_client_is_refused(http: Any) -> None:

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import asyncpg
 
+from spotconn._arguments import several
 from spotconn._database import statements
 from spotconn._database.bound_pool import BoundPool
 from spotconn._database.errors import APPLY_SCHEMA
@@ -45,12 +46,11 @@ class Refreshes:
         Raises:
             ValueError: `seen` is no fingerprint, or `client_ids` a single string.
         """
-        if isinstance(client_ids, str):
-            raise ValueError("client_ids: expected several strings, not one")  # noqa: TRY004  bad input
+        apps = several(client_ids, name="client_ids")
         if not _FINGERPRINT.fullmatch(seen):
             raise ValueError("seen: expected the fingerprint of a connection")
         row = await self._pool.row_of(
-            user_id, statements.BEGIN_REFRESH, bytes.fromhex(seen), timedelta(seconds=lease), list(client_ids) or None
+            user_id, statements.BEGIN_REFRESH, bytes.fromhex(seen), timedelta(seconds=lease), list(apps) or None
         )
         if row is None:
             raise SchemaMismatch(f"spotconn.begin_refresh gave no answer; {APPLY_SCHEMA}")

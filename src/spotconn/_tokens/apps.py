@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from uuid import UUID
 
+from spotconn._arguments import several
 from spotconn._observer import Observer
 from spotconn._stopwatch import Stopwatch
 from spotconn._tracebacks import renewed
@@ -68,9 +69,7 @@ class Apps:
             if other.client_id in self.accounts:
                 raise ValueError(f"other_apps: the app {other.client_id} is given twice")
             self.accounts[other.client_id] = other
-        if isinstance(retired, str):
-            raise ValueError("retired_client_ids: expected several strings, not one")  # noqa: TRY004  bad input
-        self.retired = frozenset(retired)
+        self.retired = frozenset(several(retired, name="retired_client_ids"))
         if both := self.retired & self.accounts.keys():
             raise ValueError(f"retired_client_ids: the app {min(both)} is one of those that refresh")
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from spotconn._arguments import several
 from spotconn._spotify.retry import READING_TIME
 
 MAX_MIN_TTL = 3000.0
@@ -62,8 +63,7 @@ def needed_scopes(scopes: Iterable[str]) -> frozenset[str]:
     Raises:
         ValueError: it is a single string, which is an iterable of strings, too.
     """
-    _check(not isinstance(scopes, str), "scopes: expected several strings, not one")
-    return frozenset(scopes)
+    return frozenset(several(scopes, name="scopes"))
 
 
 def check_rejected_token(token: object) -> None:

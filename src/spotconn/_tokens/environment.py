@@ -11,8 +11,14 @@ from spotconn.store import ConnectionStore
 
 
 @asynccontextmanager
-async def opened(environ: Mapping[str, str]) -> AsyncGenerator[tuple[ConnectionStore, SpotifyAccounts, dict[str, Any]]]:
+async def opened(
+    environ: Mapping[str, str], *, max_size: int
+) -> AsyncGenerator[tuple[ConnectionStore, SpotifyAccounts, dict[str, Any]]]:
     """Context manager: open the arguments of a `TokenManager`, and close them at the end of the block.
+
+    Args:
+        environ: the environment.
+        max_size: connections of the pool at most.
 
     Yields:
         The store, the app of new connections, and the arguments about other apps.
@@ -26,7 +32,9 @@ async def opened(environ: Mapping[str, str]) -> AsyncGenerator[tuple[ConnectionS
     async with (
         SpotifyAccounts(settings.client_id, settings.client_secret) as accounts,
         opened_apps(settings.other_apps) as others,
-        ConnectionStore.open(settings.database_url, cipher=cipher, listen_dsn=settings.listen_url) as store,
+        ConnectionStore.open(
+            settings.database_url, cipher=cipher, listen_dsn=settings.listen_url, max_size=max_size
+        ) as store,
     ):
         yield store, accounts, {"other_apps": others, "retired_client_ids": settings.retired_client_ids}
 

@@ -23,6 +23,7 @@ _log = logging.getLogger("spotconn")
 
 CLOSE_TIMEOUT = 40.0
 """Seconds that closing waits for the thread; the limits of a manager's own `aclose` are over by then."""
+CLOSED = "this BlockingTokens is closed: make another one, or close it when nothing of its process needs it any more"
 STOP_TIMEOUT = 1.0
 """Seconds that a call has to end once it is cancelled."""
 
@@ -82,7 +83,7 @@ class LoopThread(Generic[R]):
         elif not wait([future], timeout).done:
             raise TryLater(f"no answer within {timeout:g} seconds; the call goes on in the background")
         if future is None or future.cancelled():
-            raise RuntimeError("this BlockingTokens is closed")
+            raise RuntimeError(CLOSED)
         outcome = future.result()
         if isinstance(outcome, Failure):
             raise outcome.renewed()
@@ -104,6 +105,18 @@ class LoopThread(Generic[R]):
         if self._thread.is_alive():
             _log.error("the event loop of BlockingTokens did not end in time; what it had not saved may be lost")
         atexit.unregister(self.close)
+
+    def abandon(self) -> bool:
+        """Have the thread close what is open and end, without waiting; return whether it was to be closed.
+
+        It takes no lock: the garbage collector may call it amid anything. The end of the interpreter waits for it.
+        """
+        if self.pid != os.getpid() or not self._accepting or not self._thread.is_alive():
+            return False
+        self._accepting = False
+        with suppress(RuntimeError):  # of an event loop that has failed meanwhile
+            self._loop.call_soon_threadsafe(self._stop.set)
+        return True
 
     def _run(self) -> None:
         task = self._loop.create_task(self._serve())

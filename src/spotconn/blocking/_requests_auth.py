@@ -1,26 +1,35 @@
 """A stored connection as the authentication of requests, and as an auth manager of spotipy."""
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Iterable
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 from uuid import UUID
 
+from spotconn._arguments import several
+from spotconn._printable import shown
 from spotconn._spotify.authorization import base_url
 from spotconn._tracebacks import scrubbed, scrubbed_method
 from spotconn._user_ids import UserId, parse_user_id
 from spotconn.auth import API_URL, MISSING_SCOPE, UNAUTHORIZED
 
+_log = logging.getLogger("spotconn")
 _PORTS = {"http": 80, "https": 443}
 
 
 class Tokens(Protocol):
     """What a `BlockingAuth` asks of `BlockingTokens`."""
 
+    @property
+    def api_url(self) -> str:
+        """Base URL of the Web API."""
+        ...
+
     def get_valid_token(self, user_id: UserId, *, scopes: Iterable[str] = ...) -> str:
         """Return an access token that Spotify accepts now."""
         ...
 
-    def replace_rejected(self, user_id: UserId, rejected_token: str) -> str:
+    def replace_rejected(self, user_id: UserId, rejected_token: str, *, scopes: Iterable[str] = ...) -> str:
         """Return another access token than the one that was refused."""
         ...
 
@@ -51,13 +60,12 @@ class BlockingAuth:
         *,
         scopes: Iterable[str],
         allow: Iterable[str],
-        api_url: Callable[[], str],
     ) -> None:
         self._tokens = tokens
         self._user_id: UUID = parse_user_id(user_id)
-        self._scopes = tuple(scopes)
-        self._origins = frozenset(_origin(base_url(url, name="allow")) for url in (API_URL, *allow))
-        self._api_url = api_url
+        self._scopes = several(scopes, name="scopes")
+        urls = (API_URL, *several(allow, name="allow"))
+        self._origins = frozenset(_origin(base_url(url, name="allow")) for url in urls)
 
     def __repr__(self) -> str:
         """Return the user whose token is sent."""
@@ -68,10 +76,18 @@ class BlockingAuth:
 
         Args:
             request: a requests.PreparedRequest.
+
+        Raises:
+            TypeError: it is a request of httpx.
+            SpotconnError: as `BlockingTokens.get_valid_token`.
         """
+        if not hasattr(request, "register_hook"):
+            raise TypeError("BlockingAuth is for requests: for httpx there is TokenManager.auth, with an AsyncClient")
         if self._may_see_token(request.url):
             request.headers["Authorization"] = f"Bearer {self.get_access_token()}"
             request.register_hook("response", self._repeat_rejected)
+        else:
+            _log.debug("no token is sent to %s: allow= does not name it", shown(str(_origin(request.url)[1])))
         return request
 
     def get_access_token(self, *, as_dict: bool = False) -> str:
@@ -95,7 +111,7 @@ class BlockingAuth:
         request.deregister_hook("response", self._repeat_rejected)
         if MISSING_SCOPE in response.content:
             return response
-        other = self._tokens.replace_rejected(self._user_id, rejected)
+        other = self._tokens.replace_rejected(self._user_id, rejected, scopes=self._scopes)
         if not isinstance(request.body, bytes | str | None):
             return response
         # The request itself, and not a copy: a redirect that follows is made of it.
@@ -105,7 +121,7 @@ class BlockingAuth:
 
     def _may_see_token(self, url: str) -> bool:
         origin = _origin(url)
-        return origin in self._origins or origin == _origin(self._api_url())
+        return origin in self._origins or origin == _origin(self._tokens.api_url)
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

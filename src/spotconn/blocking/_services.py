@@ -58,6 +58,10 @@ class Services:
             self._stack.push_async_callback(self._flow.aclose)
         return self._flow
 
+    async def api_url(self) -> str:
+        """Return the base URL of the Web API."""
+        return self.manager.accounts.api_url
+
     def cached_token(self, user_id: UserId) -> str | None:
         """Return the token that the manager would serve without waiting. May be called in any thread."""
         manager = self.manager

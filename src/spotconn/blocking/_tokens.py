@@ -1,18 +1,21 @@
 """`BlockingTokens`: the calls of a `TokenManager` and a `ConnectFlow` for code that does not await."""
 
 import threading
+import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 from spotconn._affinity import Affinity, running_loop
+from spotconn._arguments import checked_scopes
 from spotconn._spotify.redirect import UrlObject
 from spotconn._tokens.access_token import AccessToken
-from spotconn._tracebacks import scrubbed
+from spotconn._tracebacks import scrubbed, scrubbed_method
 from spotconn._user_ids import UserId
 from spotconn.authorizations import Authorization, Completed
-from spotconn.blocking._loop_thread import LoopThread
+from spotconn.blocking._loop_thread import CLOSED, LoopThread
 from spotconn.blocking._requests_auth import BlockingAuth
 from spotconn.blocking._services import FlowOptions, Opener, Services, opened_services
 from spotconn.events import Hook
@@ -25,7 +28,6 @@ T = TypeVar("T")
 TIMEOUT = 30.0
 """Seconds that a call waits if it is not told otherwise."""
 _NO_SCOPES = ()
-
 # Of the parent of this process. It is not collected here, which would close the event loop that the parent uses, too.
 _abandoned: list[object] = []
 
@@ -60,7 +62,9 @@ class BlockingTokens:
         scopes: Iterable[str] = (),
         on_event: Hook | None = None,
     ) -> None:
-        options = FlowOptions(redirect_uri, tuple(scopes), on_event)
+        if isinstance(opened, AbstractAsyncContextManager) or not callable(opened):  # type: ignore[redundant-expr]
+            raise TypeError("opened: expected what opens a manager, such as TokenManager.from_env, not a call of it")
+        options = FlowOptions(redirect_uri, checked_scopes(scopes), on_event)
         self._opened = partial(opened_services, opened, options)
         self._lock = threading.RLock()  # a signal handler may close it while its own thread is in a call
         self._current: LoopThread[Services] | None = None
@@ -85,18 +89,36 @@ class BlockingTokens:
             redirect_uri: of the flow, in place of SPOTIFY_REDIRECT_URI.
             scopes: what the flow asks a user for.
             on_event: the hook of the manager and of the flow.
-            overrides: further keyword arguments of `TokenManager`.
+            overrides: further arguments of `TokenManager.from_env`, such as `max_size`.
         """
         opened = partial(TokenManager.from_env, on_event=on_event, **overrides)
         return cls(opened, redirect_uri=redirect_uri, scopes=scopes, on_event=on_event)
 
     def __enter__(self) -> Self:
         """Return the object, which the end of the block closes."""
+        if self._closed:
+            raise RuntimeError(CLOSED)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Close it."""
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled."""
+        raise TypeError("a BlockingTokens cannot be pickled: make it in a module that each process imports")
+
+    def __del__(self) -> None:
+        """Warn of an object that is dropped open, and end its event loop."""
+        thread: LoopThread[Services] | None = vars(self).get("_current")  # None, too, where its arguments were wrong
+        if thread is not None and thread.abandon():
+            warnings.warn("a BlockingTokens was dropped without close()", ResourceWarning, 2, self)
+
+    @property
+    @scrubbed_method
+    def api_url(self) -> str:
+        """Base URL of the Web API: that of the manager's accounts, so tests reach a simulated Spotify by it."""
+        return self._call(Services.api_url, TIMEOUT)
 
     def get_valid_token(
         self,
@@ -137,19 +159,22 @@ class BlockingTokens:
         """Return the token of `get_valid_token` with its end and its scopes. Arguments and errors are the same."""
         return self._call(lambda on: on.manager.get_access_token(user_id, scopes=scopes, min_ttl=min_ttl), timeout)
 
-    def replace_rejected(self, user_id: UserId, rejected_token: str, *, timeout: float = TIMEOUT) -> str:
+    def replace_rejected(
+        self, user_id: UserId, rejected_token: str, *, scopes: Iterable[str] = (), timeout: float = TIMEOUT
+    ) -> str:
         """Return another access token than the one that the Web API refused, as `TokenManager.replace_rejected` does.
 
         Args:
             user_id: whose token.
             rejected_token: the one that was refused.
+            scopes: scopes that the user must have granted to the other one.
             timeout: seconds to wait.
 
         Raises:
             ValueError, SpotconnError: as `TokenManager.replace_rejected`.
             TryLater, RuntimeError: as `get_valid_token`.
         """
-        return self._call(lambda on: on.manager.replace_rejected(user_id, rejected_token), timeout)
+        return self._call(lambda on: on.manager.replace_rejected(user_id, rejected_token, scopes=scopes), timeout)
 
     def status(self, user_id: UserId, *, timeout: float = TIMEOUT) -> ConnectionStatus:
         """Return what a profile page shows, as `TokenManager.status` does. No connection is no error."""
@@ -170,7 +195,7 @@ class BlockingTokens:
         Raises:
             ValueError, ConfigurationError: an argument is malformed; the text names it.
         """
-        return BlockingAuth(self, user_id, scopes=scopes, allow=allow, api_url=self._api_url)
+        return BlockingAuth(self, user_id, scopes=scopes, allow=allow)
 
     def start(
         self,
@@ -204,7 +229,7 @@ class BlockingTokens:
     def complete(
         self,
         callback_url: str | UrlObject,
-        cookie: str,
+        cookie: str | None,
         *,
         user_id: UserId | None = None,
         same_account: bool = False,
@@ -233,8 +258,7 @@ class BlockingTokens:
         In a child of fork it leaves alone what the parent has open. It may be called again, and in any thread.
         """
         with self._lock:
-            self._closed = True
-            thread = self._current
+            self._closed, thread = True, self._current
         if thread is not None:
             thread.close()
 
@@ -261,17 +285,11 @@ class BlockingTokens:
             )
         with self._lock:
             if self._closed:
-                raise RuntimeError("this BlockingTokens is closed")
+                raise RuntimeError(CLOSED)
             thread = self._current
             if thread is None or not thread.usable:
                 thread = self._current = LoopThread(self._opened)
             return thread
-
-    def _api_url(self) -> str:
-        async def read(on: Services) -> str:
-            return on.manager.accounts.api_url
-
-        return self._call(read, TIMEOUT)
 
     def _after_fork(self) -> None:
         """Leave the thread to the parent. Another thread of the parent may have held the lock."""

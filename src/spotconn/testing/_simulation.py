@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 from starlette.types import ASGIApp
 
+from spotconn._arguments import several
 from spotconn.testing._answers import Answer
 from spotconn.testing._hold import Hold
 from spotconn.testing._issued_tokens import Code, Consent, FakeAccount, IssuedTokens
@@ -40,7 +41,7 @@ class Simulation:
         self._rotation = rotation
         self._token_ttl = token_ttl
         self._latency = latency
-        self.redirect_uris: tuple[str, ...] = tuple(redirect_uris)
+        self.redirect_uris: tuple[str, ...] = several(redirect_uris, name="redirect_uris")
         self._clock = clock
         self._tokens = IssuedTokens(token_ttl=token_ttl, clock=clock)
         self._script: list[Answer] = []

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from spotconn._arguments import several
 from spotconn.models import TokenGrant
 from spotconn.testing._answers import Answer
 from spotconn.testing._hold import Hold
@@ -123,10 +124,10 @@ class FakeSpotify(Simulation):
             client_id: of the app; None for the first one.
 
         Raises:
-            ValueError: no app has this client id.
+            ValueError: no app has this client id, or `scope` is a single string.
         """
-        app = self.apps.resolve(client_id)
-        consent = Consent(self.accounts[spotify_user_id], app, frozenset(scope), self._clock())
+        app, granted = self.apps.resolve(client_id), frozenset(several(scope, name="scope"))
+        consent = Consent(self.accounts[spotify_user_id], app, granted, self._clock())
         answer = self._tokens.new_grant(consent, refresh_token=self._tokens.new_refresh_token(consent))
         return TokenGrant(
             access_token=answer["access_token"],

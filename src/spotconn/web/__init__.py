@@ -5,8 +5,9 @@ RFC 9457, and `PROBLEM_RESPONSES` describes these answers to FastAPI; `CallbackF
 access logs. Install with `pip install "spotconn[web]"`.
 """
 
+from spotconn.access_log import CallbackFilter
+
 try:
-    from spotconn.web._access_log import CallbackFilter
     from spotconn.web._problems import PROBLEM_RESPONSES, problem_details
     from spotconn.web._routes import SpotifyRoutes
 except ModuleNotFoundError as _error:

@@ -1,4 +1,4 @@
-"""Access logs without the codes and states of callbacks."""
+"""Access logs without the codes and states of callbacks, for servers of any framework."""
 
 import copy
 import logging
