@@ -26,7 +26,7 @@ and the JSON of task queues do: `type(error)(*error.args)`.
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from spotconn._printable import shown
 
@@ -152,7 +152,7 @@ class SpotifyUnavailable(TryLater):
 
     def __init__(self, message: str, retry_after: float | None = None, answered: bool = True) -> None:  # noqa: FBT001, FBT002  for *args
         super().__init__(message, retry_after)
-        self.args = (message, retry_after, answered)
+        self.args: tuple[Any, ...] = (message, retry_after, answered)
         self.answered = answered
 
 
@@ -176,7 +176,7 @@ class DatabaseUnavailable(TryLater):
         locked: bool = False,  # noqa: FBT001, FBT002
     ) -> None:
         super().__init__(message, retry_after)
-        self.args = (message, retry_after, answered, locked)
+        self.args: tuple[Any, ...] = (message, retry_after, answered, locked)
         self.answered = answered
         self.locked = locked
 

@@ -19,10 +19,10 @@ class StoredToken:
     __slots__ = ("access_token", "ends", "fingerprint", "scope")
 
     def __init__(self, access_token: str, fingerprint: str, ends: float, scope: frozenset[str] | None) -> None:
-        self.access_token = access_token
-        self.fingerprint = fingerprint
-        self.ends = ends
-        self.scope = scope
+        self.access_token: str = access_token
+        self.fingerprint: str = fingerprint
+        self.ends: float = ends
+        self.scope: frozenset[str] | None = scope
 
     @classmethod
     def of(cls, stored: Connection | StoredAccessToken, read_at: float) -> Self:

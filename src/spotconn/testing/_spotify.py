@@ -233,7 +233,7 @@ class FakeSpotify(Simulation):
         Args:
             app: with the whole paths, such as "/v1/me/player".
         """
-        self.web_app = app
+        self.web_app: ASGIApp | None = app
 
     def hold(self, *, before: bool = False, calls: int | None = None) -> Hold:
         """Context manager: hold the answers to token calls until they are released.
