@@ -69,10 +69,10 @@ def holders(backwards: str) -> int:
     """Return how many objects that the garbage collector sees hold a string with the reverse of a text."""
     wanted = backwards[::-1]
     return sum(
-        issubclass(type(held), str) and held is not wanted and wanted in held  # not by __class__, which may run code
+        issubclass(type(held), str) and held is not wanted and wanted in held  # isinstance may run code of the object
         for container in gc.get_objects()
         # Their names are in a dict of their own; the early CPython 3.12 lists what `_asyncio` holds without an end.
-        if not isinstance(container, ModuleType)
+        if not issubclass(type(container), ModuleType)
         for held in gc.get_referents(container)
     )
 

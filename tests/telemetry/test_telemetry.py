@@ -34,6 +34,7 @@ from spotconn.testing import Answer, FakeSpotify
 from support.connections import OWN_APP, connect
 from support.database import Database
 from support.exported import Exported
+from support.listening import until
 from support.watched_store import WatchedStore, everything
 
 REQUESTS, RESPONSES = "spotconn.token.requests", "spotconn.spotify.responses"
@@ -101,7 +102,12 @@ async def test_calls_that_share_a_refresh_are_linked_to_it(
 ) -> None:
     """Each of them was refreshed; one is the parent of the refresh, and the others have a link to it."""
     await connect(store, spotify, user, ttl=-1)
-    await asyncio.gather(*[tokens.get_valid_token(user) for _ in range(4)])
+    with spotify.hold() as held:
+        calls_under_way = asyncio.gather(*[tokens.get_valid_token(user) for _ in range(4)])
+        await held.reached()
+        (flight,) = tokens._source.refreshes._flights.values()
+        await until(lambda: len(flight.outcome._callbacks or ()) == 4)
+    await calls_under_way
     assert exported.outcomes() == {("refreshed",): 4}
     assert exported.points(REFRESH) == {(): 1}
     refresh = exported.span("spotconn.refresh")

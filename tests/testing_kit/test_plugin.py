@@ -255,9 +255,10 @@ async def test_a_run_that_is_killed_leaves_nothing(tmp_path: Path, open_folder: 
 
 
 def test_the_guide_shows_the_example() -> None:
-    """The files in the guide are those of the example, to the letter."""
+    """The files of the example stand in the guide, to the letter."""
     shown = {block.title: block.code for block in blocks(ROOT / "docs" / "how-to" / "testing.md") if block.title}
-    assert shown == {file.name: file.read_text() for file in EXAMPLE}
+    example = {file.name: file.read_text() for file in EXAMPLE}
+    assert {name: code for name, code in shown.items() if name in example} == example
 
 
 def test_every_fixture_is_described() -> None:
