@@ -1,41 +1,32 @@
-"""What the commands do for one user: `status`, `token`, `disconnect` and `move`."""
+"""The commands for one user: `spotconn status`, `token`, `disconnect` and `move`."""
 
 import os
-import re
-from uuid import UUID
+from typing import Annotated, cast
 
-from spotconn._command.console import open_admin, open_store
+import typer
+
+from spotconn._command.arguments import Json, User, read_user
+from spotconn._command.console import open_admin, open_store, run
+from spotconn._command.output import write_field, write_json, write_line
+from spotconn._printable import LONGEST_FIELD, LONGEST_SCOPES
 from spotconn._settings import read_retired_client_ids
-from spotconn._user_ids import parse_user_id, user_id
 from spotconn.errors import NotConnected
 from spotconn.manager import TokenManager
 from spotconn.overview import ConnectionStatus
 
-USER_HELP = "A UUID, an integer id of --users, or text: before a text id."
 
-_INTEGER = re.compile(r"-?[0-9]{1,19}", re.ASCII)
-_TEXT = "text:"
-
-
-def read_user(text: str, name: str = "USER") -> UUID:
-    """Return the user that an argument names: `3f2b0a52-…`, `42` or `text:user_2abc`.
-
-    A text id needs the word before it: without it each mistyped UUID would be the id of somebody, who is not connected.
-
-    Raises:
-        ValueError: it has none of these forms; the text does not repeat it.
-    """
-    try:
-        if text.startswith(_TEXT):
-            return user_id(text.removeprefix(_TEXT))
-        return parse_user_id(int(text) if _INTEGER.fullmatch(text) else text)
-    except ValueError:
-        pass
-    raise ValueError(f"{name}: expected a UUID, an integer of 64 bits, or text: and a text id (text:user_2abc)")
+def status(user: User, *, as_json: Json = False) -> None:
+    """Show a user's connection without its tokens."""
+    found = run(_status(user))
+    if as_json:
+        write_json(found)
+        return
+    for name, value in found.model_dump(mode="json", exclude_none=True).items():
+        text = " ".join(sorted(cast("list[str]", value))) if isinstance(value, list) else value
+        write_field(name.replace("_", " "), text, longest=LONGEST_SCOPES if name == "scope" else LONGEST_FIELD)
 
 
-async def status_of(user: str) -> ConnectionStatus:
-    """Return a user's connection without its tokens."""
+async def _status(user: str) -> ConnectionStatus:
     found, retired = read_user(user), read_retired_client_ids(os.environ)
     async with open_store() as store:
         try:
@@ -44,22 +35,57 @@ async def status_of(user: str) -> ConnectionStatus:
             return ConnectionStatus(connected=False)
 
 
-async def token_of(user: str, scopes: list[str], min_ttl: float | None) -> str:
-    """Return a valid access token."""
+def token(
+    user: User,
+    *,
+    scope: Annotated[list[str] | None, typer.Option(help="A scope that must be granted; repeatable.")] = None,
+    min_ttl: Annotated[float | None, typer.Option(help="Seconds that it must still be good for.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print a valid access token, refreshed if it must be; for a pipe."""
+    valid = run(_token(user, scope or [], min_ttl))
+    if as_json:
+        write_json({"access_token": valid})
+    else:
+        write_line(valid)
+
+
+async def _token(user: str, scopes: list[str], min_ttl: float | None) -> str:
     found = read_user(user)
     async with TokenManager.from_env() as tokens:
         return await tokens.get_valid_token(found, scopes=scopes, min_ttl=min_ttl)
 
 
-async def disconnect_user(user: str) -> bool:
-    """Delete a user's connection, and return whether there was one."""
+def disconnect(user: User, *, as_json: Json = False) -> None:
+    """Delete a user's connection. The user's consent at Spotify ends at www.spotify.com/account/apps only."""
+    gone = run(_disconnect(user))
+    if as_json:
+        write_json({"disconnected": gone})
+    else:
+        write_line("disconnected" if gone else "there was no connection")
+
+
+async def _disconnect(user: str) -> bool:
     found = read_user(user)
     async with open_store() as store:
         return await store.delete(found)
 
 
-async def move_connection(from_user: str, to_user: str) -> bool:
-    """Move a connection to another user, and return whether there was one."""
+def move(
+    from_user: Annotated[str, typer.Argument(metavar="FROM", help="Who has the connection: as USER of the others.")],
+    to_user: Annotated[str, typer.Argument(metavar="TO", help="Who gets it, likewise.")],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Move a user's connection to another user who has none; also mends one that was moved by SQL."""
+    moved = run(_move(from_user, to_user))
+    if as_json:
+        write_json({"moved": moved})
+    else:
+        write_line("moved" if moved else "there was no connection")
+
+
+async def _move(from_user: str, to_user: str) -> bool:
     former, latter = read_user(from_user, "FROM"), read_user(to_user, "TO")
     async with open_admin() as admin:
         return await admin.move(former, latter)

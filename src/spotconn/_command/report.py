@@ -1,21 +1,31 @@
-"""The report of `spotconn doctor`: its findings, written for people or for programs."""
+"""The command `spotconn doctor`: its findings, written for people or for programs."""
 
+import os
 from collections.abc import Mapping
 from contextlib import aclosing
 
+import typer
 from rich.console import Console
 from rich.text import Text
 
+from spotconn._command.arguments import Json
+from spotconn._command.console import run
 from spotconn._command.doctor import examine
 from spotconn._command.finding import Finding
-from spotconn._command.output import write, write_json
+from spotconn._command.output import UNHEALTHY, write, write_json
 from spotconn._printable import printable
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 """Of a terminal, by the state of a finding."""
 
 
-async def report(environ: Mapping[str, str], *, as_json: bool) -> bool:
+def doctor(*, as_json: Json = False) -> None:
+    """Look at settings, database, row security, rights and clocks, and say what mends what is wrong."""
+    if run(_report(os.environ, as_json=as_json)):
+        raise typer.Exit(UNHEALTHY)
+
+
+async def _report(environ: Mapping[str, str], *, as_json: bool) -> bool:
     """Write the findings as they come, and return whether there is something to mend.
 
     Args:

@@ -3,14 +3,16 @@
 import os
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import asyncpg
+import typer
 from pydantic import BaseModel
 
 from spotconn._arguments import check_client_id
-from spotconn._command.console import open_admin
-from spotconn._command.output import USAGE, fail, print_line
+from spotconn._command.arguments import Json
+from spotconn._command.console import open_admin, run
+from spotconn._command.output import USAGE, fail, print_line, write, write_json
 from spotconn._database.acquire import acquire
 from spotconn._database.application import apply, level, look
 from spotconn._database.errors import APPLY_SCHEMA
@@ -79,7 +81,56 @@ class Checked(BaseModel):
         return f"version {self.version}{level(locked_down=self.locked_down, writes_closed=self.writes_closed)}\n"
 
 
-def check_options(
+def schema(
+    *,
+    plain_postgres: Annotated[
+        bool, typer.Option("--plain-postgres", help="Before it, what Supabase already has.")
+    ] = False,
+    users: Annotated[
+        str | None, typer.Option(help="Your table of users, such as 'public.users(id bigint)': ties it to auth.users.")
+    ] = None,
+    close_writes: Annotated[bool, typer.Option("--close-writes", help="After it, clients write no row.")] = False,
+    lock_down: Annotated[bool, typer.Option("--lock-down", help="After it, take the tokens from clients.")] = False,
+    undo_lock_down: Annotated[bool, typer.Option("--undo-lock-down", help="Only the SQL that undoes either.")] = False,
+    no_transaction: Annotated[bool, typer.Option("--no-transaction", help="Print no BEGIN and no COMMIT.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Apply it, also beside a running service.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; end with 5 if it is not applied.")] = False,
+    client_id: Annotated[
+        str | None, typer.Option(help="With --apply: the app of the connections whose app is not known.")
+    ] = None,
+    owner: Annotated[str | None, typer.Option(help="With --apply: a role that may own what is there.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the SQL of the schema, apply it to the database of DATABASE_URL, or check that it is applied."""
+    parts = Parts(
+        plain_postgres=plain_postgres,
+        users=users,
+        close_writes=close_writes,
+        lock_down=lock_down,
+        undo_lock_down=undo_lock_down,
+    )
+    _check_options(
+        parts,
+        apply=apply,
+        check=check,
+        no_transaction=no_transaction,
+        client_id=client_id,
+        owner=owner,
+        as_json=as_json,
+    )
+    if apply:
+        done = run(
+            _apply_schema(parts, client_id, owner), stopped="stopped; spotconn schema --check says what was applied"
+        )
+        write_json(done) if as_json else write(done.text())
+    elif check:
+        found = run(_check_schema(close_writes=close_writes, lock_down=lock_down))
+        write_json(found) if as_json else write(found.text())
+    else:
+        write(schema_sql(**parts, transaction=not no_transaction))
+
+
+def _check_options(
     parts: Parts,
     *,
     apply: bool,
@@ -116,7 +167,7 @@ def check_options(
         fail(f"--{error}", USAGE)
 
 
-async def apply_schema(parts: Parts, client_id: str | None, owner: str | None) -> Applied:
+async def _apply_schema(parts: Parts, client_id: str | None, owner: str | None) -> Applied:
     """Apply the schema to the database that the environment names, and say what was there.
 
     Args:
@@ -178,7 +229,7 @@ async def _assign(client_id: str) -> int:
         return await admin.assign_app(client_id)
 
 
-async def check_schema(*, close_writes: bool, lock_down: bool) -> Checked:
+async def _check_schema(*, close_writes: bool, lock_down: bool) -> Checked:
     """Check what `ConnectionStore.open` needs, and change nothing.
 
     Args:
