@@ -458,7 +458,7 @@ begin
                     'where not exists (select from auth.users where users.id = stored.user_id)' into number;
                 if number > 0 then
                     wrong := wrong || pg_catalog.format(
-                        'FOREIGN KEY (user_id): %s rows are of no user in auth.users: insert these users, or delete the rows',
+                        'FOREIGN KEY (user_id): no user in auth.users for %s of the rows: insert these users, or delete the rows',
                         number
                     );
                 else

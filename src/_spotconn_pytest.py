@@ -200,20 +200,19 @@ def spotconn_env(
 ) -> None:
     """Set the environment of a service for the test: `from_env` then leads to that Postgres and the simulated Spotify.
 
-    DATABASE_URL and the SPOTIFY_ variables are set, those that begin with SPOTCONN_ are deleted. No variable can move
-    the requests to another host, so the defaults of the constructors are replaced.
+    DATABASE_URL, SPOTCONN_SPOTIFY_URL and the SPOTIFY_ variables are set, others that begin with SPOTCONN_ are deleted.
+    Programs that the test starts inherit them. Within the process of the test `spotconn_clock` is the clock.
     """
     from spotconn import ConnectFlow, SpotifyAccounts, TokenManager
 
     _delete_variables(monkeypatch, "SPOTCONN_")
     monkeypatch.setenv("DATABASE_URL", spotconn_dsn)
+    monkeypatch.setenv("SPOTCONN_SPOTIFY_URL", spotify_url)
     monkeypatch.setenv("SPOTIFY_CLIENT_ID", spotify_fake.client_id)
     monkeypatch.setenv("SPOTIFY_CLIENT_SECRET", spotify_fake.client_secret or "")
     monkeypatch.setenv("SPOTIFY_REDIRECT_URI", spotify_fake.redirect_uris[0])
-    urls = {"accounts_url": spotify_url, "api_url": spotify_url}
-    for made, defaults in ((SpotifyAccounts, urls), (TokenManager, {}), (ConnectFlow, {})):
-        constructor = partialmethod(made.__init__, clock=spotconn_clock, **defaults)
-        monkeypatch.setattr(made, "__init__", constructor)
+    for made in (SpotifyAccounts, TokenManager, ConnectFlow):
+        monkeypatch.setattr(made, "__init__", partialmethod(made.__init__, clock=spotconn_clock))
 
 
 @async_fixture

@@ -48,7 +48,6 @@ class Service:
         host: of the redirect URI.
         secure: whether the browser comes by https.
         spotify_url: where a connect sends the browser.
-        api_url: of the Web API.
         apps_url: where a user ends the consent itself.
     """
 
@@ -59,7 +58,6 @@ class Service:
     host: str
     secure: bool = False
     spotify_url: str = "https://accounts.spotify.com"
-    api_url: str = "https://api.spotify.com"
     apps_url: str = "https://www.spotify.com/account/apps/"
 
     async def view(self, user_id: UUID) -> tuple[ConnectionStatus, list[Track] | str]:
@@ -75,7 +73,7 @@ class Service:
         if not (await self.tokens.status(user_id)).connected:
             return []
         try:
-            return await top_tracks(self.tokens, self.http, self.api_url, user_id)
+            return await top_tracks(self.tokens, self.http, user_id)
         except ReauthorizationRequired:
             return []
         except SpotconnError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 from uuid import UUID
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
@@ -36,6 +37,7 @@ def build_app(service: Service) -> Starlette:
                 SpotifyRoutes(tokens=service.tokens, flow=service.flow, user=site.user_id, after="/profile"),
             ),
         ],
+        exception_handlers={HTTPException: site.no_page},
         # A name that another site has pointed at this address is no name of this one.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", service.host])],
     )
@@ -91,6 +93,12 @@ class Site:
     async def user_id(self, request: Request) -> UUID | None:
         """Who is signed in."""
         return self._service.users.get(self._session(request).user or "")
+
+    async def no_page(self, request: Request, error: Exception) -> Response:
+        """The page for an address where nothing is, or only what forms are sent to."""
+        status = HTTPStatus(error.status_code) if isinstance(error, HTTPException) else HTTPStatus.NOT_FOUND
+        session = self._session(request)
+        return self._page(session, problem_page(session, "There is no page at this address."), status)
 
     async def style(self, _request: Request) -> Response:
         """The one style sheet."""

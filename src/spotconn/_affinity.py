@@ -9,10 +9,11 @@ collection can then reach the sockets of the parent.
 import asyncio
 import os
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from types import MethodType
-from typing import Any
+from typing import Any, Self
 from weakref import WeakKeyDictionary, WeakSet
 
 _IN_CHILD = (
@@ -24,6 +25,22 @@ _IN_OTHER_LOOP = (
     "(a web service: in its lifespan; asyncio.run for each job: within the job)"
 )
 _CLOSED = "this {name} is closed"
+
+
+class Closing(ABC):
+    """What the end of an `async with` block closes."""
+
+    async def __aenter__(self) -> Self:
+        """Return this object; nothing is opened."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close as `aclose()` does."""
+        await self.aclose()
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close this object."""
 
 
 class Affinity:

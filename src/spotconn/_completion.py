@@ -142,7 +142,7 @@ class Completion:
 def _dropped(unavailable: SpotifyUnavailable) -> SpotifyUnavailable:
     """Return the error of a grant whose account is not known."""
     wait = unavailable.retry_after
-    when = "later" if wait is None else f"in {wait:.0f} seconds"
+    when = "later" if wait is None else f"in {wait:.0f} s"
     return SpotifyUnavailable(
         f"the account could not be read ({unavailable}), so what Spotify has just granted is dropped, and what was "
         f"stored stays; start again {when}",

@@ -1,4 +1,4 @@
-"""Texts that others have written, for one line of a log or of a terminal."""
+"""Texts for one line of a log or of a terminal: what others have written, and counts."""
 
 _JOINERS = {"\u200c", "\u200d"}
 """Format characters that words and emoji are made of, between characters that are not ASCII."""
@@ -35,6 +35,17 @@ def shown(text: str, longest: int = LONGEST_FIELD) -> str:
     """
     start = " ".join(filter(None, printable(text[:longest]).split(" ")))
     return start if len(text) <= longest else "".join((start, f"... ({len(text)} characters)"))
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number and what is counted: `1 connection`, `2 connections`.
+
+    Args:
+        number: how many.
+        one: the words for one.
+        many: the words for another number; by default those for one with an s.
+    """
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def _joins(text: str, place: int) -> bool:

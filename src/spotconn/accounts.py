@@ -4,19 +4,22 @@ import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Literal, Self, TypeVar
+from typing import Literal, TypeVar
 from uuid import UUID
 
 import httpx
 
-from spotconn._affinity import Affinity
+from spotconn._affinity import Affinity, Closing
 from spotconn._arguments import is_client_id
 from spotconn._observer import NOBODY
 from spotconn._spotify.admission import Admission, Kind
 from spotconn._spotify.answers import read_grant, read_profile
 from spotconn._spotify.authorization import GrantType, authorization_request_url, base_url
+from spotconn._spotify.client_secret import ClientSecret
 from spotconn._spotify.http import HttpClient, Response
+from spotconn._spotify.marks import Mark, has_mark
 from spotconn._spotify.retry import BeginBy, is_not_processed, may_pass, retry
+from spotconn._stopwatch import loop_time
 from spotconn._tracebacks import scrubbed
 from spotconn.errors import ConfigurationError, ReauthorizationRequired
 from spotconn.models import LARGEST_TOKEN, Profile, TokenGrant, fingerprint, is_token
@@ -25,7 +28,7 @@ T = TypeVar("T")
 
 
 @scrubbed
-class SpotifyAccounts:
+class SpotifyAccounts(Closing):
     """Spotify's accounts service, for one registered app.
 
     Every call has one deadline in seconds, retries included. It retries only `SpotifyUnavailable`, with growing,
@@ -37,7 +40,8 @@ class SpotifyAccounts:
     Args:
         client_id: of the app.
         client_secret: of a confidential client, sent as HTTP Basic; None for a public client, which authenticates
-            with PKCE alone (RFC 7636).
+            with PKCE alone (RFC 7636). A function is called in a thread at the first use, and again when Spotify
+            refuses what it returned: another secret is used at once. It must return within seconds.
         http: a client to use instead of an own one; it stays open on `aclose()`. Its hooks are called. What a response
             hook raises, as with `raise_for_status`, does not count: the answer of Spotify has been read before.
         accounts_url: base URL of the accounts service.
@@ -47,6 +51,7 @@ class SpotifyAccounts:
     Attributes:
         affinity: the process and the event loop to which this object and its connections belong: those in which it
             was made or, outside of an event loop, first used.
+        secret: read again while Spotify refuses it, for `TokenManager` and `ConnectFlow`.
 
     Raises:
         ConfigurationError: an argument, or a variable of the environment for TLS or a proxy (SSL_CERT_FILE,
@@ -57,7 +62,7 @@ class SpotifyAccounts:
     def __init__(
         self,
         client_id: str,
-        client_secret: str | None = None,
+        client_secret: str | Callable[[], str] | None = None,
         *,
         http: httpx.AsyncClient | None = None,
         accounts_url: str = "https://accounts.spotify.com",
@@ -65,22 +70,20 @@ class SpotifyAccounts:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.affinity: Affinity = Affinity("SpotifyAccounts")
-        self._client_id = _credential(client_id, name="client_id")
+        self._client_id = client_id
         if not is_client_id(client_id):
             raise ConfigurationError("client_id is malformed: expected it as Spotify's dashboard shows it")
-        self._basic = None
-        if client_secret is not None:
-            self._basic = httpx.BasicAuth(client_id, _credential(client_secret, name="client_secret"))
         self._accounts_url = base_url(accounts_url, name="accounts_url")
         self._api_url = base_url(api_url, name="api_url")
         self._clock = clock
         self._http = HttpClient(http, self.affinity, self._accounts_url, self._api_url)
         self._admission = Admission()
+        self.secret: ClientSecret = ClientSecret(client_id, client_secret, self._admission)
         self.observer = NOBODY
 
     def __repr__(self) -> str:
         """Return the app and the kind of client, without the secret."""
-        kind = "confidential" if self._basic else "public"
+        kind = "confidential" if self.secret.is_confidential else "public"
         return f"<SpotifyAccounts client_id={self._client_id!r} {kind}>"
 
     @property
@@ -216,15 +219,8 @@ class SpotifyAccounts:
             RuntimeError: in another event loop.
         """
         if self.affinity.close():
+            self.secret.close()
             await self._http.aclose()
-
-    async def __aenter__(self) -> Self:
-        """Return this object; nothing is opened before the first call."""
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Close as `aclose()` does."""
-        await self.aclose()
 
     async def _retry(
         self,
@@ -240,16 +236,30 @@ class SpotifyAccounts:
     async def _request_grant(
         self, grant_type: GrantType, form: dict[str, str], user: Hashable, begin_by: BeginBy
     ) -> TokenGrant:
-        data = {"grant_type": grant_type, **form}
-        if self._basic is None:
-            data["client_id"] = self._client_id
-        url = f"{self._accounts_url}/api/token"
         kind = Kind.REFRESH if grant_type == "refresh_token" else Kind.EXCHANGE
         self.affinity.check()
+        await self.secret.reread()
         async with self._admission.admitted(kind, begin_by, user):
-            sent = self._clock()
-            status, headers, body = await self._send("POST", url, begin_by, data=data, auth=self._basic)
-            return read_grant(status, headers, body, now=sent, grant_type=grant_type, client_id=self._client_id)
+            auth, sent = await self.secret.auth(), loop_time()
+            try:
+                return await self._send_grant_request(grant_type, form, begin_by, auth)
+            except ConfigurationError as refused:
+                if not has_mark(refused, Mark.OF_ONE_APP) or not await self.secret.replace(auth, since=sent):
+                    raise
+            begin_by.check()
+            return await self._send_grant_request(grant_type, form, begin_by, await self.secret.auth())
+
+    async def _send_grant_request(
+        self, grant_type: GrantType, form: dict[str, str], begin_by: BeginBy, auth: httpx.BasicAuth | None
+    ) -> TokenGrant:
+        data = {"grant_type": grant_type, **form}
+        if auth is None:
+            data["client_id"] = self._client_id
+        now = self._clock()
+        status, headers, body = await self._send(
+            "POST", f"{self._accounts_url}/api/token", begin_by, data=data, auth=auth
+        )
+        return read_grant(status, headers, body, now=now, grant_type=grant_type, client_id=self._client_id)
 
     async def _request_profile(self, access_token: str, begin_by: BeginBy) -> Profile:
         authorization = {"Authorization": f"Bearer {access_token}"}
@@ -272,10 +282,3 @@ class SpotifyAccounts:
         return await self._http.send(
             method, url, begin_by=begin_by, observed=observed, headers=headers, data=data, auth=auth
         )
-
-
-def _credential(value: str, *, name: str) -> str:
-    # A copied value may have blank space around it, which the answer of Spotify would not name as the cause.
-    if not value or value != value.strip():
-        raise ConfigurationError(f"{name} is empty or has blank space around it")
-    return value

@@ -14,6 +14,7 @@ from uuid import UUID
 import asyncpg
 
 from spotconn._arguments import check_client_id, check_connected_at, several, since_in_utc
+from spotconn._database.acquire import TIMEOUT as CONNECT_TIMEOUT
 from spotconn._database.bound_pool import BoundPool, check_users
 from spotconn._database.errors import map_errors
 from spotconn._database.idle_sessions import Session
@@ -66,20 +67,26 @@ class ConnectionAdmin:
     @classmethod
     @scrubbed_context
     async def open(
-        cls, dsn: str, *, cipher: AesGcmSivCipher | None = None, **pool_options: Any
+        cls,
+        dsn: str,
+        *,
+        cipher: AesGcmSivCipher | None = None,
+        timeout: float = CONNECT_TIMEOUT,  # noqa: ASYNC109  of the pool
+        **pool_options: Any,
     ) -> AsyncGenerator[Self]:
         """Context manager: open an admin with a pool of its own, and close it at the end of the block.
 
         Args:
             dsn: a postgresql:// URL.
             cipher: the ring of keys that `rekey` and `move` need.
+            timeout: seconds to wait for the first connection.
             pool_options: of `asyncpg.create_pool`, as for `ConnectionStore.open`. By default 1 or 2 connections.
 
         Raises:
             ConfigurationError: the DSN is malformed, or the login is refused.
             DatabaseUnavailable: the database does not answer in time.
         """
-        pool = await open_pool(dsn, {"max_size": 2} | pool_options)
+        pool = await open_pool(dsn, {"max_size": 2} | pool_options, seconds=timeout)
         admin = cls(pool, cipher=cipher)
         admin._pool.checked = not may_convert(pool_options)
         try:

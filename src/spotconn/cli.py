@@ -5,17 +5,22 @@ Exit codes: 0 done; 1 `doctor` found something to mend; 2 wrong usage; 3 the use
 for some rows; 130 stopped with Ctrl-C. Results go to standard output, all else to standard error.
 """
 
+from typing import Annotated
+
 import typer
 
+from spotconn import __version__
 from spotconn._command.assign_app import assign_app
+from spotconn._command.connect import connect
 from spotconn._command.keys import keygen, rekey
 from spotconn._command.lists import expiring, failing, stats
 from spotconn._command.migrate import migrate
 from spotconn._command.one_user import disconnect, move, status, token
-from spotconn._command.output import output_errors
+from spotconn._command.output import output_errors, write_line
 from spotconn._command.recheck import recheck
 from spotconn._command.report import doctor
 from spotconn._command.schema import schema
+from spotconn._command.simulate import simulate
 
 app: typer.Typer = typer.Typer(
     no_args_is_help=True,
@@ -29,11 +34,28 @@ app: typer.Typer = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:  # noqa: FBT001  typer calls it
+    if wanted:
+        write_line(f"spotconn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
 # In the order of the help.
 app.command()(migrate)
 app.command()(schema)
 app.command()(doctor)
 app.command()(keygen)
+app.command()(connect)
 app.command()(status)
 app.command()(token)
 app.command()(disconnect)
@@ -44,6 +66,7 @@ app.command()(rekey)
 app.command()(recheck)
 app.command()(assign_app)
 app.command()(move)
+app.command()(simulate)
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """The way of a user to a stored connection: to Spotify's consent page and back (authorization code with PKCE)."""
 
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -8,12 +7,12 @@ from functools import partial
 from typing import Self, cast
 from uuid import UUID
 
-from spotconn._affinity import Affinity
+from spotconn._affinity import Affinity, Closing
 from spotconn._arguments import checked_scopes
 from spotconn._completion import STATE_LIFE, TIMEOUT, Completion
 from spotconn._cookies import cookie_name, read_cookie, set_cookie
 from spotconn._database.pending_connects import Claim, PendingConnect
-from spotconn._settings import read_redirect_uri
+from spotconn._settings import read_redirect_uri, variables
 from spotconn._spotify.authorization import code_challenge, new_code_verifier, new_state
 from spotconn._spotify.redirect import Callback, UrlObject, checked_redirect_uri, read_callback
 from spotconn._tokens.single_flight import SingleFlight, finish
@@ -27,7 +26,7 @@ from spotconn.store import ConnectionStore
 
 
 @scrubbed
-class ConnectFlow:
+class ConnectFlow(Closing):
     """Connects a user's Spotify account, for the first time or again.
 
     `start` gives the URL to send the browser to; `finish` takes the URL at which it comes back. Both must be called
@@ -41,7 +40,7 @@ class ConnectFlow:
         accounts: the app at Spotify.
         redirect_uri: where Spotify sends the browser back to, exactly as registered for the app.
         scopes: what to ask the user for; may be empty.
-        on_event: is told `events.Connected`, in a thread of its own.
+        on_event: is told `events.Connected`, in a thread of its own; None for the hook of the store's `TokenManager`.
         clock: gives seconds since the epoch.
 
     Raises:
@@ -64,7 +63,7 @@ class ConnectFlow:
         self._accounts = accounts
         self._redirect_uri = checked_redirect_uri(redirect_uri)
         self._scopes = checked_scopes(scopes)
-        self._events = Events(on_event)
+        self._events = store.events if on_event is None else Events(on_event)
         self._clock = clock
         self._completion = Completion(
             store,
@@ -84,23 +83,16 @@ class ConnectFlow:
         *,
         scopes: Iterable[str],
         on_event: Hook | None = None,
+        environ: Mapping[str, str | None] | None = None,
     ) -> Self:
-        """Make a flow with the redirect URI of SPOTIFY_REDIRECT_URI.
+        """Make a flow with the redirect URI of SPOTIFY_REDIRECT_URI, of `environ` or else of this process.
 
         Raises:
             ConfigurationError: the variable is missing, or Spotify would refuse it; the text names it.
-            ValueError: the scopes are malformed.
+            ValueError: the scopes are malformed, or a value of `environ` is no text.
         """
-        redirect_uri = read_redirect_uri(os.environ)
+        redirect_uri = read_redirect_uri(variables(environ))
         return cls(store, accounts, redirect_uri=redirect_uri, scopes=scopes, on_event=on_event)
-
-    async def __aenter__(self) -> Self:
-        """Return the flow, which the end of the block closes."""
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Close the flow."""
-        await self.aclose()
 
     @property
     def redirect_uri(self) -> str:
@@ -282,6 +274,7 @@ class ConnectFlow:
     async def _started(
         self, pending: PendingConnect, state: str, *, show_dialog: bool, cookie: str | None = None
     ) -> str:
+        await self._accounts.secret.reread()
         self._accounts.check_connect(pending.user_id)
         await self._store.pending.put(pending, state, life=STATE_LIFE, cookie=cookie)
         return self._accounts.authorize_url(

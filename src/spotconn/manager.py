@@ -1,13 +1,12 @@
 """The front of the library: give a valid access token for a user, or one clear reason why not."""
 
-import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
 from typing import Any, Self
 from uuid import UUID
 
 from spotconn import events
-from spotconn._affinity import Affinity
+from spotconn._affinity import Affinity, Closing
 from spotconn._observer import Observer
 from spotconn._tokens.access_token import AccessToken
 from spotconn._tokens.apps import Apps
@@ -30,7 +29,7 @@ _NO_SCOPES = ()  # the default of `scopes`: CPython has one empty tuple, and to 
 
 
 @scrubbed
-class TokenManager:
+class TokenManager(Closing):
     """Gives valid access tokens for stored connections.
 
     One manager serves a whole process. Make it inside the event loop that uses it and `aclose` it there. In another
@@ -52,6 +51,7 @@ class TokenManager:
             do, it is cached until its token is due for a refresh. 0 turns the cache off.
         cache_size: number of connections cached.
         on_event: is called with what happens to connections (`spotconn.events`), in a thread of its own.
+            A `ConnectFlow` made afterwards over the same store tells it, too, unless that has a hook of its own.
         clock: gives seconds since the epoch.
 
     Raises:
@@ -86,6 +86,8 @@ class TokenManager:
         self._margin = expiry_margin
         self._clock = clock
         self._events = events.Events(on_event)
+        if on_event is not None:
+            store.events = self._events
         self._cache = ConnectionCache(ttl=cache_ttl, size=cache_size)
         self._entries = self._cache.entries
         self._source = ConnectionSource(
@@ -96,33 +98,24 @@ class TokenManager:
 
     @classmethod
     @scrubbed_context
-    async def from_env(cls, *, max_size: int = 10, **overrides: Any) -> AsyncGenerator[Self]:
+    async def from_env(cls, *, environ: Mapping[str, str | None] | None = None, **options: Any) -> AsyncGenerator[Self]:
         """Open a manager from the environment, and close everything at the end of the block.
 
-        It reads DATABASE_URL (or SPOTCONN_DATABASE_URL), SPOTCONN_LISTEN_URL, SPOTIFY_CLIENT_ID, SPOTIFY_CLIENT_SECRET
-        (none: a public client), SPOTCONN_OTHER_APPS, SPOTCONN_RETIRED_CLIENT_IDS and SPOTCONN_ENCRYPTION_KEYS.
-
         Args:
-            max_size: connections of its pool at most.
-            overrides: keyword arguments of the constructor.
+            environ: variables to read in place of those of this process, such as those of a .env file.
+            options: of the constructor, of `ConnectionStore.open` and of its pool; they go before the variables.
 
         Raises:
+            TypeError: an option does not exist.
+            ValueError: an option is out of range, or a value of `environ` is no text; the text names it.
             ConfigurationError: a variable is missing or malformed; the text names it.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: as `ConnectionStore.open`.
         """
         async with (
-            opened(os.environ, max_size=max_size) as (store, accounts, apps),
-            cls(store, accounts, **(apps | overrides)) as manager,
+            opened(cls.__init__, environ, options) as (store, accounts, arguments),
+            cls(store, accounts, **arguments) as manager,
         ):
             yield manager
-
-    async def __aenter__(self) -> Self:
-        """Return the manager, which the end of the block closes."""
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Close the manager."""
-        await self.aclose()
 
     @property
     def store(self) -> ConnectionStore:
@@ -218,9 +211,7 @@ class TokenManager:
 
         Raises:
             ValueError: the user id is no UUID, or the token is none.
-            NotConnected, ReauthorizationRequired, MissingScope: the user must connect.
-            SpotifyUnavailable, RefreshInProgress, DatabaseUnavailable: try later.
-            ConfigurationError, SchemaMismatch, RowSecurityError, DecryptionError: call an engineer.
+            SpotconnError: as `get_valid_token`.
         """
         self._affinity.check()
         check_rejected_token(rejected_token)

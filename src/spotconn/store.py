@@ -29,6 +29,7 @@ from spotconn._tracebacks import scrubbed, scrubbed_context
 from spotconn._user_ids import UserId, parse_user_id
 from spotconn.cipher import NoCipher, TokenCipher
 from spotconn.errors import NotConnected, SchemaMismatch, SpotconnError
+from spotconn.events import Events
 from spotconn.models import Connection, Profile, RecordedFailure, TokenGrant
 from spotconn.turns import RefreshFailure, RefreshTurn
 
@@ -54,6 +55,7 @@ class ConnectionStore:
         pending: started authorizations, for `ConnectFlow`.
         refreshes: begun and ended, for `TokenManager`.
         changes: notifications of changes to the table, for `TokenManager`; None if the server cannot deliver them.
+        events: of the `TokenManager` with a hook that was made last, for a `ConnectFlow` without one.
     """
 
     def __init__(
@@ -70,8 +72,8 @@ class ConnectionStore:
         self.refreshes: Refreshes = Refreshes(self.pool, self._rows)
         self.tokens: AccessTokens = AccessTokens(self.pool, self._rows)
         self.pending: PendingConnects = PendingConnects(self.pool, self._rows)
-        changes = None if listen_dsn is None else ChangeFeed(pool, listen_dsn, {}, timeout=timeout)
-        self.changes: ChangeFeed | None = changes
+        self.changes: ChangeFeed | None = ChangeFeed(pool, listen_dsn, {}, timeout=timeout) if listen_dsn else None
+        self.events: Events = Events(None)
 
     @classmethod
     @scrubbed_context
@@ -189,10 +191,9 @@ class ConnectionStore:
         user_id = parse_user_id(user_id)
         check_connected_at(connected_at)
         check_client_id(client_id)
-        columns = self._rows.values(user_id, grant, profile)
         rest = connected_at, grant.expires_in, age, client_id, profile.account_id, same_account
         try:
-            row = await self.pool.row_of(user_id, statements.SAVE, *columns, *rest)
+            row = await self.pool.row_of(user_id, statements.SAVE, *self._rows.values(user_id, grant, profile), *rest)
         finally:
             self._notify_watchers(user_id)
         if row is None:
@@ -228,8 +229,7 @@ class ConnectionStore:
 
     def unwatch(self, watcher: Callable[[UUID], None]) -> None:
         """Undo `watch`; may be repeated."""
-        if watcher in self._watchers:
-            self._watchers.remove(watcher)
+        self._watchers = [other for other in self._watchers if other != watcher]
 
     async def begin_refresh(
         self, user_id: UserId, *, seen: str, lease: float = 15, client_ids: Iterable[str] = ()

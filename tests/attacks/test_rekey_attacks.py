@@ -116,7 +116,7 @@ async def test_a_tenant_who_writes_an_old_value_back_is_named(
     with ThreadPoolExecutor(1) as tenants:
         if tenants.submit(asyncio.run, write_back()).result() == "42501":
             pytest.skip("clients write no tokens: the database is locked down")
-        with pytest.raises(ConfigurationError, match=rf"^1 connections are left \(among them user {stored[0]}\)"):
+        with pytest.raises(ConfigurationError, match=rf"^1 connection is left \(among them user {stored[0]}\)"):
             # After each batch: the rekey goes on once the tenant has written.
             await strict.rekey(progress=lambda _: tenants.submit(asyncio.run, write_back()).result())
     async with ConnectionStore.open(database.dsn, cipher=AesGcmSivCipher([NEW_KEY])) as store:

@@ -97,6 +97,24 @@ def test_the_settings_and_overrides_are_those_of_the_manager(harness: Harness, m
         tokens.get_valid_token(user)
 
 
+def test_a_mapping_takes_the_place_of_the_environment(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the manager and for the flow; the one hook is that of both."""
+    (user,) = harness.connect(3600)
+    monkeypatch.setenv("DATABASE_URL", "hush")
+    monkeypatch.setenv("SPOTIFY_REDIRECT_URI", "hush")
+    environ = {
+        "DATABASE_URL": harness.dsn,
+        "SPOTIFY_CLIENT_ID": "0123456789abcdef",
+        "SPOTIFY_REDIRECT_URI": "https://example.com/callback",
+    }
+    hook = list[object]().append
+    with BlockingTokens.from_env(environ=environ, on_event=hook) as tokens:
+        assert "example.com" in tokens.start(user)
+        services = cast("Any", tokens)._current.resource
+        assert services.flow._events is services.manager._events
+        assert services.manager._events._hook is hook
+
+
 async def _pool_size(on: Services) -> int:
     return on.manager.store.pool._pool.get_max_size()
 
@@ -227,7 +245,7 @@ def test_a_call_that_takes_too_long_goes_on(harness: Harness, tokens: BlockingTo
     """The caller is asked to try later; the refresh is saved all the same, and the next call has its token."""
     (user,) = harness.connect(-5)
     with harness.spotify.hold() as hold:
-        with pytest.raises(TryLater, match=r"no answer within 0\.5 seconds; the call goes on in the background"):
+        with pytest.raises(TryLater, match=r"no answer within 0\.5 s; the call goes on in the background"):
             tokens.get_valid_token(user, timeout=0.5)
         harness.loop.run(hold.reached())
         harness.loop.run(_release(hold))

@@ -69,22 +69,41 @@ async def test_a_key_goes_to_a_pipe_alone(command: Command) -> None:
     assert as_json["key"] != made.stdout.strip()
 
 
+@pytest.mark.parametrize("words", ["status 1", "stats", "schema --check", "doctor"])
+async def test_the_time_for_the_database_is_that_of_the_environment(command: Command, words: str) -> None:
+    """SPOTCONN_TIMEOUT: by every way to the database a wrong one is named, and its value is not shown."""
+    result = await command(*words.split(), SPOTCONN_TIMEOUT="hush")
+    assert result.exit_code in {1, 5}
+    assert "SPOTCONN_TIMEOUT is malformed" in result.output
+    assert "hush" not in result.output
+
+
 async def test_the_status_of_a_user(command: Command, store: ConnectionStore, user: UUID) -> None:
     """For a person and for a program; without a connection it is no error; never a token."""
     assert json.loads((await command("status", str(user), "--json")).stdout)["connected"] is False
     assert (await command("status", str(user))).stdout == "connected: False\n"
     await store.save(user, grant(), ALICE)
-    shown = await command("status", str(user))
+    shown = await command("status", str(user), SPOTCONN_ENCRYPTION_KEYS="malformed")
     assert "display name: Alice\n" in shown.stdout
     assert json.loads((await command("status", str(user), "--json")).stdout)["spotify_user_id"] == "alice"
     assert "marked" not in shown.output
 
 
+async def test_the_status_needs_no_key(command: Command, database: Database, user: UUID) -> None:
+    """It shows no token, so it reads none; nor does a disconnect."""
+    async with ConnectionStore.open(database.dsn, cipher=AesGcmSivCipher(KEYS)) as store:
+        await store.save(user, grant(), ALICE)
+    assert "display name: Alice\n" in (await command("status", str(user))).stdout
+    assert (await command("disconnect", str(user))).stdout == "disconnected\n"
+
+
 async def test_a_token_for_a_pipe(command: Command, store: ConnectionStore, users: list[UUID]) -> None:
     """Standard output is the token and a line end; who must connect is code 3."""
-    await store.save(users[0], grant(), ALICE)
+    await store.save(users[0], grant().model_copy(update={"scope": frozenset("a")}), ALICE)
     assert (await command("token", str(users[0]))).stdout == "access-marked\n"
     assert json.loads((await command("token", str(users[0]), "--json")).stdout) == {"access_token": "access-marked"}
+    lacking = await command("token", str(users[0]), "--scope", "a b", "--scope", "c")
+    assert (lacking.exit_code, said(lacking)) == (3, "spotconn: not granted: b c; connect again and ask for a b c\n")
     nobody = await command("token", str(users[1]))
     assert nobody.exit_code == 3
     assert "no Spotify connection" in said(nobody)
@@ -110,7 +129,7 @@ async def test_the_lists_of_an_operator(
     await store.fail_refresh(turn, RefreshFailure(reason="refused"))
     listed = await command("expiring", "--within", "30d")
     assert re.fullmatch(rf"{due}  connect again by \d{{4}}-\d\d-\d\d  alice\n", listed.stdout)
-    assert listed.stderr == "1 connections\n"
+    assert listed.stderr == "1 connection\n"
     (line,) = (await command("expiring", "--json")).stdout.splitlines()
     assert json.loads(line)["user_id"] == str(due)
     assert json.loads(line)["reauthorize_by"] is not None
@@ -132,7 +151,7 @@ async def test_an_app_is_assigned_and_retired(command: Command, store: Connectio
     await store.save(second, grant(), ALICE, client_id="other")
     assert "app unknown: 1\nof app other: 1\n" in (await command("stats")).stdout
     assigned = await command("assign-app", "mine")
-    assert (assigned.stdout, assigned.stderr) == ("1 connections assigned to the app mine\n", "")
+    assert (assigned.stdout, assigned.stderr) == ("1 connection assigned to the app mine\n", "")
     assert json.loads((await command("assign-app", "mine", "--json")).stdout) == {"assigned": 0}
     stats = json.loads((await command("stats", "--json")).stdout)
     assert (stats["by_app"], stats["app_unknown"]) == ({"mine": 1, "other": 1}, 0)
@@ -153,9 +172,9 @@ async def test_a_rekey(command: Command, store: ConnectionStore, user: UUID) -> 
     one = {"SPOTCONN_ENCRYPTION_KEYS": KEYS[0]}
     refused = await command("rekey", **one, SPOTCONN_REQUIRE_ENCRYPTED="1")
     assert (refused.exit_code, refused.stdout) == (7, "0 connections rewritten, 0 of them from plain text\n")
-    assert "1 connections are left as they are: 1 in plain text, which this service refuses, 0 under" in refused.stderr
+    assert "1 connection is left as before: 1 in plain text, which this service refuses, 0 under" in refused.stderr
     encrypted = await command("rekey", **one)
-    assert (encrypted.exit_code, encrypted.stdout) == (0, "1 connections rewritten, 1 of them from plain text\n")
+    assert (encrypted.exit_code, encrypted.stdout) == (0, "1 connection rewritten, 1 of them from plain text\n")
     two = {"SPOTCONN_ENCRYPTION_KEYS": ",".join(reversed(KEYS))}
     done = json.loads((await command("rekey", "--json", **two)).stdout)
     assert {name for name, count in done.items() if count} == {"total", "done"}
@@ -199,6 +218,8 @@ async def test_a_move(command: Command, database: Database, users: list[UUID]) -
         (("expiring", "--within", "soon"), {}, 2, "expected such as 30d"),
         (("expiring", "--within", "99999w"), {}, 2, "within: expected at most a century"),
         (("recheck", "--since", "9999-12-31T23:59-14:00"), {}, 2, "since: expected a time with a time zone"),
+        (("token", "1", "--scope", " "), {}, 2, "--scope: expected the name of a scope"),
+        (("schema", "--lock-down", "--undo-lock-down"), {}, 2, "--undo-lock-down and --lock-down do not go together"),
         (("schema", "--json"), {}, 2, "--json goes together with --apply or --check"),
         (("recheck", "--since", "soon"), {}, 2, "expected such as 2026-11-24T10:00Z"),
         (("recheck", "--since", "2026-11-24T10:00"), {}, 2, "put Z behind it"),

@@ -49,8 +49,8 @@ async def test_a_healthy_house(
     assert set(found) == {"Spotify app", "other apps", "redirect URI", "encryption keys", *CHECKS, "decryption", "apps"}
     assert states(found, "warn", "fail") == (set() if locked or is_locked else {"clients"})
     assert found["stored tokens"].text == "2 values, none in plain text"
-    assert found["decryption"].text == "1 connections looked at, all that is encrypted decrypts with the keys here"
-    assert found["apps"].text == "1 connections, all of apps known here"
+    assert found["decryption"].text == "1 connection looked at, all that is encrypted decrypts with the keys here"
+    assert found["apps"].text == "1 connection, all of apps known here"
     assert found["Spotify app"].text == f"{HEALTHY['SPOTIFY_CLIENT_ID']}, confidential client"
     assert await admin.fetch("select * from public.spotify_connections") == before
 

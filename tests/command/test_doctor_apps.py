@@ -59,19 +59,19 @@ async def test_the_apps_of_connections(database: Database, store: ConnectionStor
     found = (await look(database.admin_dsn))["apps"]
     assert found.state == "warn"
     assert found.text == (
-        f"1 connections belong to the app {OTHER}, which this process does not have; 1 connections name no app"
+        f"1 connection belongs to the app {OTHER}, which this process does not have; 1 connection names no app"
     )
     assert "SPOTCONN_OTHER_APPS" in str(found.remedy)
     assert "SPOTCONN_RETIRED_CLIENT_IDS" in str(found.remedy)
     assert "spotconn assign-app ID" in str(found.remedy)
     found = (await look(database.admin_dsn, SPOTCONN_OTHER_APPS=f"{OTHER}:{SECRET}"))["apps"]
-    assert (found.state, found.text) == ("warn", "1 connections name no app")
+    assert (found.state, found.text) == ("warn", "1 connection names no app")
     assert "SPOTCONN" not in str(found.remedy)
     await store.delete(users[2])
     found = (await look(database.admin_dsn, SPOTCONN_RETIRED_CLIENT_IDS=OTHER))["apps"]
     assert (found.state, found.remedy) == ("ok", None)
     assert found.text == (
-        "2 connections, all of apps known here; 1 connections of retired apps: their users must connect again"
+        "2 connections, all of apps known here; 1 connection of retired apps: their users must connect again"
     )
 
 

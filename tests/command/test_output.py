@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,10 @@ import asyncpg
 import pytest
 from typer.testing import CliRunner, Result
 
-from spotconn import ConnectionStore, Profile
+from spotconn import ConnectionStore, Profile, RefreshFailure, __version__
 from spotconn._printable import printable
 from spotconn.cli import app
+from spotconn.models import fingerprint
 from support.bulk import add_connections
 from support.connections import grant
 from support.doctor import HEALTHY
@@ -95,13 +97,35 @@ async def test_a_tenant_writes_no_lines_and_no_escapes(
     assert line.endswith(SHOWN)
     assert f"of app {SHOWN}: 1\n" in (await invoke(environ, "stats")).stdout
     doctor = await invoke(environ, "doctor")
-    assert f"warn apps: 1 connections belong to the app {SHOWN}, which" in doctor.stdout
+    assert f"warn apps: 1 connection belongs to the app {SHOWN}, which" in doctor.stdout
     for output in (status, line, doctor.stdout):
         assert output.replace("\n", "").isprintable()
     for arguments in (("status", str(user)), ("stats",), ("expiring", "--within", "52w"), ("doctor",)):
         text = (await invoke(environ, *arguments, "--json")).stdout
         assert text.replace("\n", "").isprintable()
         assert all(json.loads(line) for line in text.splitlines())
+
+
+async def test_times_have_one_form_in_json(
+    environ: dict[str, str], store: ConnectionStore, user: UUID, admin: asyncpg.Connection
+) -> None:
+    """UTC, with six digits of the second also where they are 0, in a status and in the lists; sets are in order."""
+    await store.save(user, grant("a", -60).model_copy(update={"scope": frozenset({"b", "a"})}), ZOE)
+    await admin.execute("update public.spotify_connections set connected_at = '2026-07-01T10:00:00+02:00'")
+    await store.fail_refresh(await store.begin_refresh(user, seen=fingerprint("")), RefreshFailure(reason="refused"))
+    status = json.loads((await invoke(environ, "status", str(user), "--json")).stdout)
+    overview = json.loads((await invoke(environ, "failing", "--json")).stdout)
+    assert status["scope"] == ["a", "b"]
+    assert {status["connected_at"], overview["connected_at"]} == {"2026-07-01T08:00:00.000000Z"}
+    assert {status["reauthorize_by"], overview["reauthorize_by"]} == {"2027-01-01T08:00:00.000000Z"}
+    times = status["expires_at"], status["reauthorization_since"], overview["expires_at"], overview["failure"]["since"]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", time) for time in times), times
+
+
+async def test_the_version_is_printed(environ: dict[str, str]) -> None:
+    """Alone, and also before a command."""
+    for arguments in (("--version",), ("--version", "schema")):
+        assert (await invoke(environ, *arguments)).stdout == f"spotconn {__version__}\n"
 
 
 @pytest.mark.parametrize("locale", [{"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "ascii:strict"}])

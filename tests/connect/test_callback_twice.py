@@ -194,7 +194,7 @@ async def test_the_end_of_a_flow_waits_no_longer_than_it_may(
         await flow.aclose()
         with pytest.raises(RuntimeError, match="this ConnectFlow is closed"):
             await caller
-    assert "1 authorizations were cut off at shutdown" in caplog.text
+    assert "authorizations were cut off at shutdown: 1" in caplog.text
 
 
 async def test_a_sign_in_that_could_not_be_saved_is_saved_again(

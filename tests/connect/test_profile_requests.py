@@ -114,6 +114,16 @@ async def test_a_form_of_another_site_is_refused(
     assert (len(await rows(admin)), await pending(admin)) == (1, 0)
 
 
+async def test_an_address_without_a_page_has_one_that_leads_back(client: httpx.AsyncClient) -> None:
+    """A mistyped address, and one that only forms are sent to, with the headers of the other pages."""
+    for path, status in (("/nothing", 404), ("/sign-in", 405)):
+        answer = await client.get(path)
+        assert (answer.status_code, answer.headers["content-type"]) == (status, "text/html; charset=utf-8"), path
+        assert "There is no page at this address." in answer.text
+        assert 'href="/"' in answer.text
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+
 async def test_a_stranger_sees_nothing(client: httpx.AsyncClient, admin: asyncpg.Connection, user: UUID) -> None:
     """Without a session every page leads to the sign-in; nobody signs in as a user that is not offered."""
     async with httpx.AsyncClient(base_url=client.base_url, timeout=60) as other:

@@ -24,7 +24,9 @@ WRONG = {
     "postgresql://app:12?ked@127.0.0.1/x": r"unescaped \?",
     "postgresql://app:mar?k=ed@127.0.0.1/x": r"unescaped \?",
     "postgresql://app:mar[ked@127.0.0.1/x": "unescaped bracket",
-    "postgresql+asyncpg://app:marked@127.0.0.1/x": "SQLAlchemy's: write postgresql://",
+    "postgresql+psycopg://app:marked@127.0.0.1/x": "SQLAlchemy's: write postgresql://",
+    "postgresql+asyncpg://app:mar@ked@127.0.0.1/x": "unescaped @",
+    "postgresql+asyncpg://app:marked@127.0.0.1/x?ssl=marked": "sslmode is none of disable",
     "jdbc:postgresql://127.0.0.1/x?password=marked": "jdbc: is Java's",
     "mysql://app:marked@127.0.0.1/x": "expected postgresql://",
     "psql 'postgresql://app:marked@127.0.0.1/x'": "begins with psql",
@@ -92,6 +94,19 @@ def test_what_is_right_stays_as_it_is(dsn: str) -> None:
     """Escaped passwords, several hosts, IPv6, sockets, a service and parameters of the server."""
     check_dsn(dsn)
     assert prepare(dsn, {}) == (dsn, {})
+
+
+async def test_the_url_of_sqlalchemy_for_asyncpg_is_taken_as_what_it_means(database: Database) -> None:
+    """Its `ssl` is sslmode, and the options of SQLAlchemy's own statement cache go; the scheme is of any case."""
+    own = "prepared_statement_cache_size=0&async_fallback=true&prepared_statement_name_func=f"
+    url = f"postgresql+asyncpg://app:p%40ss@{HOST}/x"
+    assert prepare(f"{url}?ssl=require&{own}&timezone=UTC", {}) == (
+        f"postgresql://app:p%40ss@{HOST}/x?sslmode=require&timezone=UTC",
+        {},
+    )
+    assert prepare(f"{url}?{own}", {}) == prepare(url, {}) == (f"postgresql://app:p%40ss@{HOST}/x", {})
+    async with ConnectionStore.open(database.dsn.replace("postgresql://", " PostgreSQL+asyncpg://")) as store:
+        assert await store.pool.value("select 1") == 1
 
 
 def test_harmless_parameters_are_left_out_and_the_time_is_honoured() -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from spotconn import ConfigurationError, SpotifyAccounts, TokenManager
 from spotconn._spotify.environment import proxy_setting
-from spotconn._tokens.environment import opened_apps
 from spotconn.testing import FakeSpotify
 from support.listening import until
 from support.tls import certificate, name_for_openssl, tls_front
@@ -71,8 +70,8 @@ def test_certificates_are_loaded_where_one_service_needs_them(api_url: str, monk
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "HTTPS_PROXY"])
-async def test_a_manager_and_its_other_apps_name_it_too(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`from_env` and the accounts of further apps raise what the constructor does."""
+async def test_a_manager_names_it_too(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`from_env` raises what the constructor of the accounts does."""
     for name, value in {
         "DATABASE_URL": "postgresql://app@127.0.0.1:1/app",
         "SPOTIFY_CLIENT_ID": "app",
@@ -81,8 +80,6 @@ async def test_a_manager_and_its_other_apps_name_it_too(variable: str, monkeypat
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigurationError, match=variable):
         await TokenManager.from_env().__aenter__()
-    with pytest.raises(ConfigurationError, match=variable):
-        await opened_apps([("other", None)]).__aenter__()
 
 
 def test_a_given_client_needs_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:

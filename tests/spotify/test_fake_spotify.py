@@ -236,7 +236,7 @@ def _bearer(access_token: str) -> dict[str, str]:
         (Answer.unavailable(502), "502"),
         (Answer.truncated(), "unreadable"),
         (Answer.reset(), "RemoteProtocolError"),
-        (Answer.black_hole(), "within 2 seconds"),
+        (Answer.black_hole(), "within 2 s"),
         (Answer(status=500, delay=0.01), "500"),
     ],
     ids=["429-seconds", "429", "502", "truncated", "reset", "black-hole", "delayed"],

@@ -92,7 +92,7 @@ async def test_a_flow_takes_the_setting(monkeypatch: pytest.MonkeyPatch) -> None
     uri = "https://example.com/callback"
     monkeypatch.setenv("SPOTIFY_REDIRECT_URI", uri)
     async with SpotifyAccounts("demo-client") as accounts:
-        flow = ConnectFlow.from_env(NO_STORE, accounts, scopes=["user-read-email"])
+        flow = ConnectFlow.from_env(NO_STORE, accounts, scopes=["user-read-email"], on_event=print)
         assert (flow._redirect_uri, flow._scopes) == (uri, ("user-read-email",))
 
 

@@ -109,7 +109,7 @@ SHAPES = {
         ROW | ENDS,
         wrong=(
             "UNIQUE (user_id): 1 users have several rows",
-            "FOREIGN KEY (user_id): 1 rows are of no user in auth.users",
+            "FOREIGN KEY (user_id): no user in auth.users for 1 of the rows",
         ),
         more="insert into public.spotify_connections "
         "(user_id, spotify_user_id, access_token, refresh_token, expires_at) "

@@ -166,7 +166,7 @@ def run(example: pytest.Pytester, *files: str, loops: str = "function") -> pytes
 @pytest.mark.parametrize("loops", ["function", "session"])
 def test_the_example_passes(example: pytest.Pytester, loops: str, open_folder: Path) -> None:
     """With a loop for each test or for all, in strict mode (the guide is run in auto mode); nothing is left."""
-    run(example, loops=loops).assert_outcomes(passed=17)
+    run(example, loops=loops).assert_outcomes(passed=18)
     assert not list(open_folder.iterdir())
 
 

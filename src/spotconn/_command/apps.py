@@ -5,8 +5,9 @@ from collections.abc import Collection, Iterator, Mapping
 from spotconn._command.finding import Finding
 from spotconn._command.probe import UNSEEN, Probe
 from spotconn._database.statements import APPS
-from spotconn._printable import shown
+from spotconn._printable import counted, shown
 from spotconn._settings import Settings, read_client, read_other_apps, read_retired_client_ids
+from spotconn._spotify.client_secret import Secret
 from spotconn.errors import ConfigurationError
 
 USUAL_LENGTH = 32
@@ -15,7 +16,14 @@ USUAL_LENGTH = 32
 MOST_NAMED = 3
 """Apps that a finding names; of the others it gives the number."""
 
-_VARIABLES = ("SPOTIFY_CLIENT_ID", "SPOTIFY_CLIENT_SECRET", "SPOTCONN_OTHER_APPS", "SPOTCONN_RETIRED_CLIENT_IDS")
+_VARIABLES = (
+    "SPOTIFY_CLIENT_ID",
+    "SPOTIFY_CLIENT_SECRET",
+    "SPOTIFY_CLIENT_SECRET_FILE",
+    "SPOTCONN_OTHER_APPS",
+    "SPOTCONN_RETIRED_CLIENT_IDS",
+    "SPOTCONN_SPOTIFY_URL",
+)
 
 
 def client_finding(environ: Mapping[str, str]) -> Finding:
@@ -89,12 +97,12 @@ def apps_finding(counts: Mapping[str | None, int], *, known: Collection[str], re
             "correct SPOTIFY_CLIENT_ID if it is wrong"
         )
     if unknown:
-        texts.append(f"{unknown} connections name no app")
+        texts.append(f"{counted(unknown, 'connection names', 'connections name')} no app")
         remedies.append("spotconn assign-app ID, with the app that they were connected with")
     if not texts:
-        texts.append(f"{sum(counts.values())} connections, all of apps known here")
+        texts.append(f"{counted(sum(counts.values()), 'connection')}, all of apps known here")
     if given_up := sum(count for app, count in counts.items() if app in retired):
-        texts.append(f"{given_up} connections of retired apps: their users must connect again")
+        texts.append(f"{counted(given_up, 'connection')} of retired apps: their users must connect again")
     return Finding(
         state="warn" if remedies else "ok",
         subject="apps",
@@ -106,14 +114,16 @@ def apps_finding(counts: Mapping[str | None, int], *, known: Collection[str], re
 def _strange_texts(strange: Mapping[str, int]) -> Iterator[str]:
     most = sorted(strange.items(), key=lambda app: app[1], reverse=True)
     for client_id, count in most[:MOST_NAMED]:
-        yield f"{count} connections belong to the app {shown(client_id)}, which this process does not have"
+        connections = counted(count, "connection belongs", "connections belong")
+        yield f"{connections} to the app {shown(client_id)}, which this process does not have"
     if rest := most[MOST_NAMED:]:
-        yield f"{sum(count for _, count in rest)} to {len(rest)} other apps that it does not have"
+        yield f"{sum(count for _, count in rest)} to {counted(len(rest), 'other app')} that it does not have"
 
 
-def _kind(secret: str | None) -> str:
+def _kind(secret: Secret | None) -> str:
     return "confidential client" if secret else "public client (PKCE)"
 
 
-def _unusual(*values: str | None) -> bool:
-    return any(len(value) != USUAL_LENGTH for value in values if value)
+def _unusual(*values: Secret | None) -> bool:
+    texts = [value() if callable(value) else value for value in values]
+    return any(len(text) != USUAL_LENGTH for text in texts if text)

@@ -1,6 +1,7 @@
 """Arguments and options that several commands have."""
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, TypeAlias
 from uuid import UUID
 
@@ -34,3 +35,15 @@ def read_user(text: str, name: str = "USER") -> UUID:
     except ValueError:
         pass
     raise ValueError(f"{name}: expected a UUID, an integer of 64 bits, or text: and a text id (text:user_2abc)")
+
+
+def read_scopes(texts: Iterable[str] | None) -> list[str]:
+    """Return the scopes that `--scope` names, several of them in one text with blanks between, as Spotify writes them.
+
+    Raises:
+        ValueError: a text holds none.
+    """
+    scopes = [text.split() for text in texts or ()]
+    if not all(scopes):
+        raise ValueError("--scope: expected the name of a scope, or several with blanks between")
+    return [scope for several in scopes for scope in several]

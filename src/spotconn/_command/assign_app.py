@@ -7,6 +7,7 @@ import typer
 from spotconn._command.arguments import Json
 from spotconn._command.console import open_admin, run
 from spotconn._command.output import write_json, write_line
+from spotconn._printable import counted
 
 
 def assign_app(
@@ -19,7 +20,7 @@ def assign_app(
     if as_json:
         write_json({"assigned": count})
     else:
-        write_line(f"{count} connections assigned to the app {client_id}")
+        write_line(f"{counted(count, 'connection')} assigned to the app {client_id}")
 
 
 async def _assign_app(client_id: str) -> int:

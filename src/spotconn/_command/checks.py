@@ -21,6 +21,7 @@ from spotconn._database.pool import is_pooled
 from spotconn._database.schema import SCHEMA_VERSION
 from spotconn._database.statements import HIDES_ROWS
 from spotconn._database.verification import ENCODING, MAKE_UTF8
+from spotconn._printable import counted
 
 OLDEST_SERVER = 150000
 
@@ -123,12 +124,12 @@ async def _check_encryption(probe: Probe) -> Finding:
         return Finding(state="skip", subject=subject, text=UNSEEN)
     (row,) = await probe.rows(COUNT_PLAIN_TEXT)
     if not row["plain"]:
-        return Finding(state="ok", subject=subject, text=f"{row['all']} values, none in plain text")
+        return Finding(state="ok", subject=subject, text=f"{counted(row['all'], 'value')}, none in plain text")
     return Finding(
         state="warn",
         subject=subject,
-        text=f"{row['plain']} of {row['all']} values are in plain text, among them of user "
-        f"{', '.join(map(str, [*dict.fromkeys(row['users'])][:3]))}",
+        text=f"{row['plain']} of {counted(row['all'], 'value')} {'is' if row['plain'] == 1 else 'are'} in plain text, "
+        f"among them of user {', '.join(map(str, [*dict.fromkeys(row['users'])][:3]))}",
         remedy="before SPOTCONN_REQUIRE_ENCRYPTED is set: SPOTCONN_ENCRYPTION_KEYS in every process, then `spotconn "
         "rekey`; once it is set, somebody else has written them: delete these rows, and let the users connect again",
     )

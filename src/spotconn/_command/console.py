@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
+from uuid import UUID
 
 from pydantic import ValidationError
 
@@ -21,10 +22,10 @@ from spotconn._command.output import (
     write_json,
     write_line,
 )
-from spotconn._printable import shown
-from spotconn._settings import read_database_url, read_encryption
+from spotconn._printable import counted, shown
+from spotconn._settings import read_database_url, read_encryption, read_timeout
 from spotconn.admin import ConnectionAdmin
-from spotconn.cipher import AesGcmSivCipher, cipher_for
+from spotconn.cipher import AesGcmSivCipher, NoCipher, TokenColumn, cipher_for
 from spotconn.errors import AskUser, SpotconnError, TryLater
 from spotconn.overview import ConnectionOverview
 from spotconn.store import ConnectionStore
@@ -63,13 +64,25 @@ def _code(error: SpotconnError) -> int:
 
 
 def open_store() -> AbstractAsyncContextManager[ConnectionStore]:
-    """Open the store that the environment names."""
-    return ConnectionStore.open(read_database_url(os.environ), cipher=_cipher(), **_POOL)
+    """Open the store that the environment names, for what needs no token."""
+    return ConnectionStore.open(
+        read_database_url(os.environ), cipher=_Unread(), timeout=read_timeout(os.environ), **_POOL
+    )
 
 
 def open_admin() -> AbstractAsyncContextManager[ConnectionAdmin]:
     """Open the admin of the database that the environment names."""
-    return ConnectionAdmin.open(read_database_url(os.environ), cipher=_cipher(), **_POOL)
+    return ConnectionAdmin.open(
+        read_database_url(os.environ), cipher=_cipher(), timeout=read_timeout(os.environ), **_POOL
+    )
+
+
+class _Unread(NoCipher):
+    """Leaves the tokens of a row unread, so that no keys are needed."""
+
+    def decrypt(self, stored: str, *, user_id: UUID, column: TokenColumn) -> str:  # noqa: ARG002
+        """Return nothing."""
+        return ""
 
 
 def _cipher() -> AesGcmSivCipher | None:
@@ -91,11 +104,10 @@ async def write_list(
     async for overview in connections:
         count += 1
         if as_json:
-            due = overview.reauthorize_by
-            write_json(overview.model_dump(mode="json") | {"reauthorize_by": due and due.isoformat()})
+            write_json(overview.model_dump() | {"reauthorize_by": overview.reauthorize_by})
         else:
             write_line(_row(overview, retired))
-    print_line(f"{count} connections")
+    print_line(counted(count, "connection"))
 
 
 def _row(overview: ConnectionOverview, retired: Collection[str]) -> str:

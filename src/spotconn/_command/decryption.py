@@ -13,6 +13,7 @@ import asyncpg
 from spotconn._command.catalog import READ_TOKENS
 from spotconn._command.finding import Finding
 from spotconn._command.probe import UNSEEN, Probe
+from spotconn._printable import counted
 from spotconn._settings import read_encryption
 from spotconn.cipher import MARK, AesGcmSivCipher, NoCipher, TokenColumn, cipher_for
 from spotconn.errors import ConfigurationError, DecryptionError
@@ -105,7 +106,7 @@ class Look:
         Args:
             complete: whether all rows were looked at.
         """
-        looked_at = f"{self.rows} connections looked at" if complete else f"the first {self.rows} connections looked at"
+        looked_at = f"{'' if complete else 'the first '}{counted(self.rows, 'connection')} looked at"
         unknown = self.unknown_keys.total()
         if not unknown and not self.not_authentic:
             return Finding(

@@ -10,7 +10,7 @@ from spotconn._command.probe import Probe
 from spotconn._database.acquire import acquire
 from spotconn._database.idle_sessions import is_open
 from spotconn._database.pool import close_pool, open_pool
-from spotconn._settings import read_database_url, read_encryption
+from spotconn._settings import read_database_url, read_encryption, read_timeout
 from spotconn._spotify.redirect import checked_redirect_uri
 from spotconn.cipher import cipher_for
 from spotconn.errors import ConfigurationError, SpotconnError
@@ -28,7 +28,8 @@ async def examine(environ: Mapping[str, str]) -> AsyncGenerator[Finding]:
     for finding in _settings(environ):
         yield finding
     try:
-        pool = await open_pool(read_database_url(environ), {"max_size": 1, "statement_cache_size": 0})
+        options = {"max_size": 1, "statement_cache_size": 0}
+        pool = await open_pool(read_database_url(environ), options, seconds=read_timeout(environ))
     except Exception as error:  # noqa: BLE001  a finding, never a traceback
         yield _failed(DATABASE, error, remedy="correct DATABASE_URL")
         return

@@ -6,6 +6,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from spotconn._command.arguments import Json
 from spotconn._command.console import open_admin, run
 from spotconn._command.output import ROWS_LEFT, fail, print_line, write_json, write_line
+from spotconn._printable import counted
 from spotconn.cipher import AesGcmSivCipher
 from spotconn.overview import RekeyProgress
 
@@ -31,7 +32,7 @@ def rekey(*, as_json: Json = False) -> None:
     if as_json:
         write_json(done)
     else:
-        write_line(f"{done.done} connections rewritten, {done.encrypted} of them from plain text")
+        write_line(f"{counted(done.done, 'connection')} rewritten, {done.encrypted} of them from plain text")
     if done.remaining:
         fail(_rows_left(done), ROWS_LEFT)
 
@@ -49,7 +50,7 @@ async def _rekey_with_bar() -> RekeyProgress:
 def _rows_left(done: RekeyProgress) -> str:
     """Return the message about rows that a rekey leaves as they are."""
     return (
-        f"{done.remaining} connections are left as they are: {done.plain_text} in plain text, which this service "
-        f"refuses, {done.unknown_key} under keys that the ring lacks, {done.unreadable} damaged or altered; "
-        "spotconn doctor says what to do"
+        f"{counted(done.remaining, 'connection is', 'connections are')} left as before: {done.plain_text} in plain "
+        f"text, which this service refuses, {done.unknown_key} under keys that the ring lacks, {done.unreadable} "
+        "damaged or altered; spotconn doctor says what to do"
     )

@@ -13,7 +13,7 @@ import typer
 from spotconn._command.console import moment, open_admin, run
 from spotconn._command.fernet import fernet_decrypt
 from spotconn._command.output import ROWS_LEFT, USAGE, fail, print_line, write_json, write_line
-from spotconn._printable import shown
+from spotconn._printable import counted, shown
 from spotconn.errors import AskUser, DecryptionError, SpotifyUnavailable, StatementRefused
 from spotconn.importing import verify_connection
 from spotconn.manager import TokenManager
@@ -66,7 +66,7 @@ def migrate(
 
     counts = run(bring_over(), stopped="stopped; what was done stays done, run it again to go on")
     if apply and (failing := counts["unusable"] + counts["unverified"] + counts["refused"]):
-        fail(f"{failing} rows give no connection that works; see above", ROWS_LEFT)
+        fail(f"{counted(failing, 'row gives', 'rows give')} no connection that works; see above", ROWS_LEFT)
 
 
 def _pair(text: str) -> tuple[str, str]:

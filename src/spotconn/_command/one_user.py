@@ -1,13 +1,13 @@
 """The commands for one user: `spotconn status`, `token`, `disconnect` and `move`."""
 
 import os
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
-from spotconn._command.arguments import Json, User, read_user
+from spotconn._command.arguments import Json, User, read_scopes, read_user
 from spotconn._command.console import open_admin, open_store, run
-from spotconn._command.output import write_field, write_json, write_line
+from spotconn._command.output import plain, write_field, write_json, write_line
 from spotconn._printable import LONGEST_FIELD, LONGEST_SCOPES
 from spotconn._settings import read_retired_client_ids
 from spotconn.errors import NotConnected
@@ -17,12 +17,22 @@ from spotconn.overview import ConnectionStatus
 
 def status(user: User, *, as_json: Json = False) -> None:
     """Show a user's connection without its tokens."""
-    found = run(_status(user))
+    write_status(run(_status(user)), as_json=as_json)
+
+
+def write_status(found: ConnectionStatus, *, as_json: bool) -> None:
+    """Write what is shown of a user's connection.
+
+    Args:
+        found: to write.
+        as_json: for programs.
+    """
     if as_json:
         write_json(found)
         return
-    for name, value in found.model_dump(mode="json", exclude_none=True).items():
-        text = " ".join(sorted(cast("list[str]", value))) if isinstance(value, list) else value
+    for name, value in found.model_dump(exclude_none=True).items():
+        shown = plain(value)
+        text = " ".join(shown) if isinstance(shown, list) else shown
         write_field(name.replace("_", " "), text, longest=LONGEST_SCOPES if name == "scope" else LONGEST_FIELD)
 
 
@@ -43,17 +53,17 @@ def token(
     as_json: Json = False,
 ) -> None:
     """Print a valid access token, refreshed if it must be; for a pipe."""
-    valid = run(_token(user, scope or [], min_ttl))
+    valid = run(_token(user, scope, min_ttl))
     if as_json:
         write_json({"access_token": valid})
     else:
         write_line(valid)
 
 
-async def _token(user: str, scopes: list[str], min_ttl: float | None) -> str:
-    found = read_user(user)
+async def _token(user: str, scopes: list[str] | None, min_ttl: float | None) -> str:
+    found, needed = read_user(user), read_scopes(scopes)
     async with TokenManager.from_env() as tokens:
-        return await tokens.get_valid_token(found, scopes=scopes, min_ttl=min_ttl)
+        return await tokens.get_valid_token(found, scopes=needed, min_ttl=min_ttl)
 
 
 def disconnect(user: User, *, as_json: Json = False) -> None:

@@ -10,7 +10,8 @@ import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn, TextIO
+from datetime import UTC, datetime
+from typing import Any, NoReturn, TextIO, cast
 
 from pydantic import BaseModel
 
@@ -34,8 +35,18 @@ def write_field(name: str, value: object, *, longest: int = LONGEST_FIELD) -> No
 
 def write_json(value: BaseModel | dict[str, Any]) -> None:
     """Write a value as one line of JSON in ASCII."""
-    plain = value if isinstance(value, dict) else value.model_dump(mode="json")
-    write(json.dumps(plain) + "\n")
+    given = value if isinstance(value, dict) else value.model_dump()
+    write(json.dumps(given, default=plain) + "\n")
+
+
+def plain(value: object) -> list[str] | str:
+    """Return what JSON can hold of a value: of a set its sorted list, of a time its text.
+
+    Times are by RFC 3339, in UTC and all of one length, so that their texts sort as they do.
+    """
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return sorted(cast("frozenset[str]", value)) if isinstance(value, frozenset) else str(value)
 
 
 def write(text: str) -> None:

@@ -7,6 +7,7 @@ import typer
 from spotconn._command.arguments import Json
 from spotconn._command.console import moment, open_admin, run
 from spotconn._command.output import write_json, write_line
+from spotconn._printable import counted
 
 
 def recheck(
@@ -19,7 +20,7 @@ def recheck(
     if as_json:
         write_json({"rechecked": count})
     else:
-        write_line(f"{count} connections will be tried again")
+        write_line(f"{counted(count, 'connection')} will be tried again")
 
 
 async def _recheck(since: str) -> int:

@@ -20,8 +20,8 @@ from spotconn._database.idle_sessions import Session
 from spotconn._database.pool import close_pool, open_pool
 from spotconn._database.schema import SCHEMA_VERSION, check_version, files_to_apply, schema_sql
 from spotconn._database.verification import check_encoding
-from spotconn._printable import printable
-from spotconn._settings import read_database_url
+from spotconn._printable import counted, printable
+from spotconn._settings import read_database_url, read_timeout
 from spotconn.errors import ConfigurationError, SchemaMismatch
 from spotconn.store import ConnectionStore
 
@@ -59,7 +59,7 @@ class Applied(BaseModel):
 
     def text(self) -> str:
         """Return it for people."""
-        assigned = "" if self.assigned is None else f"{self.assigned} connections assigned to the app\n"
+        assigned = "" if self.assigned is None else f"{counted(self.assigned, 'connection')} assigned to the app\n"
         return f"applied {', '.join(self.files)}: version {self.version} (before: {self.before})\n{assigned}"
 
 
@@ -146,6 +146,7 @@ def _check_options(
     wrong = {
         "--apply and --check do not go together": apply and check,
         "--no-transaction is for the SQL that is printed": no_transaction and (apply or check),
+        "--undo-lock-down and --lock-down do not go together": undo and parts["lock_down"],
         "--undo-lock-down stands alone": undo and (parts["plain_postgres"] or closes or parts["users"] is not None),
         "--close-writes and --lock-down do not go together: the second closes the writes, too": (
             parts["close_writes"] and parts["lock_down"]
@@ -246,7 +247,7 @@ async def _check_schema(*, close_writes: bool, lock_down: bool) -> Checked:
     if found.version is None:
         first = "" if found.supabase else " (it applies plain_postgres.sql first: what Supabase has is missing)"
         raise SchemaMismatch(f"the database has {found}; {APPLY_SCHEMA}{first}")
-    async with ConnectionStore.open(read_database_url(os.environ), **_POOL):
+    async with ConnectionStore.open(read_database_url(os.environ), timeout=read_timeout(os.environ), **_POOL):
         pass
     if lock_down and not found.locked_down:
         raise ConfigurationError(f"the database is not locked down: {LOCK_DOWN}")
@@ -257,7 +258,7 @@ async def _check_schema(*, close_writes: bool, lock_down: bool) -> Checked:
 
 @asynccontextmanager
 async def _session() -> AsyncGenerator[Session]:
-    pool = await open_pool(read_database_url(os.environ), _POOL)
+    pool = await open_pool(read_database_url(os.environ), _POOL, seconds=read_timeout(os.environ))
     try:
         async with acquire(pool) as session:
             yield session

@@ -21,6 +21,10 @@ _OTHER_SCHEMES = {
 }
 
 
+_ASYNCPG = re.compile(r"postgresql\+asyncpg://", re.IGNORECASE)
+_OPTIONS_OF_SQLALCHEMY = frozenset({"async_fallback", "prepared_statement_cache_size", "prepared_statement_name_func"})
+
+
 class _Parts(NamedTuple):
     """A URL in parts, as they stand there."""
 
@@ -34,7 +38,7 @@ def check_dsn(dsn: str, options: dict[str, Any] | None = None, *, name: str = "t
     """Raise ConfigurationError if a URL cannot be meant as it stands; the text names the part and the remedy.
 
     Args:
-        dsn: a postgresql:// URL.
+        dsn: a postgresql:// URL, or SQLAlchemy's postgresql+asyncpg://.
         options: of `asyncpg.create_pool`, which go before its parameters.
         name: of the variable that holds it.
     """
@@ -47,14 +51,14 @@ def prepare(dsn: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return a URL without the parameters that asyncpg does not know, and the options that take their place.
 
     Args:
-        dsn: a postgresql:// URL.
+        dsn: as `check_dsn`.
         options: of `asyncpg.create_pool`.
 
     Raises:
         ConfigurationError: as `check_dsn`.
     """
     check_dsn(dsn, options)
-    head, _, query = dsn.strip().partition("?")
+    head, _, query = _without_driver(dsn.strip()).partition("?")
     fields = query.split("&") if query else []
     parameters = dict(parse_qsl(query))
     fields = [field for field in fields if not _is_left_out(field)]
@@ -62,6 +66,19 @@ def prepare(dsn: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if timeout > 0:
         options = {"timeout": timeout} | options
     return head + ("?" + "&".join(fields) if fields else ""), options
+
+
+def _without_driver(dsn: str) -> str:
+    """Return SQLAlchemy's URL for asyncpg as a postgresql:// URL: its `ssl` is sslmode, and its own options go."""
+    if not _ASYNCPG.match(dsn):
+        return dsn
+    head, mark, query = _ASYNCPG.sub("postgresql://", dsn, count=1).partition("?")
+    fields = [
+        f"sslmode={value}" if name == "ssl" else f"{name}{equals}{value}"
+        for name, equals, value in (field.partition("=") for field in query.split("&"))
+        if name not in _OPTIONS_OF_SQLALCHEMY
+    ]
+    return f"{head}{mark if any(fields) else ''}{'&'.join(fields)}"
 
 
 def _is_left_out(field: str) -> bool:
@@ -73,7 +90,7 @@ def _problem(dsn: object, options: dict[str, Any]) -> str | None:
     """Return what is wrong with a URL and what to do, None if nothing is."""
     if not isinstance(dsn, str):
         return _FORM
-    parts = _parts(dsn.strip())
+    parts = _parts(_without_driver(dsn.strip()))
     if isinstance(parts, str):
         return parts
     fields = parts.query.split("&") if parts.query else []

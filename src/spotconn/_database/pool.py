@@ -1,7 +1,9 @@
 """Open pools, detect a pooler in between, and close pools."""
 
 import asyncio
+import inspect
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,17 @@ _STATEMENTS = {"statement_cache_size": 100}
 """The default of asyncpg."""
 _CONVERTING = {"connect", "connection_class", "init", "record_class", "reset", "setup"}
 _OF_THE_POOL = {"init", "init_size", "max_size", "min_size", "reset", "setup"}
+
+
+def keywords(function: Callable[..., object]) -> set[str]:
+    """Return the names of the keyword arguments of a function."""
+    parameters = inspect.signature(function).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def pool_keywords() -> set[str]:
+    """Return the names of the options of a pool: those of asyncpg, without the event loop."""
+    return (keywords(asyncpg.create_pool) | keywords(asyncpg.connect)) - {"loop"}
 
 
 async def open_pool(dsn: str, options: dict[str, Any], *, seconds: float = TIMEOUT) -> asyncpg.Pool:

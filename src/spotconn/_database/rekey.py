@@ -20,6 +20,7 @@ from spotconn._database.bound_pool import check_users
 from spotconn._database.errors import map_errors
 from spotconn._database.idle_sessions import Session
 from spotconn._database.service_role import TIMEOUT, ServiceRole
+from spotconn._printable import counted
 from spotconn.cipher import MARK, VERSION, AesGcmSivCipher, TokenColumn
 from spotconn.errors import ConfigurationError, DecryptionError
 from spotconn.models import digest
@@ -191,7 +192,8 @@ class Rekey:
         self._rest, self._old = rest, old
 
     def _not_done(self) -> ConfigurationError:
-        text = f"{self._rest[State.OLD]} connections are left (among them user {', '.join(map(str, self._old))})"
+        connections = counted(self._rest[State.OLD], "connection is", "connections are")
+        text = f"{connections} left (among them user {', '.join(map(str, self._old))})"
         if self._wait:
             return ConfigurationError(
                 f"{text}, some of them being refreshed or held by another transaction: run rekey again"

@@ -37,6 +37,15 @@ class Admission:
         self._throttles = {kind: Throttle() for kind in Kind}
         self._circuit_breaker = CircuitBreaker()
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether Spotify has refused the credentials of the app, and not accepted them since."""
+        return self._circuit_breaker.has_refusal
+
+    def forget_refusals(self) -> None:
+        """Let calls be made again at once: the credentials are others now."""
+        self._circuit_breaker = CircuitBreaker()
+
     def check_connect(self, user: Hashable = None) -> None:
         """Check whether the exchange of a code and the call for its profile would be admitted now, and make none.
 

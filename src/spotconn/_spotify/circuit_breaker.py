@@ -26,6 +26,11 @@ class CircuitBreaker:
         self._refused: dict[Hashable, Backoff] = {}
         self._others = _new_backoff()
 
+    @property
+    def has_refusal(self) -> bool:
+        """Whether a call was refused, and none accepted since."""
+        return self._refusal is not None
+
     def check(self, now: float, user: Hashable) -> None:
         """Check whether a call of a user may be made now.
 

@@ -102,7 +102,7 @@ async def retry(
         raise renewed(last)
     if outcome is not None:
         raise outcome.renewed()
-    raise SpotifyUnavailable(f"no answer from Spotify within {round(timeout, 1):g} seconds", answered=False)
+    raise SpotifyUnavailable(f"no answer from Spotify within {round(timeout, 1):g} s", answered=False)
 
 
 async def _outcome_within(seconds: float, work: Coroutine[Any, Any, T]) -> T | Failure | None:

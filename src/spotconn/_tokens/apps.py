@@ -78,6 +78,16 @@ class Apps:
         for accounts in self.accounts.values():
             accounts.observer = observer
 
+    @property
+    def secret_changes(self) -> int:
+        """How often another client secret of any of the apps was read."""
+        return sum(accounts.secret.changes for accounts in self.accounts.values())
+
+    async def reread_secrets(self) -> None:
+        """Read the client secrets again that Spotify refuses, each no more than once a second."""
+        for accounts in self.accounts.values():
+            await accounts.secret.reread()
+
     def check(self) -> None:
         """Check that all apps are open, and belong to this process and event loop.
 

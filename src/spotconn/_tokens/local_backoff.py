@@ -1,5 +1,6 @@
 """Backoff that only this process observes, user by user and for the tokens of one row of each."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -23,13 +24,21 @@ class LocalBackoffs:
     It is about the stored access token that could not be replaced and the refresh token that was sent for that, each
     named by its fingerprint. A row that holds others is not held back. The last `MOST_BACKOFFS` users are remembered.
     Times are seconds of one steady clock.
+
+    Args:
+        secret_changes: returns how often another client secret was read: that ends every backoff.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, secret_changes: Callable[[], int] = lambda: 0) -> None:
         self._backoffs: dict[UUID, _Held] = {}
+        self._secret_changes = secret_changes
+        self._seen_changes = 0
 
     def error(self, user_id: UUID, about: str, now: float) -> SpotconnError | None:
         """Return a new error like the one that began the backoff of a user about a token, or None if there is none."""
+        if (changes := self._secret_changes()) != self._seen_changes:
+            self._seen_changes = changes
+            self._backoffs.clear()
         held = self._backoffs.get(user_id)
         if held is None or about not in held.about or not (remaining := held.backoff.remaining(now)):
             return None

@@ -105,7 +105,7 @@ class Refresher:
         self._affinity = affinity
         self._times = times
         self._clock = clock
-        self.backoffs = LocalBackoffs()
+        self.backoffs = LocalBackoffs(lambda: apps.secret_changes)
         self.saved = SavedGrants(store, emitter)
         self.unsaved = UnsavedGrants(store, self.saved, cache, emitter)
         self._holder = LeaseHolder(store, apps, self.unsaved, self.backoffs, emitter, affinity, times, clock=clock)
@@ -143,6 +143,7 @@ class Refresher:
             RuntimeError: the manager or the accounts are closed.
         """
         self._apps.check()  # before a lease is taken
+        await self._apps.reread_secrets()
         ours = await self._save_first(user_id, wanting)
         if ours is not None and ours.access_token != wanting.access_token:
             return Replacement(ours, best=True)

@@ -220,7 +220,7 @@ class SavedGrants:
                 self._comparing.cancel()
                 await asyncio.wait([self._comparing], timeout=STOP_TIMEOUT)
             if self._due:
-                text = "the rows of %d users could not be compared with their last grants before shutdown"
+                text = "rows could not be compared with their last grants before shutdown, of users: %d"
                 _log.critical(text, len(self._due))
             self.clear()
 

@@ -123,5 +123,5 @@ async def finish(tasks: Iterable[asyncio.Task[None]], *, seconds: float, what: s
     for task in late:
         task.cancel()
     if late:
-        _log.error("%d %s were cut off at shutdown", len(late), what)
+        _log.error("%s were cut off at shutdown: %d", what, len(late))
         await asyncio.wait(late, timeout=STOP_TIMEOUT)

@@ -81,7 +81,7 @@ class LoopThread(Generic[R]):
         if future is None:
             coroutine.close()
         elif not wait([future], timeout).done:
-            raise TryLater(f"no answer within {timeout:g} seconds; the call goes on in the background")
+            raise TryLater(f"no answer within {timeout:g} s; the call goes on in the background")
         if future is None or future.cancelled():
             raise RuntimeError(CLOSED)
         outcome = future.result()

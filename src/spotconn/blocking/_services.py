@@ -1,6 +1,6 @@
 """What is open in the event loop of `BlockingTokens`."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -20,18 +20,22 @@ class FlowOptions:
     Attributes:
         redirect_uri: where Spotify sends the browser back to; None for SPOTIFY_REDIRECT_URI.
         scopes: what to ask a user for.
-        on_event: the hook of the flow.
+        on_event: the hook of the flow; None for that of the manager.
+        environ: variables in place of those of this process.
     """
 
     redirect_uri: str | None
     scopes: tuple[str, ...]
     on_event: Hook | None
+    environ: Mapping[str, str | None] | None
 
     def flow(self, manager: TokenManager) -> ConnectFlow:
         """Make a flow over the store and the accounts of a manager."""
         store, accounts = manager.store, manager.accounts
         if self.redirect_uri is None:
-            return ConnectFlow.from_env(store, accounts, scopes=self.scopes, on_event=self.on_event)
+            return ConnectFlow.from_env(
+                store, accounts, scopes=self.scopes, on_event=self.on_event, environ=self.environ
+            )
         return ConnectFlow(store, accounts, redirect_uri=self.redirect_uri, scopes=self.scopes, on_event=self.on_event)
 
 

@@ -12,6 +12,7 @@ from spotconn._affinity import Affinity, running_loop
 from spotconn._arguments import checked_scopes
 from spotconn._spotify.redirect import UrlObject
 from spotconn._tokens.access_token import AccessToken
+from spotconn._tokens.environment import check_options
 from spotconn._tracebacks import scrubbed, scrubbed_method
 from spotconn._user_ids import UserId
 from spotconn.authorizations import Authorization, Completed
@@ -51,7 +52,8 @@ class BlockingTokens:
         opened: opens the manager in the event loop, such as `TokenManager.from_env`; called once for each process.
         redirect_uri: of the flow; None for that of SPOTIFY_REDIRECT_URI.
         scopes: of the flow: what to ask a user for.
-        on_event: is told `events.Connected` by the flow, in a thread of its own. The manager has a hook of its own.
+        on_event: is told `events.Connected` by the flow, in a thread of its own; None for the hook of the manager.
+        environ: variables in place of those of this process.
     """
 
     def __init__(
@@ -61,10 +63,11 @@ class BlockingTokens:
         redirect_uri: str | None = None,
         scopes: Iterable[str] = (),
         on_event: Hook | None = None,
+        environ: Mapping[str, str | None] | None = None,
     ) -> None:
         if isinstance(opened, AbstractAsyncContextManager) or not callable(opened):  # type: ignore[redundant-expr]
             raise TypeError("opened: expected what opens a manager, such as TokenManager.from_env, not a call of it")
-        options = FlowOptions(redirect_uri, checked_scopes(scopes), on_event)
+        options = FlowOptions(redirect_uri, checked_scopes(scopes), on_event, environ)
         self._opened = partial(opened_services, opened, options)
         self._lock = threading.RLock()  # a signal handler may close it while its own thread is in a call
         self._current: LoopThread[Services] | None = None
@@ -75,10 +78,11 @@ class BlockingTokens:
     def from_env(
         cls,
         *,
+        environ: Mapping[str, str | None] | None = None,
         redirect_uri: str | None = None,
         scopes: Iterable[str] = (),
         on_event: Hook | None = None,
-        **overrides: Any,
+        **options: Any,
     ) -> Self:
         """Make one whose manager is opened from the environment, as `TokenManager.from_env` does.
 
@@ -86,13 +90,15 @@ class BlockingTokens:
         Those raise ConfigurationError for a variable that is missing or malformed.
 
         Args:
+            environ: variables to read in place of those of this process.
             redirect_uri: of the flow, in place of SPOTIFY_REDIRECT_URI.
             scopes: what the flow asks a user for.
             on_event: the hook of the manager and of the flow.
-            overrides: further arguments of `TokenManager.from_env`, such as `max_size`.
+            options: further arguments of `TokenManager.from_env`, such as `max_size`; TypeError if it has none such.
         """
-        opened = partial(TokenManager.from_env, on_event=on_event, **overrides)
-        return cls(opened, redirect_uri=redirect_uri, scopes=scopes, on_event=on_event)
+        check_options(TokenManager.__init__, options)
+        opened = partial(TokenManager.from_env, environ=environ, on_event=on_event, **options)
+        return cls(opened, redirect_uri=redirect_uri, scopes=scopes, environ=environ)
 
     def __enter__(self) -> Self:
         """Return the object, which the end of the block closes."""
@@ -164,15 +170,7 @@ class BlockingTokens:
     ) -> str:
         """Return another access token than the one that the Web API refused, as `TokenManager.replace_rejected` does.
 
-        Args:
-            user_id: whose token.
-            rejected_token: the one that was refused.
-            scopes: scopes that the user must have granted to the other one.
-            timeout: seconds to wait.
-
-        Raises:
-            ValueError, SpotconnError: as `TokenManager.replace_rejected`.
-            TryLater, RuntimeError: as `get_valid_token`.
+        Arguments and errors are the same, and `timeout` with its TryLater as in `get_valid_token`.
         """
         return self._call(lambda on: on.manager.replace_rejected(user_id, rejected_token, scopes=scopes), timeout)
 

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -123,6 +123,18 @@ class IssuedTokens:
         for refresh_token, consent in list(self.refresh.items()):
             if consent.concerns(spotify_user_id, client_id):
                 self.end(refresh_token)
+
+    def expire_access(self, spotify_user_id: str, client_id: str | None) -> None:
+        """End the life of the access tokens of an account for one app, or all."""
+        for access_token, (consent, _) in list(self.access.items()):
+            if consent.concerns(spotify_user_id, client_id):
+                self.access[access_token] = (consent, 0.0)
+
+    def expire_refresh(self, spotify_user_id: str, client_id: str | None) -> None:
+        """Make the consents of an account to one app, or all, older than their refresh tokens are good for."""
+        for refresh_token, consent in list(self.refresh.items()):
+            if consent.concerns(spotify_user_id, client_id):
+                self.refresh[refresh_token] = replace(consent, authorized_at=0.0)
 
     def has_lapsed(self, consent: Consent) -> bool:
         """Return whether a consent is older than its refresh tokens are good for."""

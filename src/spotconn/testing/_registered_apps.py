@@ -75,6 +75,10 @@ class RegisteredApps:
             raise ValueError(f"client_id: expected that of a registered app, not {client_id!r}")
         return client_id
 
+    def set_secret(self, client_id: str | None, client_secret: str) -> None:
+        """Give an app another secret, as the button in Spotify's dashboard does; None is the first one."""
+        self._secrets[self.resolve(client_id)] = client_secret
+
     def fault(self, client: Client) -> str | None:
         """Return why a client is refused (RFC 6749, section 5.2, invalid_client); None if it is a registered app."""
         if client.client_id not in self._secrets:

@@ -47,6 +47,7 @@ class Simulation:
         self._script: list[Answer] = []
         self._hold: Hold | None = None
         self._web_script: dict[tuple[str, str], list[Answer]] = {}
+        self._web_next: list[Answer] = []
         self.web_app: ASGIApp | None = None
         self.accounts: dict[str, FakeAccount] = {}
         self.token_calls: int = 0
@@ -110,6 +111,33 @@ class Simulation:
         """End the refresh tokens of an account, for one app or all."""
         self._tokens.end_all(spotify_user_id, None if client_id is None else self.apps.resolve(client_id))
 
+    def expire(self, spotify_user_id: str, *, client_id: str | None, refresh_tokens: bool) -> None:
+        """End the access tokens of an account, for one app or all, by their age; or instead the refresh tokens."""
+        end = self._tokens.expire_refresh if refresh_tokens else self._tokens.expire_access
+        end(spotify_user_id, client_id)
+
+    def fail_next(self, answers: Iterable[Answer], *, web: bool) -> None:
+        """Give these answers to the next calls of the token endpoint, or instead to any of the Web API."""
+        (self._web_next if web else self._script).extend(answers)
+
+    def pending_answers(self) -> tuple[int, int]:
+        """Return how many answers are scripted for calls of the token endpoint, and for any of the Web API."""
+        return len(self._script), len(self._web_next)
+
+    def forget_answers(self) -> None:
+        """Answer the next calls as usual."""
+        self._script.clear()
+        self._web_next.clear()
+
+    def consents_by_app(self) -> list[tuple[FakeAccount, str]]:
+        """Return the accounts with the client ids of the apps that have their consent."""
+        return [
+            (account, client_id)
+            for account in list(self.accounts.values())  # at once: another thread may add one
+            for client_id in self.apps
+            if self.consents(account.spotify_user_id, client_id=client_id)
+        ]
+
     def authorization_fault(self, query: Mapping[str, str]) -> str | None:
         """Return why a request to /authorize gets an error page and no redirect; None if it is valid."""
         if query.get("client_id") not in self.apps:
@@ -140,6 +168,8 @@ class Simulation:
 
     def web_answer(self, method: str, path: str) -> Answer | None:
         """Return the scripted answer to a call of the Web API, if there is one."""
+        if self._web_next:
+            return self._web_next.pop(0)
         answers = self._web_script.get((method, path), [])
         return answers.pop(0) if len(answers) > 1 else next(iter(answers), None)
 

@@ -189,6 +189,18 @@ class FakeSpotify(Simulation):
         """
         super().revoke(spotify_user_id, client_id=client_id)  # here for its place in the reference
 
+    def rotate_secret(self, client_secret: str, *, client_id: str | None = None) -> None:
+        """Give an app another secret, as its owner does in Spotify's dashboard: the former one is refused at once.
+
+        Args:
+            client_secret: the other one.
+            client_id: of the app; None for the first one.
+
+        Raises:
+            ValueError: no such app is registered.
+        """
+        self.apps.set_secret(client_id, client_secret)
+
     def reject_access_token(self, access_token: str) -> None:
         """Answer 401 to an access token from now on."""
         self._tokens.access.pop(access_token, None)

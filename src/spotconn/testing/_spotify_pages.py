@@ -1,4 +1,4 @@
-"""The HTML pages of the simulated Spotify: consent, the list of accounts with access, and errors."""
+"""The HTML pages of the simulated Spotify: their common form, consent, the list of accounts with access, and errors."""
 
 from collections.abc import Iterable, Mapping
 from html import escape
@@ -13,6 +13,8 @@ SCOPE_TEXTS = {
     "playlist-read-private": "See your private playlists",
 }
 """What some scopes allow, as the consent page shows it."""
+
+OTHER_SITE = "This request comes from a page of another site."
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -43,6 +45,11 @@ label:hover, label:has(:checked) {{ border-color: var(--green) }}
 label span, .app span {{ flex: 1 }}
 small {{ display: block; color: var(--soft) }}
 input {{ accent-color: var(--green); width: 1.125rem; height: 1.125rem; margin: 0 }}
+h2 {{ margin: 1.75rem 0 .75rem; font-size: 1.125rem }}
+label.field {{ display: grid; gap: .25rem; padding: 0; border: 0; cursor: auto }}
+.field input, .field select {{ width: 100%; height: auto; min-height: 2.75rem; padding: .5rem .75rem; font: inherit;
+  color: inherit; background: var(--back); border: 1px solid var(--soft); border-radius: .5rem }}
+.done {{ padding: .75rem 1rem; border: 1px solid var(--green); border-radius: .75rem }}
 .choice {{ display: flex; gap: .75rem; flex-wrap: wrap }}
 button {{ flex: 1; min-height: 2.75rem; padding: .5rem 1.25rem; font: inherit; font-weight: 600; border-radius: 2rem;
   cursor: pointer; color: var(--ink); background: none; border: 1px solid var(--soft) }}
@@ -64,7 +71,7 @@ button.agree {{ color: #06130a; background: var(--green); border-color: var(--gr
 
 def error_page(fault: str) -> str:
     """Return the page for an invalid authorization request, which Spotify shows instead of a redirect."""
-    return _page("Error", f"<h1>Error</h1><p>{escape(fault)}</p>")
+    return page("Error", f"<h1>Error</h1><p>{escape(fault)}</p>")
 
 
 def consent_page(query: Mapping[str, str], accounts: Iterable[FakeAccount]) -> str:
@@ -74,7 +81,7 @@ def consent_page(query: Mapping[str, str], accounts: Iterable[FakeAccount]) -> s
     )
     choices = "".join(_choice(account, first=place == 0) for place, account in enumerate(accounts))
     scopes = "".join(f"<li>{escape(SCOPE_TEXTS.get(name, name))}</li>" for name in query.get("scope", "").split())
-    return _page(
+    return page(
         "Agree",
         "<h1>Connect the app to your account?</h1><p>It will be able to:</p>"
         f"<ul><li>See your public profile</li>{scopes}</ul>"
@@ -93,14 +100,16 @@ def apps_page(granted: Iterable[tuple[FakeAccount, str]], *, name_apps: bool) ->
         name_apps: whether the entries name their apps, as there are several.
     """
     entries = "".join(_granted(account, client_id if name_apps else None) for account, client_id in granted)
-    return _page("Apps", f"<h1>Accounts with access</h1>{entries or '<p>No account has agreed to the app.</p>'}")
+    return page("Apps", f"<h1>Accounts with access</h1>{entries or '<p>No account has agreed to the app.</p>'}")
 
 
-def _page(title: str, main: str) -> str:
+def page(title: str, main: str) -> str:
+    """Return a page with a title and the HTML of its main part."""
     return _PAGE.format(title=title, main=main)
 
 
-def _named(account: FakeAccount, detail: str = "") -> str:
+def account_label(account: FakeAccount, detail: str = "") -> str:
+    """Return an account as HTML: its name, and its id with a detail."""
     spotify_user_id = escape(account.spotify_user_id)
     name = escape(account.display_name or "") or spotify_user_id
     return f"<span>{name}<small>{spotify_user_id}{escape(detail)}</small></span>"
@@ -108,16 +117,17 @@ def _named(account: FakeAccount, detail: str = "") -> str:
 
 def _choice(account: FakeAccount, *, first: bool) -> str:
     value, checked = escape(account.spotify_user_id), " checked" if first else ""
-    return f'<label><input type="radio" name="account" value="{value}" required{checked}>{_named(account)}</label>'
+    button = f'<input type="radio" name="account" value="{value}" required{checked}>'
+    return f"<label>{button}{account_label(account)}</label>"
 
 
 def _granted(account: FakeAccount, client_id: str | None) -> str:
     """Return the entry of an account, or with a client id that of the account and the app."""
-    named, hidden = _named(account), ""
+    label, hidden = account_label(account), ""
     if client_id is not None:
-        named = _named(account, f", app {client_id}")
+        label = account_label(account, f", app {client_id}")
         hidden = f'<input type="hidden" name="client_id" value="{escape(client_id)}">'
     return (
-        f'<form class="app" method="post" action="/account/apps">{hidden}{named}'
+        f'<form class="app" method="post" action="/account/apps">{hidden}{label}'
         f'<button name="account" value="{escape(account.spotify_user_id)}">Remove access</button></form>'
     )

@@ -9,6 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from spotconn._printable import counted
 from spotconn.errors import (
     AskUser,
     ConnectFailed,
@@ -90,7 +91,7 @@ def _try_later(error: TryLater) -> JSONResponse:
     seconds = max(1, math.ceil(RETRY_AFTER if error.retry_after is None else error.retry_after))
     # The class itself is raised for a user who has begun too often; what concerns all has a class of its own.
     status = HTTPStatus.TOO_MANY_REQUESTS if type(error) is TryLater else HTTPStatus.SERVICE_UNAVAILABLE
-    answer = problem(status, "try-later", "Not possible just now", f"Please try again in {seconds} seconds.")
+    answer = problem(status, "try-later", "Not possible just now", f"Please try again in {counted(seconds, 'second')}.")
     answer.headers["Retry-After"] = str(seconds)
     return answer
 
