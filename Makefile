@@ -41,19 +41,19 @@ example: .venv/examples-installed ## run one of the examples: NAME=tekore_client
 	@$(GUARD) $(BIN)/python examples/$(NAME).py $(ARGS)
 
 # From sql/ into src/spotconn/_command/expected_facts.tsv; a test says when it has to run.
-facts: .venv/dev-installed ## write anew what the doctor compares the catalog of a database with
+facts: .venv/test-installed ## write anew what the doctor compares the catalog of a database with
 	PYTHONPATH=src:tests $(GUARD) $(BIN)/python tests/support/expected_facts.py
 
 # -rfEs: the end names what failed, and what is skipped with the reason, as browser tests on a system without Chromium.
 SELECT ?= not long
-test: .venv/dev-installed ## the tests, without the longer forms; OPTIONS=--cov measures what they reach
+test: .venv/test-installed ## the tests, without the longer forms; OPTIONS=--cov measures what they reach
 	$(PYTEST) $(PARALLEL) -m "$(SELECT)" $(OPTIONS)
 
-long: .venv/dev-installed .venv/npm-installed ## what `make test` leaves out: the longer forms, and the Supabase CLI
+long: .venv/test-installed .venv/npm-installed ## what `make test` leaves out: the longer forms, and the Supabase CLI
 	$(PYTEST) $(PARALLEL) -m long
 
 # The tests on the wheel run on the oldest and the newest version of Postgres.
-versions: .venv/dev-installed .venv/npm-installed ## the tests of the database on Postgres 16 and 17
+versions: .venv/test-installed .venv/npm-installed ## the tests of the database on Postgres 16 and 17
 	@for version in $(NPM_VERSIONS); do \
 	    if [ -n "$$SPOTCONN_REQUIRE_POSTGRES" ] || [ -d .venv/npm/node_modules/postgres-$$version ]; then \
 	        $(PYTEST) $(PARALLEL) -m "not long" --postgres $$version $(VERSION_TESTS) || exit; \
@@ -64,14 +64,14 @@ VERSION_TESTS := tests/database $(foreach part,facts sound,tests/command/test_do
     $(foreach part,cipher dsn pgbouncer tls_settings value_types,--ignore=tests/database/test_$(part).py)
 
 # The long form of the tests of the refresh protocol: more processes, more rounds, more steps, random faults.
-soak: .venv/dev-installed ## half an hour of refreshes with random faults
+soak: .venv/test-installed ## half an hour of refreshes with random faults
 	SPOTCONN_SOAK=1 $(GUARD) $(BIN)/python -m pytest -v -s -m soak
 	SPOTCONN_SOAK=1 $(GUARD) $(BIN)/python -m pytest -v -s tests/tokens/test_state_machine.py
 
 # The plan of faults is that of the seed, which is printed first; how tasks meet differs from run to run.
 SECONDS ?= 120
 SEED ?= 1
-chaos: .venv/dev-installed ## random faults over several processes, and what must hold: SECONDS=120 SEED=1
+chaos: .venv/test-installed ## random faults over several processes, and what must hold: SECONDS=120 SEED=1
 	PYTHONPATH=tests $(GUARD) $(BIN)/python -m chaos --seconds $(SECONDS) --seed $(SEED)
 
 # The refresh protocol as a model for Spin, from the Debian packages spin and gcc. MODEL=all takes the large ones too.
@@ -100,7 +100,8 @@ audit: .venv/audit-installed ## published holes in the lowest and the newest ver
 	@mkdir -p build
 	@for resolution in lowest-direct highest; do \
 	    $(BIN)/uv pip compile --upgrade --quiet --no-header --no-annotate --python-version 3.11 --all-extras \
-	        --resolution $$resolution --output-file build/$$resolution.txt pyproject.toml || exit; \
+	        --group dev --group dist --group audit --resolution $$resolution \
+	        --output-file build/$$resolution.txt pyproject.toml || exit; \
 	    $(BIN)/pip-audit --strict --no-deps --disable-pip --requirement build/$$resolution.txt || { \
 	        echo "audit: FAILED for the $$resolution versions: holes are listed above; if none is, the advisory" \
 	            "source was not reached (see the message above), and nothing is known" >&2; exit 1; }; \
@@ -142,13 +143,13 @@ endef
 # The wheel in dist/ under one Python, found by its name (a shim of pyenv wants PYENV_VERSION); build/ keeps a failure.
 installed-%: .venv/dist-installed
 	$(without_src)
-	$(into_copy) "$(wildcard dist/*.whl)[dev]"
+	$(into_copy) "$(wildcard dist/*.whl)[$(EXTRAS)]" --group test
 	$(test_copy)
 
 # The same, with the lowest version of each package that pyproject.toml names.
 lowest-%: .venv/dist-installed
 	$(without_src)
-	$(into_copy) --resolution lowest-direct --requirements pyproject.toml --extra dev
+	$(into_copy) --resolution lowest-direct --requirements pyproject.toml --all-extras --group test
 	$(into_copy) --no-deps $(wildcard dist/*.whl)
 	$(test_copy)
 
@@ -165,7 +166,7 @@ POSTGRES_15 := $(if $(SPOTCONN_REQUIRE_POSTGRES)$(wildcard /usr/lib/postgresql/1
 options = -q $(if $(filter lowest-%,$@),$(POSTGRES_15)) $(if $(filter $(COVERED),$@),--cov)
 define test_copy
 	cd build/$@ && .venv/bin/python -c "import spotconn, sys; sys.exit('site-packages' not in spotconn.__file__)"
-	cd build/$@ && touch .venv/dev-installed
+	cd build/$@ && touch .venv/test-installed
 	$(MAKE) -C build/$@ test OPTIONS="$(options)"
 	rm -rf build/$@
 endef
@@ -173,9 +174,24 @@ endef
 clean: ## remove all that these have made, .venv too
 	rm -rf .venv .cache build dist site .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
+# The extras for users, and the group of what the project needs for it.
+EXTRAS := cli,crypto,otel,testing,uvloop,web
 .venv/%-installed: pyproject.toml | .venv/bin/python
-	$(GUARD) $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	@$(call install,--editable ".[$(EXTRAS)]" --group $*)
 	@touch $@
+
+.venv/demo-installed: pyproject.toml | .venv/bin/python
+	@$(call install,--editable ".[testing]")
+	@touch $@
+
+# uv takes a fifth of the time. Where it cannot reach an index, as it reads no settings of pip, pip does it; that of the
+# venv may be too old to know groups.
+PIP = $(GUARD) $(BIN)/python -m pip install --quiet --disable-pip-version-check
+define install
+{ [ -x $(BIN)/uv ] || $(PIP) "uv>=0.9"; } && \
+    $(GUARD) $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || { \
+    echo "now by pip" >&2; $(PIP) --upgrade "pip>=25.1" && $(PIP) $(1); }
+endef
 
 # Without npm what needs it is skipped. Neither a package.json nor a lock file is written, which would record addresses.
 .venv/npm-installed: Makefile | .venv/bin/python

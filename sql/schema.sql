@@ -88,11 +88,12 @@ begin
         ('USAGE', 'SCHEMA auth', current_user, pg_catalog.has_schema_privilege('auth', 'usage')),
         (
             'REFERENCES', 'auth.users', current_user,
-            3 = (
+            4 = (
                 select pg_catalog.count(*) from pg_catalog.pg_class
                 join pg_catalog.pg_namespace as schema on schema.oid = relnamespace
                 where (nspname, relname) in (
-                    ('public', 'spotify_connections'), ('spotconn', 'refresh_state'), ('spotconn', 'pending_connect')
+                    ('public', 'spotify_connections'), ('spotconn', 'refresh_state'), ('spotconn', 'pending_connect'),
+                    ('spotconn', 'reminder')
                 )
             ) or pg_catalog.has_any_column_privilege(users, 'references')
         ),
@@ -243,7 +244,8 @@ declare
         from pg_catalog.pg_class join pg_catalog.pg_namespace as schema on schema.oid = relnamespace
         where relkind in ('r', 'p', 'v') and (nspname, relname) in (
             ('public', 'spotify_connections'), ('spotconn', 'refresh_state'), ('spotconn', 'pending_connect'),
-            ('spotconn', 'own_row'), ('spotconn', 'connection_overview'), ('spotconn', 'connection')  -- a view before
+            ('spotconn', 'reminder'), ('spotconn', 'own_row'), ('spotconn', 'connection_overview'),
+            ('spotconn', 'connection')  -- a view before
         )
     );
     -- The table that users.sql ties, first, as in a statement that deletes a user of it: it holds up writes, not reads.
@@ -258,10 +260,7 @@ declare
         select 'lock table auth.users in share row exclusive mode; ' from pg_catalog.pg_class
         where relnamespace = (select oid from pg_catalog.pg_namespace where nspname = 'auth') and relname = 'users'
             and pg_catalog.has_table_privilege(pg_class.oid, 'update, delete, truncate')
-            and not exists (
-                select from pg_catalog.pg_attribute
-                where attrelid = pg_catalog.to_regclass('spotconn.refresh_state') and attname = 'fingerprint'
-            )
+            and pg_catalog.to_regclass('spotconn.reminder') is null
     );
     former constant text := pg_catalog.current_setting('lock_timeout');
 begin
@@ -809,13 +808,39 @@ create policy "Own and expired pending connects may go" on spotconn.pending_conn
 revoke all on spotconn.pending_connect from public, anon, authenticated, service_role;
 grant select, insert, update, delete on spotconn.pending_connect to spotconn;
 
+-- When an operator has last asked a user to connect again, and about which authorization: it counts only while the connection
+-- has that connected_at, so it outlasts refreshes, and a connect ends it without a statement. It hangs on auth.users, not on
+-- the connection, which then could not be truncated. The library itself only deletes it, with the connection.
+create table if not exists spotconn.reminder (
+    user_id uuid primary key references auth.users (id) on update cascade on delete cascade,
+    connected_at timestamptz,
+    asked_at timestamptz not null
+);
+
+comment on column spotconn.reminder.connected_at is
+    'The connected_at of the connection that the user was asked about; null where it had none.';
+
+alter table spotconn.reminder enable row level security;
+
+drop policy if exists "Own reminder is seen" on spotconn.reminder;
+create policy "Own reminder is seen" on spotconn.reminder
+    for select to spotconn using ((select auth.uid()) = user_id);
+
+drop policy if exists "Own reminder may go" on spotconn.reminder;
+create policy "Own reminder may go" on spotconn.reminder
+    for delete to spotconn using ((select auth.uid()) = user_id);
+
+revoke all on spotconn.reminder from public, anon, authenticated, service_role, spotconn;
+grant select, insert, update, delete on spotconn.reminder to service_role;
+grant select (user_id), delete on spotconn.reminder to spotconn;
+
 -- service_role sees every row by BYPASSRLS. Where nobody may give it that, as on managed servers, it does by policies of
 -- its own, which bind no other role.
 do $$
 declare
     relation text;
 begin
-    foreach relation in array array['public.spotify_connections', 'spotconn.refresh_state'] loop
+    foreach relation in array array['public.spotify_connections', 'spotconn.refresh_state', 'spotconn.reminder'] loop
         execute 'drop policy if exists "Every row for service_role" on ' || relation;
         if exists (
             select from pg_catalog.pg_roles where rolname = 'service_role' and not (rolsuper or rolbypassrls)
@@ -945,12 +970,16 @@ begin
         ]) as relation
         cross join pg_catalog.unnest(array['select', 'insert', 'update', 'delete']) as privilege
         where not pg_catalog.has_table_privilege(relation, privilege)
+    ) or not (
+        pg_catalog.has_column_privilege('spotconn.reminder', 'user_id', 'select')
+        and pg_catalog.has_table_privilege('spotconn.reminder', 'delete')
     ) then
         raise insufficient_privilege using message = 'the role spotconn lacks a grant';
     end if;
     return pg_catalog.row_security_active('public.spotify_connections')
         and pg_catalog.row_security_active('spotconn.refresh_state')
-        and pg_catalog.row_security_active('spotconn.pending_connect');
+        and pg_catalog.row_security_active('spotconn.pending_connect')
+        and pg_catalog.row_security_active('spotconn.reminder');
 end
 $$;
 
@@ -991,10 +1020,11 @@ begin
         )
         select protected.name, needed.command, bound.name
         from (values
-            ('public.spotify_connections'), ('spotconn.refresh_state'), ('spotconn.pending_connect')
-        ) as protected (name)
-        cross join (values ('r'::"char", 'SELECT'), ('a', 'INSERT'), ('w', 'UPDATE'), ('d', 'DELETE'))
-            as needed (code, command)
+            ('public.spotify_connections', '{r,a,w,d}'::"char"[]), ('spotconn.refresh_state', '{r,a,w,d}'),
+            ('spotconn.pending_connect', '{r,a,w,d}'), ('spotconn.reminder', '{r,d}')
+        ) as protected (name, codes)
+        join (values ('r'::"char", 'SELECT'), ('a', 'INSERT'), ('w', 'UPDATE'), ('d', 'DELETE'))
+            as needed (code, command) on needed.code = any (protected.codes)
         left join bound
             on bound.polrelid = protected.name::pg_catalog.regclass and bound.code in (needed.code, '*')
             and not bound.permissive
@@ -1031,7 +1061,7 @@ begin
                 select from pg_catalog.pg_class
                 where relowner = role.oid and oid in (
                     'public.spotify_connections'::pg_catalog.regclass, 'spotconn.refresh_state'::pg_catalog.regclass,
-                    'spotconn.pending_connect'::pg_catalog.regclass
+                    'spotconn.pending_connect'::pg_catalog.regclass, 'spotconn.reminder'::pg_catalog.regclass
                 )
             ) then 'owner'
             else 'disabled'
@@ -1418,6 +1448,7 @@ begin
         end if;
     end if;
     delete from spotconn.refresh_state as state where state.user_id = p_user_id;
+    delete from spotconn.reminder as reminder where reminder.user_id = p_user_id;
     -- An authorization that is under way would bring the connection back.
     update spotconn.pending_connect as pending set used_at = spotconn.now(), code_verifier = ''
         where pending.user_id = p_user_id and pending.used_at is null;

@@ -40,6 +40,7 @@ from spotconn.overview import (
     ConnectionStats,
     ConnectionStatus,
     MigratedRow,
+    PruneProgress,
     RekeyProgress,
     TokensProgress,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "OtherApp",
     "Outcome",
     "Profile",
+    "PruneProgress",
     "ReauthorizationRequired",
     "RecordedFailure",
     "RefreshFailure",

@@ -74,7 +74,12 @@ class Affinity:
             _forks.transports.add(transports)
             _forks.prepare()
         if after_fork is not None:
-            _forks.callbacks.add(after_fork)
+            self.call_after_fork(after_fork)
+
+    @staticmethod
+    def call_after_fork(callback: Callable[[], None]) -> None:
+        """Call a method in each child of fork while its object exists."""
+        _forks.callbacks.add(callback)
 
     @property
     def forked(self) -> bool:

@@ -17,7 +17,7 @@ def check_client_id(client_id: str | None) -> None:
         raise ValueError("client_id: expected the id of an app, as Spotify's dashboard shows it")
 
 
-def since_in_utc(since: datetime) -> datetime:
+def since_in_utc(since: datetime, *, name: str = "since") -> datetime:
     """Return the start of a period in UTC.
 
     Raises:
@@ -26,7 +26,7 @@ def since_in_utc(since: datetime) -> datetime:
     with suppress(OverflowError):
         if since.utcoffset() is not None:
             return since.astimezone(UTC)
-    raise ValueError("since: expected a time with a time zone, of the years 1 to 9999 in UTC")
+    raise ValueError(f"{name}: expected a time with a time zone, of the years 1 to 9999 in UTC")
 
 
 def check_connected_at(connected_at: datetime | None) -> None:

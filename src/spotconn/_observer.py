@@ -44,6 +44,17 @@ class Observer:
             reason: as `ReauthorizationRequired` has it; "expired" after six months, any other before.
         """
 
+    def app_refused(self, client_id: str | None, reason: str) -> None:
+        """Count an answer of Spotify that refuses an app itself.
+
+        Args:
+            client_id: the app; None where that of the connection is not known.
+            reason: as `events.AppRefused` has it.
+        """
+
+    def app_state(self, client_id: str | None, reason: str, *, refused: bool) -> None:
+        """Record that Spotify refuses an app to all of its users, or no more. Arguments as above."""
+
     def acquiring(self) -> AbstractContextManager[None]:
         """Context manager: a statement waits for a connection of the pool."""
         return nullcontext()

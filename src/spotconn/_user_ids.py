@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Protocol
 from uuid import UUID
@@ -71,6 +72,17 @@ def parse_user_id(user_id: UserId, *, name: str = "user_id") -> UUID:
         f"{name}: expected a UUID or an integer id; of an integer as text, int(text); "
         "of a text id, spotconn.user_id(text)"
     )
+
+
+def parse_user_ids(user_ids: Iterable[UserId]) -> list[UUID]:
+    """Return several user ids as UUIDs.
+
+    Raises:
+        ValueError: it is a single one, or no iterable, or one of them is no user id.
+    """
+    if isinstance(user_ids, str) or not isinstance(user_ids, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]  callers err
+        raise ValueError("user_ids: expected an iterable of user ids")  # noqa: TRY004  bad input is a ValueError
+    return [parse_user_id(one, name=f"user_ids[{place}]") for place, one in enumerate(user_ids)]
 
 
 def _of_text(text: str) -> UUID:

@@ -14,6 +14,7 @@ from spotconn._arguments import is_client_id
 from spotconn._observer import NOBODY
 from spotconn._spotify.admission import Admission, Kind
 from spotconn._spotify.answers import read_grant, read_profile
+from spotconn._spotify.app_refusals import AppRefusals
 from spotconn._spotify.authorization import GrantType, authorization_request_url, base_url
 from spotconn._spotify.client_secret import ClientSecret
 from spotconn._spotify.http import HttpClient, Response
@@ -52,6 +53,7 @@ class SpotifyAccounts(Closing):
         affinity: the process and the event loop to which this object and its connections belong: those in which it
             was made or, outside of an event loop, first used.
         secret: read again while Spotify refuses it, for `TokenManager` and `ConnectFlow`.
+        refusals: what Spotify refuses the app, for `TokenManager`.
 
     Raises:
         ConfigurationError: an argument, or a variable of the environment for TLS or a proxy (SSL_CERT_FILE,
@@ -77,7 +79,8 @@ class SpotifyAccounts(Closing):
         self._api_url = base_url(api_url, name="api_url")
         self._clock = clock
         self._http = HttpClient(http, self.affinity, self._accounts_url, self._api_url)
-        self._admission = Admission()
+        self.refusals: AppRefusals = AppRefusals(client_id, clock)
+        self._admission = Admission(self.refusals)
         self.secret: ClientSecret = ClientSecret(client_id, client_secret, self._admission)
         self.observer = NOBODY
 
@@ -192,6 +195,7 @@ class SpotifyAccounts(Closing):
         Raises:
             ConnectFailed: Spotify refuses the token ("code_rejected"), or does not let this app use the account
                 ("not_allowed").
+            ConfigurationError: Spotify serves nobody with this app, as its owner has no Premium subscription.
             SpotifyUnavailable: no usable answer in time.
         """
         attempt = partial(self._request_profile, access_token)
@@ -266,6 +270,7 @@ class SpotifyAccounts(Closing):
         self.affinity.check()
         async with self._admission.admitted(Kind.PROFILE, begin_by):
             status, headers, body = await self._send("GET", f"{self._api_url}/v1/me", begin_by, headers=authorization)
+            self.refusals.record(status, body)
             return read_profile(status, headers, body, now=self._clock())
 
     async def _send(

@@ -4,54 +4,37 @@ It acts as `service_role`, which sees the rows of all users, in one short transa
 not belong in a service that answers users.
 """
 
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
-from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Self
-from uuid import UUID
 
 import asyncpg
 
 from spotconn._arguments import check_client_id, check_connected_at, several, since_in_utc
-from spotconn._database.acquire import TIMEOUT as CONNECT_TIMEOUT
-from spotconn._database.bound_pool import BoundPool, check_users
-from spotconn._database.errors import map_errors
-from spotconn._database.idle_sessions import Session
+from spotconn._database.app_assignment import AppAssignment
+from spotconn._database.bound_pool import BoundPool
 from spotconn._database.migration import Migration, Options
 from spotconn._database.move import Mover
 from spotconn._database.pool import may_convert, open_pool
+from spotconn._database.prune import Prune
 from spotconn._database.rekey import Rekey
+from spotconn._database.reminders import Reminders
 from spotconn._database.rows import overview, statistics
-from spotconn._database.service_role import TIMEOUT, ServiceRole
+from spotconn._database.service_role import ServiceRole
 from spotconn._database.source_tokens import TokenReader
-from spotconn._database.statements import (
-    ADD_STATES,
-    APPS,
-    ASSIGN_APP,
-    CLEAR_REFUSALS,
-    CONNECTED,
-    EXPIRING,
-    FAILING,
-    KEYS,
-    LOCK_ROWS,
-    OF_NO_APP,
-    RECHECK,
-    STATS,
-    VOID_STATES,
-)
-from spotconn._tracebacks import scrub, scrubbed, scrubbed_context
-from spotconn._user_ids import UserId, parse_user_id
+from spotconn._database.statements import APPS, EXPIRING, FAILING, KEYS, RECHECK, STATS
+from spotconn._tracebacks import scrubbed, scrubbed_context
+from spotconn._user_ids import UserId, parse_user_id, parse_user_ids
 from spotconn.cipher import AesGcmSivCipher, NoCipher
-from spotconn.errors import ConfigurationError, DatabaseUnavailable, UnknownUser
-from spotconn.overview import ConnectionOverview, ConnectionStats, MigratedRow, RekeyProgress
+from spotconn.errors import ConfigurationError
+from spotconn.overview import ConnectionOverview, ConnectionStats, MigratedRow, PruneProgress, RekeyProgress
 
 _CENTURY = timedelta(days=36_525)
 
 
 @scrubbed
 class ConnectionAdmin:
-    """Lists, counts, re-encrypts, rechecks, migrates and moves connections of all users, and assigns them to their app.
+    """Lists, counts, rekeys, rechecks, prunes, migrates and moves all users' connections; records apps and reminders.
 
     Args:
         pool: of a login that may become `service_role` (on Supabase, `postgres`); behind a transaction pooler, made
@@ -67,26 +50,20 @@ class ConnectionAdmin:
     @classmethod
     @scrubbed_context
     async def open(
-        cls,
-        dsn: str,
-        *,
-        cipher: AesGcmSivCipher | None = None,
-        timeout: float = CONNECT_TIMEOUT,  # noqa: ASYNC109  of the pool
-        **pool_options: Any,
+        cls, dsn: str, *, cipher: AesGcmSivCipher | None = None, **pool_options: Any
     ) -> AsyncGenerator[Self]:
         """Context manager: open an admin with a pool of its own, and close it at the end of the block.
 
         Args:
             dsn: a postgresql:// URL.
             cipher: the ring of keys that `rekey` and `move` need.
-            timeout: seconds to wait for the first connection.
             pool_options: of `asyncpg.create_pool`, as for `ConnectionStore.open`. By default 1 or 2 connections.
 
         Raises:
             ConfigurationError: the DSN is malformed, or the login is refused.
             DatabaseUnavailable: the database does not answer in time.
         """
-        pool = await open_pool(dsn, {"max_size": 2} | pool_options, seconds=timeout)
+        pool = await open_pool(dsn, {"max_size": 2} | pool_options)
         admin = cls(pool, cipher=cipher)
         admin._pool.checked = not may_convert(pool_options)
         try:
@@ -95,7 +72,7 @@ class ConnectionAdmin:
             await admin._pool.close()
 
     def expiring(
-        self, *, within: timedelta, retired_client_ids: Iterable[str] = ()
+        self, *, within: timedelta, retired_client_ids: Iterable[str] = (), not_asked_since: datetime | None = None
     ) -> AsyncIterator[ConnectionOverview]:
         """Yield connections whose refresh token ends soon, or should have ended: users to be asked to connect again.
 
@@ -104,12 +81,13 @@ class ConnectionAdmin:
         Args:
             within: time from now until the end, six months after `connected_at`; at most a century.
             retired_client_ids: of apps that are given up for good: all their connections are listed.
+            not_asked_since: leave out users of whom `mark_asked` has recorded since then that they were asked.
 
         Returns:
             An async iterator in the order of the user ids; memory does not grow with their number.
 
         Raises:
-            ValueError: `within` is longer, or `retired_client_ids` is one string.
+            ValueError: `within` is longer, `retired_client_ids` is one string, or `not_asked_since` has no time zone.
             RowSecurityError: the login may not become service_role, or a policy hides rows from it.
             DatabaseUnavailable, SchemaMismatch: it ended early.
         """
@@ -117,15 +95,40 @@ class ConnectionAdmin:
             raise ValueError("within: expected at most a century")
         retired = several(retired_client_ids, name="retired_client_ids")
         # In seconds: in the time zone of the session a day may have 23 or 25 hours.
-        return self._overviews(EXPIRING, within.total_seconds(), list(retired))
+        since = None if not_asked_since is None else since_in_utc(not_asked_since, name="not_asked_since")
+        return self._overviews(EXPIRING, within.total_seconds(), list(retired), since)
 
-    def failing(self) -> AsyncIterator[ConnectionOverview]:
+    async def mark_asked(self, user_ids: Iterable[UserId], *, not_asked_since: datetime | None = None) -> int:
+        """Record that users are asked to connect again, now and about the connection that they have.
+
+        A refresh leaves the record as it is, a reconnect and a disconnect end it. A job that marks a user with
+        `not_asked_since` before it writes, and writes only where 1 is returned, never writes twice, wherever it runs.
+
+        Args:
+            user_ids: the users; those who have no connection are left out.
+            not_asked_since: leave out users who were asked since then, or have connected since then.
+
+        Returns:
+            How many users were recorded.
+
+        Raises:
+            ValueError: a user id is none, `user_ids` is a single one, or `not_asked_since` has no time zone.
+            RowSecurityError: the login may not become service_role, or a policy hides rows from it.
+            DatabaseUnavailable, SchemaMismatch: it ended early; some may be recorded.
+        """
+        since = None if not_asked_since is None else since_in_utc(not_asked_since, name="not_asked_since")
+        return await Reminders(self._database, since).mark(parse_user_ids(user_ids))
+
+    def failing(self, *, since: datetime | None = None) -> AsyncIterator[ConnectionOverview]:
         """Yield connections whose last refresh failed, temporarily or for good; `failure` says which.
+
+        Args:
+            since: only failures that began at this moment or later, with a time zone.
 
         Returns and raises:
             The same as `expiring`.
         """
-        return self._overviews(FAILING)
+        return self._overviews(FAILING, None if since is None else since_in_utc(since))
 
     async def stats(self) -> ConnectionStats:
         """Count the connections by state and app, and the stored tokens by key. Reads every row.
@@ -177,6 +180,32 @@ class ConnectionAdmin:
         moment = since_in_utc(since)
         return sum([len(rows) async for rows in self._database.batches(RECHECK, moment)])
 
+    async def prune(
+        self,
+        *,
+        dead_for: timedelta,
+        retired_client_ids: Iterable[str] = (),
+        write: bool = False,
+        progress: Callable[[PruneProgress], object] | None = None,
+    ) -> PruneProgress:
+        """Delete connections that Spotify has refused for good, and those of apps that are given up, after a while.
+
+        One that Spotify is to be asked about once more stays, also after a `recheck`; so does one of an unknown app,
+        see `assign_app`. A reconnect or a refresh beside it is never undone. Processes are notified as of a disconnect.
+
+        Args:
+            dead_for: since the last refusal, the last save and the end of the access token; at most a century.
+            retired_client_ids: of apps that are given up for good: their connections go without a refusal.
+            write: whether to delete them; else they are only counted.
+            progress: called after each batch.
+
+        Raises:
+            ValueError: `dead_for` is negative or longer, or `retired_client_ids` is one string.
+            RowSecurityError: the login may not become service_role, or a policy hides rows from it.
+            DatabaseUnavailable, SchemaMismatch: it ended early; run it again.
+        """
+        return await Prune(self._database, dead_for, retired_client_ids, write=write).run(progress)
+
     async def assign_app(self, client_id: str) -> int:
         """Record the app of all connections whose app is not known, such as those from before an upgrade.
 
@@ -195,12 +224,7 @@ class ConnectionAdmin:
             DatabaseUnavailable, SchemaMismatch: it ended early; run it again.
         """
         check_client_id(client_id or "")  # None is for connections whose app is not known
-        assigned = 0
-        async for rows in self._database.batches(CONNECTED):
-            users = [row["user_id"] for row in rows]
-            await self._add_states(users)
-            assigned += await self._assign(users, client_id)
-        return assigned
+        return await AppAssignment(self._database, client_id).run()
 
     async def move(self, from_user: UserId, to_user: UserId) -> bool:
         """Move the connection of one user to another who has none, as where two accounts are merged.
@@ -260,42 +284,8 @@ class ConnectionAdmin:
         cipher = self._cipher or NoCipher()
         options = Options(connected_at, TokenReader(decrypt, cipher), needs_account)
         migration = Migration(self._pool, self._database, cipher, options)
-        handled = sys.exc_info()[1]
-        try:
-            async for row in migration.rows(source, columns or {}, write=write):
-                yield row
-        except Exception as error:
-            scrub(error, handled)  # frames below hold rows with tokens
-            raise
-
-    async def _add_states(self, users: list[UUID]) -> None:
-        texts = [str(user) for user in users]
-        try:
-            async with self._database.transaction() as connection:
-                # A turn at a refresh waits half a second for these states.
-                await map_errors(connection.execute("set local lock_timeout = '200ms'", timeout=TIMEOUT))
-                await map_errors(connection.execute(ADD_STATES, texts, timeout=TIMEOUT))
-        except (UnknownUser, DatabaseUnavailable):
-            # A user is being deleted, or has been. Live refreshes of the others must not wait for that.
-            for text in texts:
-                with suppress(UnknownUser):
-                    await self._database.fetch(ADD_STATES, [text])
-
-    async def _assign(self, connected: list[UUID], client_id: str) -> int:
-        found = await self._database.fetch(OF_NO_APP, [str(user) for user in connected])
-        users = [str(row["user_id"]) for row in found]
-        if not users:
-            return 0
-
-        async def write(session: Session) -> int:
-            await map_errors(session.execute(LOCK_ROWS, users, timeout=TIMEOUT))
-            await map_errors(session.execute(VOID_STATES, users, timeout=TIMEOUT))
-            await map_errors(session.execute(CLEAR_REFUSALS, users, client_id, timeout=TIMEOUT))
-            assigned = await map_errors(session.fetch(ASSIGN_APP, users, client_id, timeout=TIMEOUT))
-            check_users(session, {str(row["user_id"]) for row in assigned} <= set(users))
-            return len(assigned)
-
-        return await self._database.run(write)
+        async for row in migration.rows(source, columns or {}, write=write):
+            yield row
 
     async def _overviews(self, query: str, *args: object) -> AsyncIterator[ConnectionOverview]:
         async for rows in self._database.batches(query, *args):

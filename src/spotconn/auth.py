@@ -2,15 +2,19 @@
 
 import logging
 import sys
-from collections.abc import AsyncGenerator, Generator, Iterable
-from functools import cache
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from contextlib import suppress
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Self
+from uuid import UUID
 
 import httpx
 
 from spotconn._arguments import several
 from spotconn._printable import shown
+from spotconn._spotify.app_answers import FORBIDDEN, TOO_MANY_REQUESTS
 from spotconn._spotify.authorization import base_url
+from spotconn._spotify.read_bodies import when_read
 from spotconn._user_ids import UserId, parse_user_id
 from spotconn.models import TokenSource
 
@@ -46,6 +50,7 @@ class SpotifyAuth(_Auth):
     token; many requests with one rejected token cost one refresh. A request whose body is a stream, a file or
     multipart cannot be repeated: its 401 goes to the caller, and the next request has another token. All other answers
     go to the caller unchanged, and so does the 401 "Permissions missing", which is about a scope and not the token.
+    The source is told of answers that refuse the app (`TokenManager.report_answer`), once the caller has read them.
 
     The token is sent to https://api.spotify.com and to the services in `allow` only: requests to other hosts are sent
     without it, also those that a redirect leads to.
@@ -78,6 +83,7 @@ class SpotifyAuth(_Auth):
         self, source: TokenSource, user_id: UserId, *, scopes: Iterable[str] = (), allow: Iterable[str] = ()
     ) -> None:
         self._source = source
+        self._report = getattr(source, "report_answer", None)
         self._user_id = parse_user_id(user_id)
         self._scopes = several(scopes, name="scopes")
         urls = (API_URL, *several(allow, name="allow"))
@@ -103,6 +109,7 @@ class SpotifyAuth(_Auth):
         response = yield request
         # After a redirect this is another request. Repeating the first one could repeat its effect.
         refused = response.request
+        self._note(response, request)
         if response.status_code != UNAUTHORIZED or not self._has_same_token(refused, request):
             return
         await response.aread()
@@ -111,7 +118,17 @@ class SpotifyAuth(_Auth):
         other = await self._source.replace_rejected(self._user_id, _bearer(refused), scopes=self._scopes)
         if _is_repeatable(refused):
             refused.headers["Authorization"] = f"Bearer {other}"
-            yield refused
+            self._note((yield refused), refused)
+
+    def _note(self, response: Any, sent: Any) -> None:
+        """Report an answer to a request with the token. Its body is looked at once the caller has read it."""
+        last = response.request
+        if self._report is None or (last is not sent and not self._has_same_token(last, sent)):
+            return
+        if response.status_code in {FORBIDDEN, TOO_MANY_REQUESTS}:
+            when_read(response, partial(_report_to, self._report, self._user_id, response.status_code))
+        else:
+            _report_to(self._report, self._user_id, response.status_code, b"")
 
     def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:  # noqa: ARG002  the client's signature
         """Refuse the synchronous client.
@@ -132,6 +149,11 @@ class SpotifyAuth(_Auth):
     def _has_same_token(self, last: Any, first: Any) -> bool:
         """Return whether the last request of a chain of redirects carried the token; only then a 401 is about it."""
         return _bearer(last) == _bearer(first) and _origin(last.url) in self._origins
+
+
+def _report_to(source: Callable[[UUID, int, bytes], object], user_id: UUID, status: int, body: bytes) -> None:
+    with suppress(RuntimeError):  # it is closed, or of another event loop: the caller has the answer anyway
+        source(user_id, status, body)
 
 
 def _origin(url: Any) -> tuple[str, bytes, int | None]:

@@ -14,9 +14,11 @@ from spotconn._command.assign_app import assign_app
 from spotconn._command.connect import connect
 from spotconn._command.keys import keygen, rekey
 from spotconn._command.lists import expiring, failing, stats
+from spotconn._command.mark_asked import mark_asked
 from spotconn._command.migrate import migrate
 from spotconn._command.one_user import disconnect, move, status, token
 from spotconn._command.output import output_errors, write_line
+from spotconn._command.prune import prune
 from spotconn._command.recheck import recheck
 from spotconn._command.report import doctor
 from spotconn._command.schema import schema
@@ -61,9 +63,11 @@ app.command()(token)
 app.command()(disconnect)
 app.command()(stats)
 app.command()(expiring)
+app.command()(mark_asked)
 app.command()(failing)
 app.command()(rekey)
 app.command()(recheck)
+app.command()(prune)
 app.command()(assign_app)
 app.command()(move)
 app.command()(simulate)

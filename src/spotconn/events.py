@@ -1,4 +1,4 @@
-"""What happens to connections, told to the `on_event` hook as frozen values without any secret.
+"""What happens to connections and apps, told to the `on_event` hook as frozen values without any secret.
 
 The hook is called in a thread of its own, one event after the other in their order, so one that is slow, hangs or
 raises disturbs nothing. A coroutine function is awaited on the event loop instead.
@@ -31,13 +31,19 @@ HOOK_TIMEOUT = 10.0
 """Seconds that a coroutine of the hook may take before it is cancelled."""
 
 
+AppRefusal = Literal["invalid_client", "premium_required", "quota_exceeded", "user_not_registered"]
+"""What Spotify refuses an app."""
+
+
 class _Event(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
 
+
+class _UserEvent(_Event):
     user_id: UUID
 
 
-class Refreshed(_Event):
+class Refreshed(_UserEvent):
     """This process refreshed a connection.
 
     Attributes:
@@ -52,7 +58,7 @@ class Refreshed(_Event):
     duration: float
 
 
-class RefreshFailed(_Event):
+class RefreshFailed(_UserEvent):
     """This process could not refresh a connection now; a later attempt may succeed.
 
     Attributes:
@@ -69,7 +75,7 @@ class RefreshFailed(_Event):
     retry_after: float | None = None
 
 
-class ReauthorizationRequired(_Event):
+class ReauthorizationRequired(_UserEvent):
     """Spotify has ended a connection; one event for the whole fleet each time that this is found out.
 
     Attributes:
@@ -82,7 +88,7 @@ class ReauthorizationRequired(_Event):
     reason: ReauthorizationReason
 
 
-class Recovered(_Event):
+class Recovered(_UserEvent):
     """A connection with a recorded failure was refreshed after all.
 
     Attributes:
@@ -95,7 +101,7 @@ class Recovered(_Event):
     failure: ReauthorizationReason | Literal["unavailable"]
 
 
-class Connected(_Event):
+class Connected(_UserEvent):
     """A user connected, or connected again.
 
     Attributes:
@@ -110,7 +116,7 @@ class Connected(_Event):
     previous_spotify_user_id: str | None = None
 
 
-class Disconnected(_Event):
+class Disconnected(_UserEvent):
     """A user's connection was deleted through this process.
 
     Attributes:
@@ -118,7 +124,48 @@ class Disconnected(_Event):
     """
 
 
-Event = Refreshed | RefreshFailed | ReauthorizationRequired | Recovered | Connected | Disconnected
+class AppRefused(_Event):
+    """Spotify refuses the app itself, which neither a refresh nor the user can mend; one event until `AppAccepted`.
+
+    Each process finds it out by itself, so a fleet has one for each of them.
+
+    Attributes:
+        client_id: the app; None where that of the user's connection is not known.
+        reason: "invalid_client" (its id or secret is wrong), "premium_required" (its owner has no active Premium
+            subscription), "quota_exceeded" (its requests are used up) or "user_not_registered" (in its dashboard, as
+            an app in development mode demands).
+        user_id: the one user that it is about ("user_not_registered"); None where it is about all of the app's.
+    """
+
+    client_id: str | None
+    reason: AppRefusal
+    user_id: UUID | None = None
+
+
+class AppAccepted(_Event):
+    """Spotify accepts again what it had refused, as an `AppRefused` has told.
+
+    Attributes:
+        client_id: as there.
+        reason: as there.
+        user_id: as there.
+    """
+
+    client_id: str | None
+    reason: AppRefusal
+    user_id: UUID | None = None
+
+
+Event = (
+    Refreshed
+    | RefreshFailed
+    | ReauthorizationRequired
+    | Recovered
+    | Connected
+    | Disconnected
+    | AppRefused
+    | AppAccepted
+)
 Hook = Callable[[Event], object]
 
 

@@ -7,7 +7,6 @@ from uuid import UUID
 
 from spotconn import events
 from spotconn._affinity import Affinity, Closing
-from spotconn._observer import Observer
 from spotconn._tokens.access_token import AccessToken
 from spotconn._tokens.apps import Apps
 from spotconn._tokens.arguments import Times, check_cache, check_rejected_token, least_ttl, needed_scopes
@@ -80,7 +79,7 @@ class TokenManager(Closing):
         store.pool.affinity.check()
         self._apps = Apps(accounts, other_apps, retired_client_ids)
         self._apps.check()
-        self._affinity = Affinity("TokenManager", after_fork=self._after_fork)
+        self._affinity = affinity = Affinity("TokenManager")
         self._store = store
         self._accounts = accounts
         self._margin = expiry_margin
@@ -90,10 +89,8 @@ class TokenManager(Closing):
             store.events = self._events
         self._cache = ConnectionCache(ttl=cache_ttl, size=cache_size)
         self._entries = self._cache.entries
-        self._source = ConnectionSource(
-            store, self._apps, self._cache, self._events, self._affinity, times, clock=clock
-        )
-        self._batches = Batches(store, Policy(self._source, self._apps, times, clock), self._affinity)
+        self._source = ConnectionSource(store, self._apps, self._cache, self._events, affinity, times, clock=clock)
+        self._batches = Batches(store, Policy(self._source, self._apps, times, clock), affinity)
         store.watch(self._source.forget)
 
     @classmethod
@@ -179,10 +176,9 @@ class TokenManager(Closing):
         The pairs (user id as a UUID, token or `SpotconnError`) come in any order; an id that is given twice has two
         answers. Connections are read in batches of 200 and not cached. Tokens in their last 5 minutes
         (`refresh_window`), and those that end while they wait for a slow caller, are refreshed first; where that fails
-        and the stored token is still good, it is the answer. Some 600 ids at most are taken ahead of the answers.
-
-        A fault of one user or of one of several apps is the answer for that user, DatabaseUnavailable that of a batch.
-        A fault of all ends the job. Leave it early within `contextlib.aclosing`, which ends at once what is under way;
+        and the stored token is still good, it is the answer. Some 600 ids at most are taken ahead of the answers. A
+        fault of one user or of one of several apps is the answer for that user, DatabaseUnavailable that of a batch. A
+        fault of all ends the job. Leave it early within `contextlib.aclosing`, which ends at once what is under way;
         refreshes that Spotify has been asked for are completed and saved all the same.
 
         Args:
@@ -235,8 +231,7 @@ class TokenManager(Closing):
         """Return what a profile page shows. A user without a connection is no error.
 
         Raises:
-            ValueError: the user id is no UUID.
-            DatabaseUnavailable, SchemaMismatch, RowSecurityError, DecryptionError: it could not be read.
+            ValueError, SpotconnError: as `ConnectionStore.get`.
         """
         self._affinity.check()
         try:
@@ -244,6 +239,32 @@ class TokenManager(Closing):
         except NotConnected:
             return ConnectionStatus(connected=False)
         return ConnectionStatus.of(connection, client_ids=self._apps.accounts, retired_client_ids=self._apps.retired)
+
+    async def check(self) -> None:
+        """Check for a readiness probe that tokens can be served here: one round trip, and Spotify is not asked.
+
+        The trouble of one user is none here, nor is that of one of several apps.
+
+        Raises:
+            SpotconnError: as `ConnectionStore.verify`.
+            DecryptionError: the tokens of most users that were read lately do not decrypt.
+            ConfigurationError: Spotify has refused all apps lately.
+        """
+        self._affinity.check()
+        await self._store.verify()
+        self._store.tokens.check_decryption()
+        self._apps.check_accepted()
+
+    def report_answer(self, user_id: UserId, status: int, body: bytes | str = b"") -> None:
+        """Record an answer of the Web API to a request with a user's token, for `events.AppRefused`; `auth` does so.
+
+        Args:
+            user_id: whose token it was.
+            status: of the answer.
+            body: of the answer; that of a 403 or 429 tells what is refused.
+        """
+        self._affinity.check()
+        self._source.answers.report(parse_user_id(user_id), status, body)
 
     async def disconnect(self, user_id: UserId) -> bool:
         """Delete the stored connection.
@@ -253,8 +274,7 @@ class TokenManager(Closing):
         """
         user_id = parse_user_id(user_id)
         self._affinity.check()
-        deleted = await self._store.delete(user_id)
-        if deleted:
+        if deleted := await self._store.delete(user_id):
             self._events.emit(events.Disconnected(user_id=user_id))
         return deleted
 
@@ -272,19 +292,9 @@ class TokenManager(Closing):
         finally:
             await self._events.drained(seconds=events.DRAIN_TIMEOUT)
 
-    def _observe(self, observer: Observer) -> None:
-        """Report to an observer what this manager, its store and its accounts do."""
-        self._source.observe(observer)
-        for name in ("get_valid_token", "get_access_token", "replace_rejected"):
-            setattr(self, name, observer.counted(getattr(self, name)))  # of this object: others pay nothing
-
     @scrubbed_method
     async def _find_token(self, user_id: UserId, scopes: Iterable[str], min_ttl: float | None) -> StoredToken:
         """Return what `get_valid_token` does, where the look at the cache did not settle it."""
         self._affinity.check()
         user, needed, least = parse_user_id(user_id), needed_scopes(scopes), least_ttl(min_ttl, margin=self._margin)
         return await self._source.find(user, needed, least)
-
-    def _after_fork(self) -> None:
-        """Empty the cache, which is all that the hot path looks at, and leave the rest to the parent."""
-        self._source.abandon()

@@ -88,6 +88,8 @@ class ConnectionOverview(Value):
         expires_at: end of the stored access token.
         client_id: the app that the refresh token was issued to; None where that is not known.
         failure: the last failed refresh, if any.
+        asked_at: when `ConnectionAdmin.mark_asked` last recorded that the user was asked to connect again, since
+            `connected_at`.
     """
 
     user_id: UUID
@@ -98,6 +100,7 @@ class ConnectionOverview(Value):
     expires_at: AwareDatetime
     client_id: str | None = None
     failure: RecordedFailure | None = None
+    asked_at: AwareDatetime | None = None
 
     @property
     def reauthorize_by(self) -> datetime | None:
@@ -174,6 +177,29 @@ class RekeyProgress(Value):
     def remaining(self) -> int:
         """How many connections are left as they are: the sum of the last three."""
         return self.plain_text + self.unknown_key + self.unreadable
+
+
+class PruneProgress(Value):
+    """How far `ConnectionAdmin.prune` has come: connections that it has deleted, or would delete, by their reason.
+
+    Attributes:
+        expired: those whose refresh token had ended six months after the authorization.
+        revoked: those that Spotify had refused before.
+        invalid: those that Spotify had refused, of users who have authorized at a time that is not known.
+        retired_app: those of an app that is given up.
+        not_final: those refused for as long that stay: Spotify is to be asked once more, or their app is not known.
+    """
+
+    expired: int = 0
+    revoked: int = 0
+    invalid: int = 0
+    retired_app: int = 0
+    not_final: int = 0
+
+    @property
+    def total(self) -> int:
+        """How many are deleted, or would be: the sum of all but the last."""
+        return self.expired + self.revoked + self.invalid + self.retired_app
 
 
 class MigratedRow(Value):

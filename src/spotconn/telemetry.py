@@ -65,7 +65,7 @@ def instrument(
     """
     tracer = trace.get_tracer("spotconn", __version__, tracer_provider)
     meter = metrics.get_meter("spotconn", __version__, meter_provider)
-    tokens._observe(_Telemetry(tracer, meter))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  our own interface
+    tokens._source.observe(_Telemetry(tracer, meter), tokens)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  our own interface
 
 
 class _Call:
@@ -106,6 +106,12 @@ class _Telemetry(Observer):
             "spotconn.spotify.unexpected_refusals",
             "{refusal}",
             "Refresh tokens that Spotify refused before their time; each is tried again.",
+        )
+        self._app_refusals = meter.create_counter(
+            "spotconn.app.refusals", "{refusal}", "Answers of Spotify that refuse an app itself, by reason."
+        )
+        self._app_refused = meter.create_gauge(
+            "spotconn.app.refused", "{app}", "Whether Spotify refuses an app to all of its users: 1, or 0 again."
         )
         self._clock_offset = meter.create_gauge(
             "spotconn.database.clock.offset", "s", "Seconds by which the clock of the database is ahead of this host's."
@@ -194,10 +200,15 @@ class _Telemetry(Observer):
         self._clock_offset.set(offset)
 
     def refused(self, client_id: str | None, reason: str) -> None:
-        app = {} if client_id is None else {CLIENT_ID: client_id}
-        self._reauthorize.add(1, {REASON: reason, **app})
+        self._reauthorize.add(1, {REASON: reason, **_app(client_id)})
         if reason != "expired":
-            self._refusals.add(1, app)
+            self._refusals.add(1, _app(client_id))
+
+    def app_refused(self, client_id: str | None, reason: str) -> None:
+        self._app_refusals.add(1, {REASON: reason, **_app(client_id)})
+
+    def app_state(self, client_id: str | None, reason: str, *, refused: bool) -> None:
+        self._app_refused.set(int(refused), {REASON: reason, **_app(client_id)})
 
     def acquiring(self) -> AbstractContextManager[None]:
         return _timed(self._pool_wait)
@@ -266,6 +277,10 @@ def _timed(histogram: Histogram) -> Generator[None]:
         raise
     finally:
         histogram.record(time.perf_counter() - begun, attributes)
+
+
+def _app(client_id: str | None) -> dict[str, str]:
+    return {} if client_id is None else {CLIENT_ID: client_id}
 
 
 def _kind(error: BaseException) -> str:

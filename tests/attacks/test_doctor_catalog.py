@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from spotconn._command.comparison import check_catalog
-from spotconn._command.doctor import _run_check
+from spotconn._command.examination import run_check
 from spotconn._command.finding import Finding
 from spotconn._command.probe import Probe
 from spotconn._command.report import _lines
@@ -28,7 +28,7 @@ CASES = RIGHTS | OBJECTS | TABLES
 
 async def compare(session: asyncpg.Connection, login: str = "postgres") -> Finding:
     await session.execute(f"set local session authorization {login}")
-    found = await _run_check(Probe(cast("Session", session)), "catalog", check_catalog)
+    found = await run_check(Probe(cast("Session", session)), "catalog", check_catalog)
     await session.execute("set local session authorization default")
     return found
 

@@ -1,31 +1,16 @@
 """A tenant writes another's address into the own row, so that the service sends its letters there."""
 
-from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import asyncpg
 import pytest
 
-from spotconn import ConnectionStore, Profile
+from remind_users import remind
+from spotconn import ConnectionAdmin, ConnectionStore, Profile
 from support.connections import grant
 from support.database import Database
-from support.doc_blocks import blocks
 from support.tenant import signed_in
-
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "six-months.md"
-Job = Callable[[str, str], AsyncIterator[tuple[str, datetime | None]]]
-
-
-async def documented_job() -> Job:
-    """The job as its page has it."""
-    [block] = [block for block in blocks(PAGE) if "async def users_to_ask" in block.code]
-    names: dict[str, Any] = {}
-    await block.run(names)
-    job: Job = names["users_to_ask"]
-    return job
 
 
 async def test_the_mail_job_writes_to_the_address_of_the_sign_up(
@@ -49,6 +34,11 @@ async def test_the_mail_job_writes_to_the_address_of_the_sign_up(
         await admin.execute("update public.spotify_connections set email = 'victim@example.com'")
     else:
         assert written == "UPDATE 1"
-    job = await documented_job()
-    letters = [address async for address, _ in job(operator, database.admin_dsn)]
+    letters = list[str]()
+
+    async def send(address: str, _end: datetime) -> None:
+        letters.append(address)
+
+    async with ConnectionAdmin.open(operator) as house:
+        assert await remind(house, admin, send, now=datetime.now(UTC)) == 1
     assert letters == ["tenant@example.com"]

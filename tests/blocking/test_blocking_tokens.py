@@ -39,6 +39,7 @@ CALLS: dict[str, Callable[[BlockingTokens, UUID], object]] = {
     "complete_unbound": lambda tokens, _: tokens.complete_unbound("/callback?code=a&state=b"),
     "replace_rejected": lambda tokens, user: tokens.replace_rejected(user, "BQ-rejected"),
     "status": lambda tokens, user: tokens.status(user),
+    "check": lambda tokens, _: tokens.check(),
     "disconnect": lambda tokens, user: tokens.disconnect(user),
     "start": lambda tokens, user: tokens.start(user),
     "finish": lambda tokens, user: tokens.finish(user, "/callback?code=a&state=b"),
@@ -233,7 +234,7 @@ def test_an_observer_hears_of_each_call(harness: Harness, make: Make) -> None:
     @asynccontextmanager
     async def opened() -> AsyncGenerator[TokenManager]:
         async with harness.open() as manager:
-            manager._observe(Counting())
+            manager._source.observe(Counting(), manager)
             yield manager
 
     tokens = make(opened)

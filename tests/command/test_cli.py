@@ -165,6 +165,29 @@ async def test_an_app_is_assigned_and_retired(command: Command, store: Connectio
     assert "reauthorization" not in (await command("status", str(second), **retired)).stdout
 
 
+async def test_a_prune(command: Command, store: ConnectionStore, users: list[UUID], admin: asyncpg.Connection) -> None:
+    """It counts by reason, also connections of retired apps, and deletes nothing without --yes."""
+    for user in users[:2]:
+        await store.save(user, grant(-1), ALICE, client_id="mine")
+    turn = await store.begin_refresh(users[0], seen=fingerprint(""))
+    await admin.execute("update public.spotify_connections set connected_at = now() - interval '190 days'")
+    await store.fail_refresh(turn, RefreshFailure(reason="refused"))
+    looked = await command("prune", "--dead-for", "0m")
+    assert looked.stdout == (
+        "expired: 1\nrevoked: 0\ninvalid: 0\nretired app: 0\nrefused, but not for good: 0 (these stay)\n"
+    )
+    assert looked.stderr == "nothing was deleted; --yes deletes 1\n"
+    retired = {"SPOTCONN_RETIRED_CLIENT_IDS": "mine"}
+    counts = {"expired": 1, "revoked": 0, "invalid": 0, "retired_app": 1, "not_final": 0}
+    as_json = await command("prune", "--dead-for", "0m", "--json", **retired)
+    assert json.loads(as_json.stdout) == counts | {"deleted": False}
+    assert await admin.fetchval("select count(*) from public.spotify_connections") == 2
+    assert (await command("prune", "--dead-for", "1m", "--yes", **retired)).stderr == "deleted: 0\n"
+    as_json = await command("prune", "--dead-for", "0m", "--yes", "--json", **retired)
+    assert json.loads(as_json.stdout) == counts | {"deleted": True}
+    assert await admin.fetchval("select count(*) from public.spotify_connections") == 0
+
+
 async def test_a_rekey(command: Command, store: ConnectionStore, user: UUID) -> None:
     """From plain text to a key, and to another; what it may not encrypt or cannot read is left, and ends with 7."""
     await store.save(user, grant(), ALICE)
@@ -217,6 +240,7 @@ async def test_a_move(command: Command, database: Database, users: list[UUID]) -
         (("expiring",), {"SPOTCONN_RETIRED_CLIENT_IDS": "marked!"}, 5, "SPOTCONN_RETIRED_CLIENT_IDS is malformed"),
         (("expiring", "--within", "soon"), {}, 2, "expected such as 30d"),
         (("expiring", "--within", "99999w"), {}, 2, "within: expected at most a century"),
+        (("prune", "--dead-for", "99999w"), {}, 2, "dead_for: expected no negative time"),
         (("recheck", "--since", "9999-12-31T23:59-14:00"), {}, 2, "since: expected a time with a time zone"),
         (("token", "1", "--scope", " "), {}, 2, "--scope: expected the name of a scope"),
         (("schema", "--lock-down", "--undo-lock-down"), {}, 2, "--undo-lock-down and --lock-down do not go together"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from uuid import UUID
 
 import asyncpg
@@ -34,7 +35,7 @@ async def test_a_healthy_house(
     pytestconfig: pytest.Config,
     locked: bool,  # noqa: FBT001
 ) -> None:
-    """Nothing to mend; only that clients write their own tokens is to be minded, until they are locked out."""
+    """Nothing to mend, and nothing to be minded: no API for browsers is in front, whatever their roles may do."""
     async with ConnectionStore.open(database.dsn, cipher=AesGcmSivCipher([KEY])) as store:
         await store.save(user, grant("a"), Profile(spotify_user_id="alice"), client_id=HEALTHY["SPOTIFY_CLIENT_ID"])
     before = await admin.fetch("select * from public.spotify_connections")
@@ -46,8 +47,9 @@ async def test_a_healthy_house(
     finally:
         if locked and not is_locked:
             await admin.execute(read_sql("lock_down_undo.sql"))
-    assert set(found) == {"Spotify app", "other apps", "redirect URI", "encryption keys", *CHECKS, "decryption", "apps"}
-    assert states(found, "warn", "fail") == (set() if locked or is_locked else {"clients"})
+    settings = {"Spotify app", "other apps", "redirect URI", "encryption keys", "Spotify"}
+    assert set(found) == {*settings, *CHECKS, "decryption", "apps"}
+    assert states(found, "warn", "fail") == set()
     assert found["stored tokens"].text == "2 values, none in plain text"
     assert found["decryption"].text == "1 connection looked at, all that is encrypted decrypts with the keys here"
     assert found["apps"].text == "1 connection, all of apps known here"
@@ -56,11 +58,12 @@ async def test_a_healthy_house(
 
 
 async def test_a_login_of_the_store_alone(database: Database) -> None:
-    """What it may not see is said and no fault."""
+    """What it may not see is no fault, and the reason is said once."""
     for dsn in (database.dsn, database.bypass_dsn):
         found = await look(dsn)
         assert states(found, "fail") == set()
-        assert {found[subject].state for subject in ("stored tokens", "decryption", "apps")} == {"skip"}
+        assert found["stored tokens"].state == "skip"
+        assert found["not examined"].text == "decryption, apps: see stored tokens"
         assert found["isolation"].state == "ok"
 
 
@@ -72,6 +75,7 @@ async def test_plain_text_is_found(database: Database, store: ConnectionStore, u
     assert "spotconn rekey" in str(found.remedy)
 
 
+BEHIND_THE_SCHEMA = "isolation, catalog, grants, changes, clients, users, stored tokens, clocks, decryption, apps"
 POLICY = '"Users can view own connections" on public.spotify_connections'
 VERSION = "create or replace function spotconn.schema_version() returns integer language sql immutable return "
 FAULTS = [
@@ -89,7 +93,7 @@ FAULTS = [
     ("grant select on public.spotify_connections to anon", {"catalog", "clients"}, "schema --apply"),
     (VERSION + "0", {"schema"}, "schema --apply"),
     (VERSION + "99", {"schema"}, "upgrade spotconn"),
-    ("drop function spotconn.act_as", {"isolation", "grants"}, "schema --apply"),
+    ("drop function spotconn.act_as", {"isolation"}, "schema --apply"),
 ]
 
 
@@ -135,14 +139,17 @@ async def test_the_catalog_is_compared_through_the_command(database: Database, a
     assert found[0]["catalog"].remedy == "DROP POLICY wide on public.spotify_connections"
 
 
-async def test_a_schema_of_another_version_is_not_compared(database: Database, admin: asyncpg.Connection) -> None:
+async def test_with_a_schema_of_another_version_nothing_else_is_examined(
+    database: Database, admin: asyncpg.Connection
+) -> None:
     """Only that version is named; all that differs by it is no news."""
     await admin.execute(VERSION + "0")
     try:
         found = await look(database.dsn)
     finally:
         await apply_schema(database.admin_dsn)
-    assert {found["catalog"].state, found["clients"].state} == {"skip"}
+    assert states(found, "warn", "fail") <= {"schema", "encryption keys"}
+    assert found["not examined"].text == f"{BEHIND_THE_SCHEMA}: see schema"
 
 
 async def test_keys_without_the_requirement(database: Database) -> None:
@@ -167,11 +174,44 @@ async def test_a_database_that_is_not_utf8(database: Database, admin: asyncpg.Co
 
 
 async def test_a_database_without_the_schema(database: Database) -> None:
-    """Each line that needs it says what to run, and none of them is a crash."""
+    """One line says so and what to run; another names what cannot be examined without it."""
     found = await look(database.server.dsn())
-    named = {"schema", "catalog", "clients", "isolation", "grants", "clocks"}
-    assert named <= states(found, "fail")
-    assert "schema --apply" in found["schema"].text
+    assert states(found, "fail") == {"schema"}
+    assert found["schema"].text == "this database does not have it"
+    assert "schema --apply" in str(found["schema"].remedy)
+    assert found["not examined"].text == f"{BEHIND_THE_SCHEMA}: see schema"
+
+
+async def test_a_login_without_the_grant_is_one_line(database: Database, admin: asyncpg.Connection) -> None:
+    """Not one for each thing that the login may not do."""
+    await admin.execute("create role ungranted login password 'ungranted'")
+    try:
+        found = await look(database.login_dsn("ungranted"))
+    finally:
+        await admin.execute("drop role ungranted")
+    assert states(found, "fail") == {"schema"}
+    assert "GRANT spotconn TO it" in found["schema"].text
+
+
+async def test_what_is_wrong_with_the_way_to_the_database(database: Database) -> None:
+    """Each cause has a text of its own, which says what mends it; none that does not fit."""
+    port = database.server.port
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        cases = {
+            "": "DATABASE_URL is not set",
+            "postgresql://a@127.0.0.1:1/x": "nothing listens at host and port of the database URL",
+            f"postgresql://a@127.0.0.1:{silent.getsockname()[1]}/x?connect_timeout=1": "as one that wakes up",
+            "postgresql://a@no-such-host.invalid/x": "the name service",
+            f"postgresql://app:marked@127.0.0.1:{port}/spotconn": "not know this user with this password",
+            f"postgresql://app:app@127.0.0.1:{port}/marked": "there is no database of this name",
+        }
+        for dsn, text in cases.items():
+            found = (await look(dsn))["database"]
+            assert (found.state, text in found.text) == ("fail", True), found
+            assert (found.remedy, "marked" in found.text) == (
+                None if dsn else "set it to postgresql://user:password@host:port/database",
+                False,
+            )
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ async def test_the_line_of_the_clients_goes_by_the_level(
     try:
         await admin.execute(read_sql("lock_down_undo.sql"))
         await admin.execute(schema_sql(**PARTS[level], transaction=False))
+        await admin.execute("alter role authenticator login")
         found = await check_clients(Probe(cast("Session", admin)))
     finally:
         await transaction.rollback()
@@ -93,6 +94,34 @@ async def test_the_line_of_the_clients_goes_by_the_level(
         assert "somebody's leaked refresh token" in found.text
         assert "--close-writes" in str(found.remedy)
         assert "--lock-down" in str(found.remedy)
+
+
+@pytest.mark.parametrize(
+    ("roles", "state"),
+    [
+        ("select", "ok"),
+        ("alter role authenticator login", "warn"),
+        ("alter role anon login", "warn"),
+        ("create role api login; grant authenticator to api", "warn"),
+        ("create role api login noinherit; grant authenticated to api", "warn"),
+        ("create role api login superuser; grant authenticated to api", "ok"),
+        ("create role api; grant authenticated to api", "ok"),
+    ],
+)
+async def test_without_an_api_in_front_browsers_are_no_matter(
+    database: Database, admin: asyncpg.Connection, roles: str, state: str
+) -> None:
+    """Only where a login may become the role of a browser is it said what a browser may do."""
+    transaction = admin.transaction()
+    await transaction.start()
+    try:
+        await admin.execute(read_sql("lock_down_undo.sql"))
+        await admin.execute(roles)
+        found = await check_clients(Probe(cast("Session", admin)))
+    finally:
+        await transaction.rollback()
+    assert found.state == state
+    assert ("no login may become anon or authenticated" in found.text) == (state == "ok")
 
 
 @pytest.mark.parametrize(

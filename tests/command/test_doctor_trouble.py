@@ -78,17 +78,19 @@ async def cut_at(subject: str, dsn: str, admin: asyncpg.Connection) -> AsyncIter
 
 
 async def test_a_session_that_is_cut_between_checks(database: Database, admin: asyncpg.Connection) -> None:
-    """Each further check has its finding, which says so and fails."""
+    """The next check says so and fails; one more line names those that it keeps from being examined."""
     found = {one.subject: one async for one in cut_at("schema", database.dsn, admin)}
     examined = [*list(CHECKS)[: list(CHECKS).index("schema") + 1]]
     remaining = [*list(CHECKS)[len(examined) :], "decryption", "apps"]
     assert {found[subject].state for subject in examined} <= {"ok", "warn"}
-    assert {found[subject].state for subject in remaining} == {"fail"}
-    assert {found[subject].text for subject in remaining[1:]} == {LOST}
+    failed = [subject for subject in remaining if subject in found]
+    assert failed in (remaining[:1], remaining[:2])  # the first may see the last words of the server
+    assert found[failed[-1]].text == LOST
+    assert found["not examined"].text == f"{', '.join(remaining[len(failed) :])}: see {failed[-1]}"
 
 
 async def test_a_session_that_is_cut_within_a_check(database: Database, admin: asyncpg.Connection) -> None:
-    """The command ends with 1, a finding for each check and no traceback."""
+    """The command ends with 1, says once that the session was lost, and shows no traceback."""
     runner = CliRunner()
     env = HEALTHY | {"DATABASE_URL": database.dsn, "SPOTCONN_DATABASE_URL": ""}
     async with admin.transaction():
@@ -100,8 +102,9 @@ async def test_a_session_that_is_cut_within_a_check(database: Database, admin: a
     assert isinstance(done.exception, SystemExit)
     assert (done.exit_code, done.stderr) == (1, "")
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [one["subject"] for one in found][-len(CHECKS) - 2 :] == [*CHECKS, "decryption", "apps"]
-    assert found[-1]["text"] == LOST
+    assert [one["text"] for one in found].count(LOST) <= 1
+    assert [one["subject"] for one in found if one["state"] == "fail"]
+    assert found[-1]["subject"] == "not examined"
 
 
 @pytest.mark.parametrize("error", [ValueError("marked"), asyncpg.InternalClientError("marked"), KeyError("marked")])

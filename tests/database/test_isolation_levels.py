@@ -7,7 +7,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from uuid import UUID
 
@@ -121,7 +121,7 @@ async def test_no_operation_of_the_store_fails_beside_others(stores: list[Connec
 async def test_no_work_of_the_admin_fails_beside_the_service(
     level: str, stores: list[ConnectionStore], database: Database, users: list[UUID]
 ) -> None:
-    """rekey, recheck, assign_app, move and the counts, while the users' rows are written."""
+    """rekey, recheck, prune, assign_app, move and the counts, while the users' rows are written."""
     cipher = AesGcmSivCipher([AesGcmSivCipher.generate_key()])
     first, second, third = users
     done = asyncio.Event()
@@ -140,6 +140,8 @@ async def test_no_work_of_the_admin_fails_beside_the_service(
             await house.assign_app("demo-client")
             await house.recheck(since=datetime(2026, 1, 1, tzinfo=UTC))
             await house.stats()
+            assert await asyncio.gather(*[house.mark_asked([first, second]) for _ in range(2)]) == [2, 2]
+            assert (await house.prune(dead_for=timedelta(days=1), write=True)).total == 0
             assert {overview.user_id async for overview in house.failing()} <= {first, second}
         await stores[3].save(third, grant("one"), ALICE)
         for source, target in pairwise([third, *await _more(database, 2)]):

@@ -75,17 +75,21 @@ async def stored(managed: Managed) -> list[UUID]:
     return users
 
 
-async def test_an_operator_works_on_every_row(managed: Managed, stored: list[UUID]) -> None:
+async def test_an_operator_works_on_every_row(managed: Managed, stored: list[UUID], admin: asyncpg.Connection) -> None:
     """Each operation of the admin reads and writes the rows of all users."""
     other = await add_user(managed.dsn())
-    async with ConnectionAdmin.open(managed.dsn("operator"), cipher=CIPHER) as admin:
-        assert (await admin.stats()).connections == 2
-        assert (await admin.rekey()).encrypted == 2
-        assert (await admin.stats()).plain_text == 0
-        assert await admin.assign_app("a" * 32) == 2
-        assert len([one async for one in admin.expiring(within=timedelta(days=300))]) == 2
-        assert await admin.move(stored[0], other)
-        assert await admin.recheck(since=datetime.now(UTC)) == 0
+    async with ConnectionAdmin.open(managed.dsn("operator"), cipher=CIPHER) as house:
+        assert (await house.stats()).connections == 2
+        assert (await house.rekey()).encrypted == 2
+        assert (await house.stats()).plain_text == 0
+        assert await house.assign_app("a" * 32) == 2
+        assert len([one async for one in house.expiring(within=timedelta(days=300))]) == 2
+        assert await house.mark_asked(stored) == 2
+        assert all([one.asked_at async for one in house.expiring(within=timedelta(days=300))])
+        assert await house.move(stored[0], other)
+        assert await house.recheck(since=datetime.now(UTC)) == 0
+        await admin.execute("update public.spotify_connections set expires_at = now() where user_id = $1", stored[1])
+        assert (await house.prune(dead_for=timedelta(), retired_client_ids=["a" * 32], write=True)).retired_app == 1
     async with ConnectionStore.open(managed.dsn("service"), max_size=1, cipher=CIPHER) as store:
         assert (await store.get(other)).refresh_token == "r"
         with pytest.raises(NotConnected):
@@ -175,7 +179,7 @@ async def test_the_policies_go_where_service_role_has_bypassrls(
     """They are made only where it lacks that, and are needed from the moment on at which it is taken away."""
     provider = await asyncpg.connect(managed.provider_dsn)
     try:
-        assert await admin.fetchval(POLICIES) == 2
+        assert await admin.fetchval(POLICIES) == 3
         await provider.execute("alter role service_role bypassrls")
         found = await look(managed.dsn("operator"))
         assert {subject for subject, one in found.items() if one.state == "fail"} == set()

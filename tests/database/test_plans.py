@@ -17,7 +17,7 @@ from spotconn._database.statements import EXPIRING, GET, RECHECK
 from support.database import Database
 from support.plan_harness import CALLS, ROWS, TABLES, PlanHarness, Planned, copied, dropped, filled, opened, statements
 
-CONNECTIONS, STATES, PENDING = TABLES
+CONNECTIONS, STATES, PENDING, REMINDERS = TABLES
 BY_DESIGN = {
     ("ConnectionAdmin.stats", CONNECTIONS): "it counts all connections, and all token values by key",
     ("ConnectionAdmin.stats", STATES): "it counts all connections by their state",
@@ -29,6 +29,7 @@ IN_BATCHES = {
     "ConnectionAdmin.assign_app": "it looks at the app of every connection",
     "ConnectionAdmin.expiring": "it looks at the age of every connection",
     "ConnectionAdmin.failing": "it looks at every state",
+    "ConnectionAdmin.prune": "it looks at every state",
     "ConnectionAdmin.recheck": "it looks at every state",
     "ConnectionAdmin.rekey": "it looks at every token",
     "doctor, decryption": "it looks at every token",
@@ -105,6 +106,7 @@ UNIQUE = (
     "drop index public.idx_spotify_connections_user",
 )
 NO_KEY = ["alter table spotconn.refresh_state drop constraint refresh_state_pkey"]
+NO_REMINDER_KEY = ["alter table spotconn.reminder drop constraint reminder_pkey"]
 VIEW = 'alter policy "Users can view own connections" on public.spotify_connections using '
 CAST = [VIEW + "(auth.uid()::text = user_id::text)"]
 
@@ -124,6 +126,7 @@ CAST = [VIEW + "(auth.uid()::text = user_id::text)"]
                 (UNIQUE, "the end of a user", CONNECTIONS),
                 (NO_KEY, "ConnectionStore.get", STATES),
                 (NO_KEY, "ConnectionStore.delete", STATES),
+                (NO_REMINDER_KEY, "ConnectionStore.delete", REMINDERS),
                 (["drop index spotconn.idx_pending_connect_expires"], "PendingConnects.put and take", PENDING),
                 (["drop index spotconn.idx_pending_connect_slot"], "the end of a user", PENDING),
                 (CAST, "doctor, isolation", CONNECTIONS),

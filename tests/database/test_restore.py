@@ -167,8 +167,8 @@ async def test_a_server_without_the_roles(server: EmbeddedPostgres, dsn: Dsn, so
             await admin.execute("create database project")
             assert restore(other, "project", archive) > 5
             found = await faults(other.dsn("project"))
-            assert {"isolation", "catalog", "grants"} <= set(found)
-            assert "spotconn schema --apply" in found["grants"].text
+            assert {"isolation", "catalog"} <= set(found)
+            assert "spotconn schema --apply" in found["isolation"].text
             await apply_schema(other.dsn("project"))
             assert await faults(other.dsn("project")) == {}
             await admin.execute("create role app login password 'app'")

@@ -133,6 +133,7 @@ async def test_every_row_of_version_2_is_kept(dsn: Dsn, scratch: asyncpg.Connect
     after = await stored_rows(scratch)
     for table in ("auth.users", "public.spotify_connections"):
         assert after[table] == before[table]
+    assert after["spotconn.reminder"] == []
     assert [row[:4] for row in after["spotconn.pending_connect"]] == before["spotconn.pending_connect"]
     assert await scratch.fetch(STATES, counting) == states
     rows = await scratch.fetch(

@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import Any
 
 import pytest
 from starlette.staticfiles import StaticFiles
@@ -15,6 +16,7 @@ import spotconn.blocking
 import spotconn.telemetry
 import spotconn.testing
 import spotconn.web
+from hatch_build import SETTING, ReadmeHook
 from spotconn.testing._server import serve
 from support import site_check
 from support.browser import Person, launched
@@ -55,6 +57,10 @@ def test_a_good_site_has_no_faults(site: Path, capsys: pytest.CaptureFixture[str
         ('<link href="//fonts.example.com">', "is loaded from elsewhere: //fonts.example.com"),
         ("<p>words\n```console\nls", "Markdown that was not read: ```console"),
         ('<autoref identifier="spotconn.Nothing">', "no such reference: spotconn.Nothing"),
+        (
+            '<div class="doc-signature"><code>f(\n  <b>a</b>: A, *, c: C = 1\n)</code></div>',
+            "a signature is not one argument a line: a: A, *, c: C = 1",
+        ),
     ],
 )
 def test_a_fault_is_named_with_its_page(site: Path, html: str, fault: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +87,8 @@ def test_every_page_is_in_the_navigation() -> None:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real site, built as `make docs` does, from a copy of what it is made of."""
     folder = tmp_path_factory.mktemp("site")
-    shutil.copytree(ROOT / "docs", folder / "docs")
+    for name in ("docs", "examples"):
+        shutil.copytree(ROOT / name, folder / name)
     shutil.copytree(Path(spotconn.__file__).parent, folder / "src" / "spotconn")
     for name in ("zensical.toml", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"):
         shutil.copy(ROOT / name, folder)
@@ -105,6 +112,20 @@ def test_every_public_name_is_in_the_reference(built: Path) -> None:
         assert {f"{package.__name__}.{name}" for name in package.__all__} <= places
 
 
+def test_what_an_index_shows_leads_to_the_site(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the wheel is built with the address of the site, each link and picture of the README is a place there."""
+    monkeypatch.setenv(SETTING, "https://site.example/")
+    metadata: dict[str, Any] = {}
+    ReadmeHook(str(ROOT), {}).update(metadata)
+    addresses = re.findall(r"\]\(https://site.example/([^()\s]*)\)", metadata["readme"]["text"])
+    assert len(addresses) > 30
+    for address in [*addresses, *(url.removeprefix("https://site.example/") for url in metadata["urls"].values())]:
+        path, _, place = address.partition("#")
+        page = built / path / "index.html" if not path or path.endswith("/") else built / path
+        assert page.is_file(), address
+        assert not place or place in site_check.read_page(page).ids, address
+
+
 async def test_no_page_loads_anything_from_another_host(built: Path) -> None:
     """A browser that shows a page of each kind asks nobody but the host that serves it, and meets no error."""
     async with (
@@ -120,25 +141,45 @@ async def test_no_page_loads_anything_from_another_host(built: Path) -> None:
         assert visitor.errors == []
 
 
-CUT = """() => [
-    ...[...document.querySelectorAll('pre > code')].filter(
-        code => /[│├└]/.test(code.textContent) && code.scrollWidth > code.clientWidth + 1),
-    ...[...document.querySelectorAll('td:first-child code')].filter(name => name.getClientRects().length > 1),
-].map(element => element.textContent)"""
-"""Drawings that are wider than their place, and names in the first column of a table that are broken in the middle."""
+def test_the_examples_that_guides_import_are_shown_whole() -> None:
+    """The page of the examples includes them, and what they import in turn."""
+    files = {file.stem: file for file in (ROOT / "examples").glob("*.py")}
+    pages = "".join(page.read_text() for page in (ROOT / "docs").rglob("*.md"))
+    shown = set(re.findall(r"^examples/(\w+)\.py$", pages, re.MULTILINE))
+    texts = [*(files[name].read_text() for name in shown), *re.findall(r"```python\n(.*?)```", pages, re.DOTALL)]
+    imported = set(re.findall(r"^from (\w+) import", "\n".join(texts), re.MULTILINE))
+    assert {"tekore_client", "demo_services"} <= files.keys() & imported <= shown
+
+
+WIDE = """() => [...document.querySelectorAll('article pre > code, article table')].filter(
+    place => place.scrollWidth > place.clientWidth + 1 || place.clientWidth > place.closest('article').clientWidth
+).map(place => place.textContent)"""
+"""Code and tables that are wider than their place."""
+
+BROKEN = """() => [...document.querySelectorAll('td:first-child code')].filter(
+    name => name.getClientRects().length > 1).map(name => name.textContent)"""
+"""Names in the first column of a table that are broken in the middle."""
+
+CELLS = """() => [...document.querySelectorAll('article tbody td:not(:empty)')].map(cell => [
+    cell.clientWidth, cell.cellIndex ? getComputedStyle(cell, '::before').content : '""', cell.dataset.heading])"""
+"""Of each cell: its width, what is shown before it, and the heading of its column."""
 
 
 async def test_pages_fit_a_laptop_and_a_phone(built: Path) -> None:
-    """On a laptop no drawing is cut and no name broken; on a phone no page is wider, and drawings keep their size."""
+    """On a laptop no code is cut and no name broken; on a phone no page is wider, and cells have a heading."""
     async with serve(StaticFiles(directory=built, html=True)) as url, launched() as browser:
         page = await browser.new_page(viewport={"width": 1280, "height": 900})
-        for path in ("", "reference/errors/", "how-to/telemetry/", "reference/settings/"):
+        for path in ("", "examples/", "how-to/supabase-connections/", "how-to/telemetry/", "reference/manager/"):
             await page.goto(f"{url}/{path}")
-            assert await page.evaluate(CUT) == [], path
-        await page.set_viewport_size({"width": 390, "height": 844})
-        for path in ("", "architecture/", "how-to/telemetry/", "reference/settings/", "reference/manager/"):
+            assert await page.evaluate(WIDE) == [], path
+            assert await page.evaluate(BROKEN) == [], path
+        await page.set_viewport_size({"width": 375, "height": 812})
+        for path in ("architecture/", "reference/error-texts/", "reference/manager/"):
             await page.goto(f"{url}/{path}")
             assert await page.evaluate("document.scrollingElement.scrollWidth <= innerWidth"), path
+            for width, label, heading in await page.evaluate(CELLS):
+                assert width > 280, path
+                assert label in {'""', f'"{heading}"'}, path
         await page.goto(f"{url}/architecture/")
         widths = "[...document.querySelectorAll('article img')].map(drawing => drawing.width)"
         assert min(await page.evaluate(widths)) > 700

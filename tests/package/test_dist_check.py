@@ -96,10 +96,19 @@ def test_what_an_sdist_has_too_much_is_reported(check: Check, name: str) -> None
 
 def test_what_is_too_large_is_reported(check: Check) -> None:
     """400,000 bytes are the limit of each."""
-    found = check(data=os.urandom(70_000))
+    found = check(data=os.urandom(35_000).hex().encode())
     assert [re.sub(r"\d{6} bytes", "N bytes", fault) for fault in sorted(found)] == [
         f"{WHEEL}: N bytes, 400000 are allowed",
         f"{SDIST}: N bytes, 400000 are allowed",
+    ]
+
+
+def test_a_link_to_a_file_is_reported(check: Check) -> None:
+    """An index shows the README alone: a link may lead to another host or to a heading."""
+    metadata = b"[a](docs/a.md#b) ![c](c.svg) [d](https://example.com/d.md) [e](#e)"
+    assert check(data=metadata) == [
+        f"{WHEEL}: the README leads to docs/a.md#b, which no index has",
+        f"{WHEEL}: the README leads to c.svg, which no index has",
     ]
 
 

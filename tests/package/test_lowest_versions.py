@@ -24,10 +24,12 @@ def _table() -> list[tuple[str, Version, str, str]]:
 
 
 def _lowest() -> Iterator[tuple[str, Version]]:
-    """Each package that the project names, in every extra, with the lowest version that it allows."""
+    """Each package that the project names, in every extra and group, with the lowest version that it allows."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    extras = project["project"]["optional-dependencies"].values()
-    for line in [*project["build-system"]["requires"], *project["project"]["dependencies"], *chain(*extras)]:
+    lists = chain(project["project"]["optional-dependencies"].values(), project["dependency-groups"].values())
+    for line in [*project["build-system"]["requires"], *project["project"]["dependencies"], *chain(*lists)]:
+        if not isinstance(line, str):
+            continue  # one group in another
         requirement = Requirement(line)
         if requirement.name != "spotconn":
             [lowest] = [Version(each.version) for each in requirement.specifier if each.operator in {">=", "=="}]

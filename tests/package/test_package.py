@@ -24,7 +24,13 @@ from spotconn._database.schema import SqlFile, read_sql
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(spotconn.__file__).parent
 INSTALLED = distribution("spotconn")
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+EXTRAS = set(PROJECT["optional-dependencies"])
+GROUPS = [
+    Requirement(line) for group in PYPROJECT["dependency-groups"].values() for line in group if isinstance(line, str)
+]
+"""What the project itself needs; the other entries include one group in another."""
 
 KINDS = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 """The headings of keepachangelog.com within a version."""
@@ -108,10 +114,25 @@ def test_without_the_extra_the_routes_name_it() -> None:
         assert done.stderr.splitlines()[-1] == told
 
 
-def _declared(extras: set[str]) -> set[str]:
-    """The distributions that the package asks for, with these extras."""
+def test_the_extras_are_those_for_users() -> None:
+    """The metadata has the extras that the README explains and the Makefile installs, none for the project."""
+    [installed] = re.findall(r"^EXTRAS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    explained = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert sorted(EXTRAS) == sorted(installed.split(",")) == sorted(explained)
+    assert set(INSTALLED.metadata.get_all("Provides-Extra") or ()) == EXTRAS
+
+
+def test_no_group_names_the_package() -> None:
+    """A tool that installs a group without the project would fetch a package of that name from the index."""
+    assert "spotconn" not in {canonicalize_name(each.name) for each in GROUPS}
+
+
+def _declared() -> set[str]:
+    """The distributions that the package asks for, with all extras."""
     required = [Requirement(line) for line in INSTALLED.requires or ()]
-    wanted = [each for each in required if not each.marker or any(each.marker.evaluate({"extra": e}) for e in extras)]
+    wanted = [
+        each for each in required if not each.marker or any(each.marker.evaluate({"extra": e}) for e in {"", *EXTRAS})
+    ]
     return {canonicalize_name(each.name) for each in wanted}
 
 
@@ -134,10 +155,10 @@ def _imported(folder: Path) -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize("folder", [PACKAGE, ROOT / "tests", ROOT / "examples"], ids=lambda folder: folder.name)
 def test_whatever_is_imported_is_declared(folder: Path) -> None:
-    """No file imports what only came along with something else; the package itself does not live on the extra dev."""
-    extras = set(PROJECT["optional-dependencies"]) - ({"dev"} if folder == PACKAGE else set())
-    declared = _declared(extras | {""})
-    own = {"spotconn", "benchmarks", "_spotconn_pytest"}
+    """No file imports what only came along with something else; the package itself does not live on a group."""
+    groups: set[str] = set() if folder == PACKAGE else {canonicalize_name(each.name) for each in GROUPS}
+    declared = _declared() | groups
+    own = {"spotconn", "benchmarks", "_spotconn_pytest", "hatch_build"}
     own |= {path.stem for room in ("tests", "examples") for path in (ROOT / room).rglob("*")}
     foreign = [pair for pair in _imported(folder) if pair[0] not in own | sys.stdlib_module_names]
     providers = packages_distributions()

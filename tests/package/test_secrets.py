@@ -238,7 +238,8 @@ async def the_accounts(house: House) -> None:
 
 
 @drives("TokenManager.get_valid_token", "TokenManager.get_access_token", "TokenManager.replace_rejected",
-        "TokenManager.status", "TokenManager.disconnect", "TokenManager.aclose", "TokenManager.__init__")  # fmt: skip
+        "TokenManager.status", "TokenManager.disconnect", "TokenManager.aclose", "TokenManager.__init__",
+        "TokenManager.check", "TokenManager.report_answer")  # fmt: skip
 async def the_manager(house: House) -> None:
     detector, tokens, user, spotify = house.detector, house.tokens, house.users[0], house.spotify
     await house.connected(user)
@@ -252,6 +253,9 @@ async def the_manager(house: House) -> None:
     await detector.fails(tokens.get_access_token(user, scopes=["never-granted"]))
     await detector.fails(tokens.replace_rejected(token, token))
     await detector.fails(tokens.status(token))
+    await tokens.check()
+    tokens.report_answer(user, 403, f"{token}: premium required of the owner of the app")
+    await detector.fails(run_sync(lambda: tokens.report_answer(token, 403, token)))
     await detector.fails(tokens.disconnect(token))
     await detector.fails(tokens.get_valid_token(user, scopes=["never-granted"]))
     await detector.fails(tokens.get_valid_token(user, min_ttl=1e6))
@@ -413,7 +417,7 @@ async def the_environment(house: House) -> None:
 
 @drives("ConnectionAdmin.expiring", "ConnectionAdmin.failing", "ConnectionAdmin.stats", "ConnectionAdmin.rekey",
         "ConnectionAdmin.recheck", "ConnectionAdmin.assign_app", "ConnectionAdmin.move", "ConnectionAdmin.migrate",
-        "ConnectionAdmin.open")  # fmt: skip
+        "ConnectionAdmin.prune", "ConnectionAdmin.mark_asked", "ConnectionAdmin.open")  # fmt: skip
 async def the_admin(house: House) -> None:
     detector, user = house.detector, house.users[0]
     stored = await house.connected(user)
@@ -425,6 +429,8 @@ async def the_admin(house: House) -> None:
         )
         detector.record(await admin.recheck(since=datetime.now(UTC)), await admin.rekey(progress=detector.record))
         detector.record(await admin.stats(), await admin.assign_app("an-app"))
+        detector.record(await admin.mark_asked([user]))
+        await detector.fails(admin.mark_asked([house.operator]))
         await detector.fails(admin.assign_app("no app"))
         await detector.fails(anext(admin.migrate("nowhere")))
         await house.admin.execute(ELSEWHERE)
@@ -432,6 +438,8 @@ async def the_admin(house: House) -> None:
         await house.admin.execute("drop table public.elsewhere")
         await detector.fails(admin.move(user, UUID(int=1)))
         await detector.fails(admin.recheck(since=datetime(2026, 1, 1)))  # noqa: DTZ001  the point
+        detector.record(await admin.prune(dead_for=long, progress=detector.record))
+        await detector.fails(admin.prune(dead_for=-long))
     async with ConnectionAdmin.open(house.operator, cipher=AesGcmSivCipher([STRANGE_KEY])) as admin:
         detector.record(await admin.rekey())
         await detector.fails(admin.move(user, house.users[1]))
@@ -449,7 +457,7 @@ async def the_admin(house: House) -> None:
         "BlockingTokens.status", "BlockingTokens.disconnect", "BlockingTokens.auth", "BlockingAuth.get_access_token",
         "BlockingTokens.start", "BlockingTokens.finish", "BlockingTokens.begin", "BlockingTokens.complete",
         "BlockingTokens.complete_unbound", "BlockingTokens.save", "BlockingTokens.close",
-        "BlockingTokens.from_env")  # fmt: skip
+        "BlockingTokens.from_env", "BlockingTokens.check", "BlockingTokens.report_answer")  # fmt: skip
 async def the_blocking_calls(house: House) -> None:
     url = house.accounts.api_url
     stored = await house.connected(house.users[0])
@@ -483,6 +491,7 @@ def _blocking_tokens(house: House, tokens: BlockingTokens, stored: Connection) -
     auth = tokens.auth(user)
     token = tokens.get_valid_token(user)
     detector.record(tokens, auth, tokens.get_access_token(user), tokens.status(user))
+    tokens.check()
     thread = tokens._current
     assert thread is not None
     detector.record(thread, thread.resource, *threading.enumerate(), *asyncio.all_tasks(thread._loop))
@@ -496,6 +505,7 @@ def _blocking_tokens(house: House, tokens: BlockingTokens, stored: Connection) -
         lambda: tokens.replace_rejected(user, token),
         lambda: tokens.status(token, timeout=refresh),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         lambda: tokens.disconnect(refresh),
+        lambda: tokens.report_answer(refresh, 403, token),
         lambda: tokens.auth(token),
         lambda: tokens.auth(user, allow=[f"http://{token}"]),
         lambda: auth.get_access_token(as_dict=True),

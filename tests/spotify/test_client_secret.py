@@ -158,7 +158,18 @@ async def test_a_caller_that_is_cancelled_takes_no_reading_from_others(url: str,
     assert source.reads == 2
 
 
-@pytest.mark.parametrize("wrong", ["", "hush\n", None, OSError("hush"), ConfigurationError("the file is gone")])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "",
+        "hush\n",
+        None,
+        OSError("hush"),
+        SystemExit("hush"),
+        StopIteration("hush"),
+        ConfigurationError("the file is gone"),
+    ],
+)
 async def test_what_cannot_be_read_is_named_and_read_again(
     url: str, spotify: FakeSpotify, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wrong: object
 ) -> None:
@@ -168,7 +179,7 @@ async def test_what_cannot_be_read_is_named_and_read_again(
 
     def read() -> str:
         outcome = outcomes.pop(0)
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, BaseException):
             raise outcome
         return cast("str", outcome)
 

@@ -138,3 +138,26 @@ async def test_a_scope_shows_more_of_the_profile(
     }
     assert body.keys() & {"email", "country", "product", "explicit_content"} == named
     assert (body["account_id"], [image["height"] for image in body["images"]]) == ("A1", [300, 64])
+
+
+async def test_an_app_has_a_token_of_its_own(client: httpx.AsyncClient) -> None:
+    """By client credentials, with the secret alone; it searches, and stands for no user."""
+    form = {"grant_type": "client_credentials"}
+    refused = await client.post("/api/token", data={**form, "client_id": "demo-client"})
+    assert (refused.status_code, refused.json()["error"]) == (400, "invalid_client")
+    granted = (await client.post("/api/token", data=form, auth=("demo-client", "demo-secret"))).json()
+    assert granted.keys() == {"access_token", "token_type", "expires_in"}
+    headers = {"Authorization": f"Bearer {granted['access_token']}"}
+    found = await client.get("/v1/search", params={"q": "cobalt", "type": "track"}, headers=headers)
+    assert [track["name"] for track in found.json()["tracks"]["items"]] == ["Cobalt"]
+    assert await top_tracks(client, headers) == (
+        401,
+        {"error": {"status": 401, "message": "Valid user authentication required"}},
+    )
+
+
+async def test_the_date_of_an_answer_is_that_of_the_clock() -> None:
+    """So a service can be tested with a Spotify whose clock is another one's."""
+    spotify = FakeSpotify(clock=lambda: 86_400.0)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=spotify), base_url="http://spotify") as client:
+        assert (await client.get("/v1/me")).headers["date"] == "Fri, 02 Jan 1970 00:00:00 GMT"

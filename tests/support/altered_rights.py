@@ -158,6 +158,9 @@ RIGHTS = {
     "states of anon": Case(
         "grant select on spotconn.refresh_state to anon", "fail", "anon may SELECT spotconn.refresh_state"
     ),
+    "reminders by the library": Case(
+        "grant select on spotconn.reminder to spotconn", "fail", "spotconn may SELECT spotconn.reminder"
+    ),
     "truncate by the library": Case(
         f"grant truncate on {TABLE} to spotconn",
         "fail",

@@ -42,6 +42,11 @@ TABLES = {
         "fail",
         "table spotconn.refresh_state was altered (row security: off)",
     ),
+    "row security of reminders": Case(
+        "alter table spotconn.reminder disable row level security",
+        "fail",
+        "table spotconn.reminder was altered (row security: off)",
+    ),
     # The schema and its functions.
     "usage of the library lost": Case(
         "revoke usage on schema spotconn from spotconn", "fail", "spotconn may not have USAGE on schema spotconn"

@@ -9,6 +9,9 @@ from zipfile import ZipFile
 
 ROOT = Path(__file__).parents[2]
 
+BESIDE = re.compile(r"\]\((?!https?:|#)([^()\s]+)\)")
+"""The target of a link to a file of the repository, which an index does not show."""
+
 LARGEST = 400_000
 """Bytes that a wheel or an sdist may have."""
 
@@ -23,6 +26,7 @@ PAPERS = {
     "PKG-INFO",
     "README.md",
     "SECURITY.md",
+    "hatch_build.py",
     "pyproject.toml",
 }
 
@@ -39,6 +43,7 @@ def faults(root: Path, folder: Path) -> Iterator[str]:
     yield from _differences("dist", {file.name for file in folder.iterdir()}, {wheel.name, sdist.name})
     if wheel.is_file():
         yield from _differences(wheel.name, _in_wheel(wheel), _due_in_wheel(root, version))
+        yield from (f"{wheel.name}: the README leads to {path}, which no index has" for path in _beside(wheel))
     if sdist.is_file():
         yield from _differences(sdist.name, _in_sdist(sdist), _due_in_sdist(root))
     for file in folder.iterdir():
@@ -60,6 +65,12 @@ def _differences(where: str, found: set[str], due: set[str]) -> Iterator[str]:
 def _in_wheel(file: Path) -> set[str]:
     with ZipFile(file) as archive:
         return set(archive.namelist())
+
+
+def _beside(wheel: Path) -> list[str]:
+    with ZipFile(wheel) as archive:
+        metadata = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        return [path for name in metadata for path in BESIDE.findall(archive.read(name).decode())]
 
 
 def _in_sdist(file: Path) -> set[str]:

@@ -4,8 +4,9 @@
 - A block of Python with a title (```python title="worker.py") is a file of that name, for a later block to run.
 - A comment that begins with <!-- python is a block that a reader does not see: what comes before or after one they do.
 
-Blocks of other languages are text; the language has to be one of those named here. A block without a language, an
-indented one, and any other spelling of Python are errors: they would be left out in silence.
+A block that includes a file of examples/ is that file, which has tests of its own. Blocks of other languages are text;
+the language has to be one of those named here. A block without a language, an indented one, and any other spelling of
+Python are errors: they would be left out in silence.
 """
 
 import ast
@@ -21,6 +22,7 @@ from markdown_it import MarkdownIt
 OTHER_LANGUAGES = {"console", "diff", "dotenv", "html", "ini", "js", "json", "promql", "sql", "text", "toml", "yaml"}
 
 _HIDDEN = re.compile(r"<!-- python\n(.*?)-->\s*\Z", re.DOTALL)
+_INCLUDED = re.compile(r"--8<--\nexamples/[\w./]+\n--8<--\n")
 _TITLE = re.compile(r'python title="([\w.]+)"')
 
 
@@ -62,9 +64,9 @@ def blocks(page: Path) -> Iterator[Block]:
                 info = token.info.strip()
                 if info == "python":
                     yield Block(page, first + 1, token.content)
-                elif titled := _TITLE.fullmatch(info):
+                elif (titled := _TITLE.fullmatch(info)) and not _INCLUDED.fullmatch(token.content):
                     yield Block(page, first + 1, token.content, titled[1])
-                elif info not in OTHER_LANGUAGES:
+                elif not titled and info not in OTHER_LANGUAGES:
                     raise ValueError(f"{page}:{first + 1}: a block of {info or 'no language'}")
             case "code_block":
                 raise ValueError(f"{page}:{first + 1}: an indented block")

@@ -43,7 +43,7 @@ from support.bulk import add_connections, bulk_user
 from support.database import Database
 
 ROWS = 5000
-TABLES = ("public.spotify_connections", "spotconn.refresh_state", "spotconn.pending_connect")
+TABLES = ("public.spotify_connections", "spotconn.refresh_state", "spotconn.pending_connect", "spotconn.reminder")
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 LIFE = 600.0
 
@@ -68,6 +68,8 @@ insert into spotconn.pending_connect (state_hash, user_id, code_verifier, expire
 select sha256(convert_to(user_id::text, 'UTF8')), user_id, repeat('v', 43),
     now() + case when random() < 0.02 then interval '-1 minute' else interval '10 minutes' end
 from public.spotify_connections;
+insert into spotconn.reminder (user_id, connected_at, asked_at)
+select user_id, connected_at, now() from public.spotify_connections;
 insert into auth.users (id) select ('00000000-0000-4000-9000-' || lpad(to_hex(n), 12, '0'))::uuid
 from generate_series(1, 200) as n;
 vacuum analyze
@@ -315,6 +317,16 @@ async def _connecting(harness: PlanHarness) -> None:
             assert not await harness.store.pending.take(claim)
 
 
+async def _pruned(harness: PlanHarness) -> None:
+    user = harness.busy()
+    await harness.root.execute(
+        f"update {TABLES[0]} set connected_at = null, expires_at = '1950-01-01' where user_id = '{user}'; "
+        f"update {TABLES[1]} set failure = 'expired', failed_at = '1950-01-01', paused_at = null, retry_at = null, "
+        f"lease_id = null, leased_at = null, lease_until = null, saved_at = null where user_id = '{user}'"
+    )
+    assert (await harness.house.prune(dead_for=timedelta(days=20_000), write=True)).expired == 1
+
+
 async def _examined(check: Check, harness: PlanHarness) -> None:
     async with harness.probe.rolled_back():
         await check(harness.probe)
@@ -351,8 +363,10 @@ CALLS: dict[str, Call] = {
     "PendingConnects.put and take": _connecting,
     "ConnectionAdmin.expiring": lambda harness: _listed(harness.house.expiring(within=timedelta(days=30))),
     "ConnectionAdmin.failing": lambda harness: _listed(harness.house.failing()),
+    "ConnectionAdmin.mark_asked": lambda harness: harness.house.mark_asked([harness.busy() for _ in range(20)]),
     "ConnectionAdmin.stats": lambda harness: harness.house.stats(),
     "ConnectionAdmin.recheck": lambda harness: harness.house.recheck(since=LONG_AGO),
+    "ConnectionAdmin.prune": _pruned,
     "ConnectionAdmin.assign_app": lambda harness: harness.house.assign_app("app"),
     "ConnectionAdmin.migrate": _migrated,
     "verify_connection, of an unknown account": _with_account,

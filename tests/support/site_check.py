@@ -4,6 +4,7 @@ The strict build looks at the links between pages of Markdown; this looks at the
 pictures, at links written as HTML, at headings from docstrings, and at what a page makes a browser load.
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -17,6 +18,12 @@ EVERYWHERE = {"", "top"}
 MARKDOWN = ("```", "!!! ", "::: ", "--8<--")
 """What begins a line of Markdown and never one that is shown: most often its indentation was wrong."""
 
+LINE = 60
+"""Columns that a signature on one line may have."""
+
+TWO_ARGUMENTS = re.compile(r"(\w: .*|\*), \w+: ")
+"""In a line of a signature that has several: the formatter of signatures is not installed, or its setting is gone."""
+
 
 class Page(NamedTuple):
     """What one page offers and asks for.
@@ -27,6 +34,7 @@ class Page(NamedTuple):
         loads: what a browser fetches to show the page.
         references: names that should have become links and did not.
         unread: lines of Markdown that were not read as such.
+        signatures: of functions and classes.
     """
 
     ids: set[str]
@@ -34,12 +42,14 @@ class Page(NamedTuple):
     loads: list[str]
     references: list[str]
     unread: list[str]
+    signatures: list[str]
 
 
 class _Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.page = Page(set(), [], [], [], [])
+        self.page = Page(set(), [], [], [], [], [])
+        self.in_signature = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in attrs}
@@ -48,10 +58,18 @@ class _Reader(HTMLParser):
             (self.page.links if tag == "a" else self.page.loads).append(given["href"])
         self.page.loads.extend(given[name] for name in ("src", "poster", "data") if name in given)
         self.page.loads.extend(part.split()[0] for part in given.get("srcset", "").split(",") if part.strip())
+        if tag == "div" and "doc-signature" in given.get("class", ""):
+            self.page.signatures.append("")
+            self.in_signature = True
         if tag == "autoref":
             self.page.references.append(given.get("identifier", ""))
 
+    def handle_endtag(self, tag: str) -> None:
+        self.in_signature = self.in_signature and tag != "div"
+
     def handle_data(self, data: str) -> None:
+        if self.in_signature:
+            self.page.signatures[-1] += data
         self.page.unread.extend(line.strip() for line in data.splitlines() if line.strip().startswith(MARKDOWN))
 
 
@@ -72,6 +90,7 @@ def faults(site: Path) -> Iterator[str]:
         found = [*_lost(site, pages, file), *_foreign(page)]
         found += [f"no such reference: {name}" for name in page.references]
         found += [f"Markdown that was not read: {line}" for line in page.unread]
+        found += [f"a signature is not one argument a line: {line.strip()}" for line in _packed(page)]
         yield from (f"{file.relative_to(site)}: {fault}" for fault in found)
 
 
@@ -85,6 +104,12 @@ def _lost(site: Path, pages: dict[Path, Page], file: Path) -> Iterator[str]:
             yield f"leads nowhere: {url}"
         elif target in pages and unquote(parts.fragment) not in pages[target].ids | EVERYWHERE:
             yield f"no such place on that page: {url}"
+
+
+def _packed(page: Page) -> Iterator[str]:
+    for signature in page.signatures:
+        lines = signature.strip().splitlines()
+        yield from (line for line in lines if TWO_ARGUMENTS.search(line) and (len(lines) > 1 or len(line) > LINE))
 
 
 def _target(site: Path, file: Path, path: str) -> Path:

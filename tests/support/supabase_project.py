@@ -15,5 +15,5 @@ alter role anon set statement_timeout = '3s'; alter role authenticator set sessi
 create publication supabase_realtime;
 create function public.watch() returns event_trigger language plpgsql as 'begin end';
 create event trigger pgrst_ddl_watch on ddl_command_end execute function public.watch();
-create role my_login login; grant spotconn to my_login
+alter role authenticator login; create role my_login login; grant spotconn to my_login
 """

@@ -18,6 +18,7 @@ from spotconn import (
 )
 from spotconn.testing import FakeSpotify
 from support.connections import connect
+from support.listening import until
 
 
 class WatchedStore(ConnectionStore):
@@ -39,8 +40,14 @@ class WatchedStore(ConnectionStore):
         return turn
 
 
+async def report(tokens: TokenManager, user: UUID, status: int, body: str = "") -> None:
+    """Report an answer of the Web API, and wait until it is recorded."""
+    tokens.report_answer(user, status, body)
+    await until(lambda: not tokens._source.answers.tasks)
+
+
 async def everything(tokens: TokenManager, store: WatchedStore, spotify: FakeSpotify, users: list[UUID]) -> None:
-    """A read, a refresh, a hit of the cache, a wait for a lease and a connection that has ended."""
+    """A read, a refresh, a hit of the cache, a wait for a lease, a connection that has ended and an app refused."""
     await connect(store, spotify, users[1], account="bob")
     await tokens.get_valid_token(users[1])
     stored = await connect(store, spotify, users[0], ttl=-1)
@@ -54,5 +61,6 @@ async def everything(tokens: TokenManager, store: WatchedStore, spotify: FakeSpo
     spotify.revoke("bob")
     with pytest.raises(ReauthorizationRequired):
         await tokens.get_valid_token(users[1])
+    await report(tokens, users[0], 403, "Active premium subscription required for the owner of the app.")
     with pytest.raises(ValueError, match="UUID"):
         await tokens.get_valid_token(token)

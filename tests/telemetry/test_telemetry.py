@@ -35,12 +35,13 @@ from support.connections import OWN_APP, connect
 from support.database import Database
 from support.exported import Exported
 from support.listening import until
-from support.watched_store import WatchedStore, everything
+from support.watched_store import WatchedStore, everything, report
 
 REQUESTS, RESPONSES = "spotconn.token.requests", "spotconn.spotify.responses"
 REFRESH, LEASE, POOL = "spotconn.refresh.duration", "spotconn.lease.wait.duration", "spotconn.pool.wait.duration"
 ENTRIES, REAUTHORIZE = "spotconn.cache.entries", "spotconn.connections.reauthorize"
 REFUSALS = "spotconn.spotify.unexpected_refusals"
+APP_REFUSALS, APP_REFUSED = "spotconn.app.refusals", "spotconn.app.refused"
 CALL = "spotconn.get_valid_token"
 
 
@@ -269,6 +270,28 @@ async def test_connections_to_reauthorize(
     assert exported.points(REFRESH) == {("ReauthorizationRequired",): 1}
 
 
+async def test_an_app_that_is_refused(
+    tokens: TokenManager,
+    store: ConnectionStore,
+    accounts: SpotifyAccounts,
+    spotify: FakeSpotify,
+    users: list[UUID],
+    exported: Exported,
+) -> None:
+    """Each answer counts; the gauge is 1 from the first on, until it is over, and says nothing of single users."""
+    await connect(store, spotify, users[0])
+    await connect(store, spotify, users[1], account="bob", named=False)
+    for _ in range(2):
+        await report(tokens, users[0], 403, "Active premium subscription required for the owner of the app.")
+    await report(tokens, users[1], 403, "User not registered in the Developer Dashboard")
+    counts = {(OWN_APP, "premium_required"): 2, ("user_not_registered",): 1}
+    assert exported.points(APP_REFUSALS) == counts
+    assert exported.points(APP_REFUSED) == {(OWN_APP, "premium_required"): 1}
+    accounts.refusals.end("premium_required")
+    assert exported.points(APP_REFUSED) == {(OWN_APP, "premium_required"): 0}
+    assert exported.points(APP_REFUSALS) == counts
+
+
 async def test_refusals_of_several_apps(store: ConnectionStore, users: list[UUID], exported: Exported) -> None:
     """Requests count for the app that sent them; a refusal for the only app that was asked, else for none."""
     spotify = FakeSpotify(other_apps={"second": "secret"})
@@ -457,6 +480,8 @@ async def test_names_units_and_kinds(
         RESPONSES: ("{response}", Sum, True),
         REAUTHORIZE: ("{connection}", Sum, True),
         REFUSALS: ("{refusal}", Sum, True),
+        APP_REFUSALS: ("{refusal}", Sum, True),
+        APP_REFUSED: ("{app}", Gauge, None),
         "spotconn.database.clock.offset": ("s", Gauge, None),
         ENTRIES: ("{entry}", Sum, False),
         REFRESH: ("s", Histogram, None),

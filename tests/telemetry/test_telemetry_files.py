@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID
 
 import promql_parser
@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 
 import spotconn
 from spotconn import ConnectionStore, SpotifyAccounts, SpotifyUnavailable, TokenManager
+from spotconn.events import AppRefusal
 from spotconn.telemetry import instrument
 from spotconn.testing import FakeSpotify
 from support.connections import connect
@@ -109,7 +110,7 @@ async def test_every_label_that_is_grouped_by_is_exported(series: dict[str, set[
 
 
 def test_every_value_that_is_asked_for_can_occur() -> None:
-    """The outcomes and the classes of errors in the matchers are those that there are."""
+    """The outcomes, the classes of errors and the reasons in the matchers are those that there are."""
     matchers = [
         one for expression in EXPRESSIONS for selector in selectors(expression) for one in selector.matchers.matchers
     ]
@@ -119,6 +120,9 @@ def test_every_value_that_is_asked_for_can_occur() -> None:
     assert outcomes <= OUTCOMES
     assert errors
     assert errors <= set(spotconn.__all__)
+    reasons = {value for one in matchers if one.name == "spotconn_reason" for value in one.value.split("|")}
+    assert reasons
+    assert reasons <= {*get_args(AppRefusal)}
 
 
 def test_every_alert_is_explained() -> None:

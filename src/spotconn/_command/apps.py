@@ -6,7 +6,7 @@ from spotconn._command.finding import Finding
 from spotconn._command.probe import UNSEEN, Probe
 from spotconn._database.statements import APPS
 from spotconn._printable import counted, shown
-from spotconn._settings import Settings, read_client, read_other_apps, read_retired_client_ids
+from spotconn._settings import Settings, read_client, read_other_apps, read_retired_client_ids, read_spotify_url
 from spotconn._spotify.client_secret import Secret
 from spotconn.errors import ConfigurationError
 
@@ -34,7 +34,7 @@ def client_finding(environ: Mapping[str, str]) -> Finding:
     """
     client_id, secret = read_client(environ)
     variables = "SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET"
-    unusual = _unusual(client_id, secret)
+    unusual = _unusual(environ, client_id, secret)
     return _finding("Spotify app", f"{client_id}, {_kind(secret)}", variables, unusual=unusual)
 
 
@@ -52,7 +52,7 @@ def other_apps_finding(environ: Mapping[str, str]) -> Finding:
     secrets = [secret for _, secret in others]
     public = secrets.count(None)
     text = f"{len(others) - public} of confidential clients, {public} of public clients (PKCE), {len(retired)} retired"
-    unusual = any(_unusual(client_id, secret) for client_id, secret in others)
+    unusual = any(_unusual(environ, *app) for app in others)
     return _finding("other apps", text, "SPOTCONN_OTHER_APPS", unusual=unusual)
 
 
@@ -124,6 +124,7 @@ def _kind(secret: Secret | None) -> str:
     return "confidential client" if secret else "public client (PKCE)"
 
 
-def _unusual(*values: Secret | None) -> bool:
+def _unusual(environ: Mapping[str, str], *values: Secret | None) -> bool:
+    """Return whether one of an id and a secret is no such as Spotify gives; a simulated one takes any."""
     texts = [value() if callable(value) else value for value in values]
-    return any(len(text) != USUAL_LENGTH for text in texts if text)
+    return read_spotify_url(environ) is None and any(len(text) != USUAL_LENGTH for text in texts if text)

@@ -15,10 +15,9 @@ from spotconn._command.isolation import check_isolation
 from spotconn._command.notifications import check_notifications
 from spotconn._command.probe import TIMEOUT, UNSEEN, Probe
 from spotconn._command.read_only import check_writing
+from spotconn._command.schema_version import check_schema_version
 from spotconn._command.users import check_users
-from spotconn._database.errors import APPLY_SCHEMA
 from spotconn._database.pool import is_pooled
-from spotconn._database.schema import SCHEMA_VERSION
 from spotconn._database.statements import HIDES_ROWS
 from spotconn._database.verification import ENCODING, MAKE_UTF8
 from spotconn._printable import counted
@@ -96,15 +95,6 @@ def pooler_finding(*, pooled: bool) -> Finding:
     )
 
 
-async def _check_schema_version(probe: Probe) -> Finding:
-    version = await probe.value("select spotconn.schema_version()")
-    if version == SCHEMA_VERSION:
-        return Finding(state="ok", subject="schema", text=f"version {version}")
-    remedy = APPLY_SCHEMA if version < SCHEMA_VERSION else "upgrade spotconn"
-    text = f"version {version}; this library needs {SCHEMA_VERSION}"
-    return Finding(state="fail", subject="schema", text=text, remedy=remedy)
-
-
 async def _check_grants(probe: Probe) -> Finding:
     await probe.value("select spotconn.row_security_binds()")
     if hides := await probe.value(f"select {HIDES_ROWS}"):
@@ -140,8 +130,8 @@ CHECKS: dict[str, Check] = {
     "server": _check_server_version,
     "encoding": _check_encoding,
     "pooler": _check_pooler,
-    "schema": _check_schema_version,
     "writing": check_writing,
+    "schema": check_schema_version,
     "isolation": check_isolation,
     "catalog": check_catalog,
     "grants": _check_grants,
@@ -151,4 +141,4 @@ CHECKS: dict[str, Check] = {
     "stored tokens": _check_encryption,
     "clocks": check_clocks,
 }
-"""The checks by the subject of their findings, in the order of the report."""
+"""The checks by the subject of their findings, in the order of the report; those behind "schema" need it."""

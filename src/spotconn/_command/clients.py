@@ -10,6 +10,31 @@ from spotconn._command.probe import Probe
 from spotconn._database.errors import APPLY_SCHEMA
 
 SUBJECT = "clients"
+# Logins that can act as a browser's role: PostgREST's, which is authenticator on Supabase. Superusers are none, and
+# neither is who may only administer the role, as PostgreSQL 16 and later let its maker.
+_LOGINS_OF_BROWSERS = """
+with recursive acting (member) as (
+    select member from pg_catalog.pg_auth_members as given
+    join pg_catalog.pg_roles as role on role.oid = roleid
+    where rolname in ('anon', 'authenticated')
+        and not pg_catalog.to_jsonb(given) @> '{"inherit_option": false, "set_option": false}'
+    union
+    select given.member from pg_catalog.pg_auth_members as given
+    join acting on given.roleid = acting.member
+    where not pg_catalog.to_jsonb(given) @> '{"inherit_option": false, "set_option": false}'
+)
+select exists (
+    select from pg_catalog.pg_roles
+    where rolcanlogin and not rolsuper
+        and (rolname in ('anon', 'authenticated') or oid in (select member from acting))
+)
+"""
+_NO_API = Finding(
+    state="ok",
+    subject=SUBJECT,
+    text="no login may become anon or authenticated, as that of an API for browsers (PostgREST) would: nobody comes "
+    "to the table as a signed-in user. Before there is one: spotconn schema --apply --close-writes, or --lock-down",
+)
 _LEVELS = {
     "open": Finding(
         state="warn",
@@ -39,7 +64,11 @@ async def check_clients(probe: Probe) -> Finding:
     if other := of_other_version(SUBJECT, found, expected):
         return other
     level = level_of(found, expected)
-    return _broken(found - expected[level]) or _LEVELS[level]
+    if broken := _broken(found - expected[level]):
+        return broken
+    if level == "open" and not await probe.value(_LOGINS_OF_BROWSERS):
+        return _NO_API
+    return _LEVELS[level]
 
 
 def _broken(added: Collection[Fact]) -> Finding | None:

@@ -127,6 +127,11 @@ def duration(text: str) -> timedelta:
     return timedelta(**{_UNITS[parts[2]]: int(parts[1])})
 
 
+def optional_moment(text: str | None) -> datetime | None:
+    """Parse the time of an option that may be left out."""
+    return None if text is None else moment(text)
+
+
 def moment(text: str) -> datetime:
     """Parse an ISO 8601 time with its zone, or a length of time, which counts back from now."""
     if re.fullmatch(r"\d+[mhdw]", text.strip()):

@@ -1,14 +1,16 @@
 """Examine the settings and the database that they name, for `spotconn doctor`."""
 
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import aclosing
 
 from spotconn._command.apps import check_apps, client_finding, other_apps_finding
 from spotconn._command.checks import CHECKS, Check
 from spotconn._command.decryption import check_decryption
-from spotconn._command.finding import Finding
+from spotconn._command.examination import run_checks
+from spotconn._command.finding import Finding, failed
+from spotconn._command.online import not_asked, spotify_findings
 from spotconn._command.probe import Probe
 from spotconn._database.acquire import acquire
-from spotconn._database.idle_sessions import is_open
 from spotconn._database.pool import close_pool, open_pool
 from spotconn._settings import read_database_url, read_encryption, read_timeout
 from spotconn._spotify.redirect import checked_redirect_uri
@@ -17,29 +19,41 @@ from spotconn.errors import ConfigurationError, SpotconnError
 
 DATABASE = "database"
 """The subject of the finding about the way there."""
+_UNSET = {
+    "DATABASE_URL is not set": "set it to postgresql://user:password@host:port/database",
+    "SPOTIFY_CLIENT_ID is not set": "set it to the id of an app in Spotify's dashboard; spotconn simulate has one "
+    "to develop with",
+}
+"""What to do about variables that every service needs."""
 
 
-async def examine(environ: Mapping[str, str]) -> AsyncGenerator[Finding]:
-    """Yield the findings about the settings, then those about the database. Nothing is changed.
+async def examine(environ: Mapping[str, str], *, online: bool = False) -> AsyncGenerator[Finding]:
+    """Yield the findings about the settings, then about Spotify, then about the database. Nothing is changed.
 
     Args:
         environ: as `os.environ`.
+        online: whether to ask Spotify.
     """
     for finding in _settings(environ):
         yield finding
+    for finding in await spotify_findings(environ) if online else [not_asked(environ)]:
+        yield finding
     try:
-        options = {"max_size": 1, "statement_cache_size": 0}
-        pool = await open_pool(read_database_url(environ), options, seconds=read_timeout(environ))
-    except Exception as error:  # noqa: BLE001  a finding, never a traceback
-        yield _failed(DATABASE, error, remedy="correct DATABASE_URL")
+        url, seconds = read_database_url(environ), read_timeout(environ)
+    except ConfigurationError as error:
+        yield _of_variable(DATABASE, error)
         return
     try:
-        async with acquire(pool) as session:
-            probe = Probe(session)
-            for subject, check in _checks(environ).items():
-                yield await _run_check(probe, subject, check)
+        pool = await open_pool(url, {"max_size": 1, "statement_cache_size": 0}, seconds=seconds)
+    except Exception as error:  # noqa: BLE001  a finding, never a traceback
+        yield failed(DATABASE, error)
+        return
+    try:
+        async with acquire(pool) as session, aclosing(run_checks(Probe(session), _checks(environ))) as findings:
+            async for finding in findings:
+                yield finding
     except SpotconnError as error:
-        yield _failed(DATABASE, error)
+        yield failed(DATABASE, error)
     finally:
         await close_pool(pool)
 
@@ -53,52 +67,31 @@ def _checks(environ: Mapping[str, str]) -> dict[str, Check]:
     return CHECKS | compared
 
 
-async def _run_check(probe: Probe, subject: str, check: Check) -> Finding:
-    try:
-        async with probe.rolled_back():
-            return await check(probe)
-    except Exception as error:  # noqa: BLE001  a finding, never a traceback
-        return _failed(subject, error) if is_open(probe.session) else _lost(subject)
-
-
-def _lost(subject: str) -> Finding:
-    return Finding(
-        state="fail",
-        subject=subject,
-        text="not examined: the connection to the database was lost",
-        remedy="run spotconn doctor again once the database answers",
-    )
-
-
-def _failed(subject: str, error: Exception, *, remedy: str | None = None) -> Finding:
-    if isinstance(error, SpotconnError):
-        return Finding(
-            state="fail",
-            subject=subject,
-            text=str(error),
-            remedy=remedy if isinstance(error, ConfigurationError) else None,
-        )
-    # The text of another error may hold a row or a part of the URL.
-    return Finding(
-        state="fail",
-        subject=subject,
-        text=f"not examined: unexpected {type(error).__name__}",
-        remedy="run spotconn doctor again, and report it if it comes again",
-    )
-
-
 def _settings(environ: Mapping[str, str]) -> Iterator[Finding]:
-    yield _setting("Spotify app", lambda: client_finding(environ))
-    yield _setting("other apps", lambda: other_apps_finding(environ))
-    yield _setting("redirect URI", lambda: _redirect_uri(environ.get("SPOTIFY_REDIRECT_URI", "").strip()))
-    yield _setting("encryption keys", lambda: _keys(environ))
+    checks: dict[str, Callable[[], Finding]] = {
+        "Spotify app": lambda: client_finding(environ),
+        "other apps": lambda: other_apps_finding(environ),
+        "redirect URI": lambda: _redirect_uri(environ.get("SPOTIFY_REDIRECT_URI", "").strip()),
+        "encryption keys": lambda: _keys(environ),
+    }
+    texts = set[str]()
+    for subject, check in checks.items():
+        finding = _setting(subject, check)
+        if finding.text not in texts:  # several need the same variable
+            yield finding
+        texts.add(finding.text)
 
 
 def _setting(subject: str, read: Callable[[], Finding]) -> Finding:
     try:
         return read()
     except ConfigurationError as error:
-        return Finding(state="fail", subject=subject, text=str(error), remedy="correct the variable")
+        return _of_variable(subject, error)
+
+
+def _of_variable(subject: str, error: ConfigurationError) -> Finding:
+    """Return the finding about a variable, which the text of the error names."""
+    return failed(subject, error, remedy=_UNSET.get(str(error), "correct the variable"))
 
 
 def _redirect_uri(uri: str) -> Finding:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from contextlib import aclosing
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -19,21 +20,27 @@ COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 """Of a terminal, by the state of a finding."""
 
 
-def doctor(*, as_json: Json = False) -> None:
+def doctor(
+    *,
+    online: Annotated[bool, typer.Option("--online", help="Also ask Spotify about the apps, and of no user.")] = False,
+    as_json: Json = False,
+) -> None:
     """Look at settings, database, row security, rights and clocks, and say what mends what is wrong."""
-    if run(_report(os.environ, as_json=as_json)):
+    if run(_report(os.environ, online=online, as_json=as_json)):
         raise typer.Exit(UNHEALTHY)
 
 
-async def _report(environ: Mapping[str, str], *, as_json: bool) -> bool:
+async def _report(environ: Mapping[str, str], *, online: bool, as_json: bool) -> bool:
     """Write the findings as they come, and return whether there is something to mend.
 
     Args:
         environ: as `os.environ`.
+        online: whether to ask Spotify.
         as_json: for programs.
     """
     console, unhealthy = Console(highlight=False, soft_wrap=True), False
-    async with aclosing(examine(environ)) as findings:  # the process may end at a line, and the session before it
+    # The process may end at a line, and the session before it.
+    async with aclosing(examine(environ, online=online)) as findings:
         async for finding in findings:
             unhealthy |= finding.state == "fail"
             if as_json:

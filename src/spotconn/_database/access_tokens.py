@@ -47,3 +47,11 @@ class AccessTokens:
             lambda some: self._pool.rows_of(some, statements.GET_ACCESS_TOKENS), list(set(user_ids))
         )
         return errors | {row["user_id"]: self._rows.access_token_or_error(row) for row in rows}
+
+    def check_decryption(self) -> None:
+        """Check that the tokens of most users that were read lately decrypt. Nothing is read.
+
+        Raises:
+            DecryptionError: they do not.
+        """
+        self._rows.decryptions.check()

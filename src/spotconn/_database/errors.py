@@ -29,7 +29,7 @@ APPLY_SCHEMA = "apply the schema of this version of spotconn: spotconn schema --
 SPARE_THE_LIBRARY = "let it bind browsers alone: ALTER POLICY name ON public.spotify_connections TO authenticated"
 """What to do with a restrictive policy that binds the role `spotconn`."""
 
-_TABLES = {"spotify_connections", "refresh_state", "pending_connect"}
+_TABLES = {"spotify_connections", "refresh_state", "pending_connect", "reminder"}
 _HELD_UP = {"40001", "40P01", "55P03"}
 """SQLSTATEs of a statement that met another transaction, while the database serves others."""
 _FUNCTION = re.compile(r'^(?:PL/\S+ (?:\S+ )?([\w.]+)\(|SQL \S+ "([\w.]+)")', re.MULTILINE)

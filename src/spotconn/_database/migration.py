@@ -1,6 +1,7 @@
 """The migration of connections from another table: what its rows hold, and their insertion."""
 
 import re
+import sys
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from spotconn._database.service_role import ServiceRole
 from spotconn._database.source_rights import check_rights
 from spotconn._database.source_table import SourceTable
 from spotconn._database.source_tokens import TokenReader
+from spotconn._tracebacks import scrub
 from spotconn.cipher import TokenCipher, TokenColumn
 from spotconn.errors import StatementRefused, UnknownUser
 from spotconn.models import LARGEST_TEXT, read_scope
@@ -172,6 +174,15 @@ class Migration:
             columns: as there.
             write: whether to insert; else it is only looked at.
         """
+        handled = sys.exc_info()[1]
+        try:
+            async for row in self._rows(name, columns, write=write):
+                yield row
+        except Exception as error:
+            scrub(error, handled)  # frames below hold rows with tokens
+            raise
+
+    async def _rows(self, name: str, columns: Mapping[str, str], *, write: bool) -> AsyncIterator[MigratedRow]:
         await check_rights(self._pool, name)
         source = await SourceTable.describe(self._pool, name, columns)
         async for found in source.batches(self._pool):

@@ -49,6 +49,14 @@ returning user_id
 _KNOWN = "select from spotconn.refresh_state where user_id = $1 and fingerprint = $2 for update"
 _FORGET = "delete from spotconn.refresh_state where user_id = $1"
 _CARRY = "update spotconn.refresh_state set user_id = $3, fingerprint = $4 where user_id = $1 and fingerprint = $2"
+# When the user was asked to connect again: it is about an authorization, which is the connection's.
+_CARRY_REMINDER = """
+with carried as (delete from spotconn.reminder where user_id = $1 returning connected_at, asked_at)
+insert into spotconn.reminder as reminder (user_id, connected_at, asked_at)
+select $2, connected_at, asked_at from carried
+on conflict (user_id) do update set connected_at = excluded.connected_at, asked_at = excluded.asked_at
+where reminder.connected_at is distinct from excluded.connected_at or reminder.asked_at < excluded.asked_at
+"""
 
 
 class Mover:
@@ -144,6 +152,7 @@ class Mover:
             await map_errors(session.execute(_FORGET, self._to_user, timeout=TIMEOUT))
         await map_errors(session.execute(_CARRY, user_id, before, self._to_user, after, timeout=TIMEOUT))
         await map_errors(session.execute(_FORGET, self._from_user, timeout=TIMEOUT))
+        await map_errors(session.execute(_CARRY_REMINDER, self._from_user, self._to_user, timeout=TIMEOUT))
 
 
 async def _update(session: Session, holder: UUID, to_user: UUID, access_token: str, refresh_token: str) -> None:

@@ -15,7 +15,7 @@ from spotconn._database.dsn import prepare
 from spotconn._database.errors import map_errors
 from spotconn._database.protected_loop import protected
 from spotconn._database.unreachable import HOST_UNKNOWN, MALFORMED, UNKNOWN_HOST
-from spotconn.errors import ConfigurationError
+from spotconn.errors import ConfigurationError, DatabaseUnavailable
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -38,20 +38,22 @@ def pool_keywords() -> set[str]:
     return (keywords(asyncpg.create_pool) | keywords(asyncpg.connect)) - {"loop"}
 
 
-async def open_pool(dsn: str, options: dict[str, Any], *, seconds: float = TIMEOUT) -> asyncpg.Pool:
+async def open_pool(dsn: str, options: dict[str, Any], *, seconds: float | None = None) -> asyncpg.Pool:
     """Open a pool and connect; behind a transaction pooler, without prepared statements.
 
     Args:
         dsn: a postgresql:// URL.
         options: of `asyncpg.create_pool`; they override the defaults here. With `statement_cache_size` among them,
             a pooler is not looked for.
-        seconds: to wait for a connection, and before that for the one that looks for a pooler.
+        seconds: to wait for a connection, and before that for the one that looks for a pooler; None for the option
+            `timeout`, or else 5.
 
     Raises:
         ConfigurationError: the DSN or an option is malformed, or the login is refused.
         DatabaseUnavailable: no connection in time.
     """
-    return await _open(dsn, await detect_pooler(dsn, options, seconds=seconds), seconds)
+    wait: float = options.get("timeout") or TIMEOUT if seconds is None else seconds
+    return await _open(dsn, await detect_pooler(dsn, options, seconds=wait), wait)
 
 
 async def detect_pooler(dsn: str, options: dict[str, Any], *, seconds: float = TIMEOUT) -> dict[str, Any]:
@@ -132,7 +134,11 @@ async def _open(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.Po
 
 
 async def _connect(pool: asyncpg.Pool, seconds: float) -> str | None:
-    """Connect, and return what is wrong with the settings if asyncpg finds it only now."""
+    """Connect, and return what is wrong with the settings if asyncpg finds it only now.
+
+    Raises:
+        DatabaseUnavailable: there was no connection in time.
+    """
     try:
         async with asyncio.timeout(seconds):
             await pool
@@ -145,7 +151,15 @@ async def _connect(pool: asyncpg.Pool, seconds: float) -> str | None:
         if error.errno not in HOST_UNKNOWN:
             raise
         return UNKNOWN_HOST
-    return None
+    except TimeoutError:
+        pass
+    else:
+        return None
+    raise DatabaseUnavailable(
+        f"no connection to the database within {seconds:g} s: nothing answers at host and port of the database URL, as "
+        "behind a firewall, or the server is slow, as one that wakes up; try again later, or give it more time "
+        "(timeout, SPOTCONN_TIMEOUT)"
+    )
 
 
 async def close_pool(pool: asyncpg.Pool, *, seconds: float = TIMEOUT) -> None:

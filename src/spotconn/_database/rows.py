@@ -5,6 +5,7 @@ from uuid import UUID
 
 import asyncpg
 
+from spotconn._database.decryptions import Decryptions
 from spotconn._tracebacks import renewed
 from spotconn.cipher import TokenCipher, TokenColumn
 from spotconn.errors import DecryptionError
@@ -28,10 +29,15 @@ class RowConverter:
 
     Args:
         cipher: of the store.
+
+    Attributes:
+        cipher: as given.
+        decryptions: what came of those of stored tokens.
     """
 
     def __init__(self, cipher: TokenCipher) -> None:
         self.cipher = cipher
+        self.decryptions = Decryptions()
 
     def encrypt(self, token: str, user_id: UUID, column: TokenColumn) -> str:
         """Return the text to store for a token."""
@@ -61,13 +67,13 @@ class RowConverter:
         Raises:
             DecryptionError: a token does not decrypt as one of this user's.
         """
-        access_token = self.cipher.decrypt(row["access_token"], user_id=user_id, column="access_token")
+        access_token = self._decrypt(row["access_token"], user_id, "access_token")
         return Connection(
             id=row["id"],
             user_id=user_id,
             spotify_user_id=row["spotify_user_id"],
             access_token=access_token,
-            refresh_token=self.cipher.decrypt(row["refresh_token"], user_id=user_id, column="refresh_token"),
+            refresh_token=self._decrypt(row["refresh_token"], user_id, "refresh_token"),
             expires_at=_aware(row["expires_at"]),
             remaining=_remaining(row, access_token),
             connected_at=_connected_at(row),
@@ -91,7 +97,7 @@ class RowConverter:
             DecryptionError: it does not decrypt as one of this user's.
         """
         text: str = row["access_token"]
-        access_token = self.cipher.decrypt(text, user_id=user_id, column="access_token")
+        access_token = self._decrypt(text, user_id, "access_token")
         return StoredAccessToken(
             access_token=access_token,
             fingerprint=fingerprint(text),
@@ -135,6 +141,16 @@ class RowConverter:
             retry_after=row["retry_after"],
         )
 
+    def _decrypt(self, text: str, user_id: UUID, column: TokenColumn) -> str:
+        try:
+            token = self.cipher.decrypt(text, user_id=user_id, column=column)
+        except DecryptionError:
+            self.decryptions.fail(user_id)
+            raise
+        if self.decryptions:
+            self.decryptions.succeed(user_id)
+        return token
+
     def _connection_or_error(self, row: asyncpg.Record) -> Connection | DecryptionError:
         try:
             return self.connection(row, row["user_id"])
@@ -158,6 +174,7 @@ def overview(row: asyncpg.Record) -> ConnectionOverview:
         expires_at=_aware(row["expires_at"]),
         client_id=row["client_id"],
         failure=recorded_failure(row),
+        asked_at=row["asked_at"],
     )
 
 

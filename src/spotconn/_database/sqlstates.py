@@ -39,7 +39,17 @@ def _refused(advice: str) -> Verdict:
 
 _NO_SCHEMA = Verdict(SchemaMismatch, "")  # the remedy is APPLY_SCHEMA
 _ROW_SECURITY = Verdict(RowSecurityError, "")  # the text names what is missing, or binds
-_LOGIN = _setting("check user, password, database name and sslmode of the database URL")
+_LOGIN = _setting(
+    "the server does not let this user in from here: check user and sslmode of the database URL, that the role has "
+    "LOGIN, and pg_hba.conf of the server"
+)
+_PASSWORD = _setting(
+    "the server does not know this user with this password: correct them in the database URL, or ALTER ROLE ... "
+    "PASSWORD; after a restore the role may be without one"
+)
+_NO_DATABASE = _setting(
+    "there is no database of this name on the server: correct it in the database URL, or CREATE DATABASE"
+)
 _NO_STATEMENT = _setting("a transaction pooler is in between: make the pool with statement_cache_size=0")
 _READ_ONLY = _passes(
     "the server or the session is read-only, as a standby is until it is promoted, or by "
@@ -72,7 +82,8 @@ TABLE: dict[str, Verdict] = {
     "25006": _READ_ONLY,
     "26000": _NO_STATEMENT,
     "28": _LOGIN,
-    "3D": _LOGIN,
+    "28P01": _PASSWORD,
+    "3D": _NO_DATABASE,
     "3F000": _NO_SCHEMA,
     "40": _passes("another transaction came in between: try again"),
     "42501": _ROW_SECURITY,

@@ -37,7 +37,7 @@ VERIFY = "select spotconn.verify()::text"
 
 # Of the admin. Lists are read in batches by user id, so no rows and no transaction are held between two batches.
 # $1 is the first user id, $2 the size of a batch.
-_WITH_STATE = """
+WITH_STATE = """
 from public.spotify_connections as stored
 left join spotconn.refresh_state as state
     on state.user_id = stored.user_id
@@ -53,8 +53,12 @@ select
     state.client_id, state.failure,
     case when state.failed_at is not null
         then least(greatest(state.failed_at, '0001-01-02 00:00+00'), '9999-12-31 00:00+00') end as failed_at,
-    case when state.retry_at between '0001-01-02 00:00+00' and '9999-12-31 00:00+00' then state.retry_at end as retry_at
-{_WITH_STATE}
+    case when state.retry_at between '0001-01-02 00:00+00' and '9999-12-31 00:00+00'
+        then state.retry_at end as retry_at,
+    reminder.asked_at
+{WITH_STATE}
+left join spotconn.reminder as reminder
+    on reminder.user_id = stored.user_id and reminder.connected_at is not distinct from stored.connected_at
 where stored.user_id >= $1 and {{condition}}
 order by stored.user_id
 limit $2
@@ -63,9 +67,10 @@ EXPIRING = _OVERVIEW.format(
     condition="(failure is null or failure = 'unavailable') and (coalesce(client_id = any($4::text[]), false) or "
     "stored.connected_at between '2000-01-01 00:00+00' and '9998-12-31 00:00+00' and "
     "(stored.connected_at::timestamptz at time zone 'UTC') + interval '6 months' "
-    "<= (now() + make_interval(secs => $3)) at time zone 'UTC')"
+    "<= ((select spotconn.now()) + make_interval(secs => $3)) at time zone 'UTC') and "
+    "coalesce(reminder.asked_at < $5, true)"
 )
-FAILING = _OVERVIEW.format(condition="failure is not null")
+FAILING = _OVERVIEW.format(condition="failure is not null and coalesce(state.failed_at >= $3, true)")
 
 # A connection that is refused again meanwhile is not in a later batch. One that is due already is not counted twice.
 RECHECK = """
@@ -85,54 +90,6 @@ with batch as (
     from batch where state.user_id = batch.user_id
 )
 select user_id from batch order by user_id
-"""
-
-CONNECTED = "select user_id from public.spotify_connections where user_id >= $1 order by user_id limit $2"
-
-# A new state refers to auth.users, which the deletion of a user locks before the connection. So states are added while
-# no connection is locked. A user who is deleted meanwhile makes the statement fail.
-ADD_STATES = """
-insert into spotconn.refresh_state (user_id, fingerprint)
-select stored.user_id, sha256(convert_to(stored.refresh_token, 'UTF8'))
-from public.spotify_connections as stored
-where stored.user_id = any($1::text[]::uuid[])
-    and not exists (select from spotconn.refresh_state as state where state.user_id = stored.user_id)
-order by stored.user_id
-on conflict (user_id) do nothing
-"""
-LOCK_ROWS = """
-select user_id from public.spotify_connections where user_id = any($1::text[]::uuid[])
-order by user_id for no key update
-"""
-OF_NO_APP = f"select stored.user_id {_WITH_STATE} where stored.user_id = any($1::text[]::uuid[]) and client_id is null"
-# Each in a statement of its own, after the connections are locked, so that it sees what their lock was waited for.
-# As spotconn.enter_state: what speaks of another refresh token than the stored one is void.
-VOID_STATES = """
-update spotconn.refresh_state as state set
-    fingerprint = sha256(convert_to(stored.refresh_token, 'UTF8')),
-    client_id = null, refused_by = '{}',
-    family = gen_random_uuid(),
-    lease_id = null, leased_at = null, lease_until = null, lapsed = false,
-    failure = null, failed_at = null, paused_at = null, retry_at = null, failures = 0, refusals = 0,
-    saved_at = null, granted_at = null, account_id = null
-from public.spotify_connections as stored
-where state.user_id = any($1::text[]::uuid[]) and stored.user_id = state.user_id
-    and state.fingerprint <> sha256(convert_to(stored.refresh_token, 'UTF8'))
-"""
-# A refusal of a refresh token with other apps says nothing about its own.
-CLEAR_REFUSALS = """
-update spotconn.refresh_state as state
-set failure = null, failed_at = null, paused_at = null, retry_at = null, refusals = 0
-from public.spotify_connections as stored
-where state.user_id = any($1::text[]::uuid[]) and stored.user_id = state.user_id
-    and state.client_id is null and state.failure <> 'unavailable' and $2::text <> all (state.refused_by)
-"""
-ASSIGN_APP = """
-update spotconn.refresh_state as state
-set client_id = $2, refused_by = '{}'
-from public.spotify_connections as stored
-where state.user_id = any($1::text[]::uuid[]) and stored.user_id = state.user_id and state.client_id is null
-returning state.user_id
 """
 
 STATS = """
@@ -156,7 +113,7 @@ select
 from public.spotify_connections, lateral (values (access_token), (refresh_token)) as token (value)
 group by 1, 2
 """
-APPS = f"select client_id, count(*) {_WITH_STATE} group by client_id order by client_id"
+APPS = f"select client_id, count(*) {WITH_STATE} group by client_id order by client_id"
 
 # A policy also binds roles that inherit from those it names. A command needs a permissive policy that lets every row
 # pass, and no restrictive one that may keep one back: any but the constant may.
@@ -169,7 +126,9 @@ array(
         from role
         cross join pg_catalog.pg_class as relation
         join pg_catalog.pg_namespace as schema on schema.oid = relnamespace
-        where (nspname, relname) in (('public', 'spotify_connections'), ('spotconn', 'refresh_state'))
+        where (nspname, relname) in (
+                ('public', 'spotify_connections'), ('spotconn', 'refresh_state'), ('spotconn', 'reminder')
+            )
             and relrowsecurity and not exempt
             and (relforcerowsecurity or not pg_catalog.pg_has_role(role.oid, relowner, 'usage'))
     ), policy as (

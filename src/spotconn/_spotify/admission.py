@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Hashable
 from contextlib import asynccontextmanager
 from enum import Enum, auto
 
+from spotconn._spotify.app_refusals import AppRefusals
 from spotconn._spotify.circuit_breaker import CircuitBreaker
 from spotconn._spotify.retry import BeginBy
 from spotconn._spotify.throttle import Throttle
@@ -30,9 +31,14 @@ class Kind(Enum):
 
 
 class Admission:
-    """Admits the calls of one app: so many at once, as Spotify's Retry-After and its refusals of the app let them."""
+    """Admits the calls of one app: so many at once, as Spotify's Retry-After and its refusals of the app let them.
 
-    def __init__(self) -> None:
+    Args:
+        refusals: records when the credentials of the app are refused, and accepted again.
+    """
+
+    def __init__(self, refusals: AppRefusals) -> None:
+        self._refusals = refusals
         self._slots = asyncio.Semaphore(MOST_CALLS)
         self._throttles = {kind: Throttle() for kind in Kind}
         self._circuit_breaker = CircuitBreaker()
@@ -91,7 +97,15 @@ class Admission:
     def _record(self, kind: Kind, user: Hashable, outcome: SpotconnError | None, now: float) -> None:
         self._throttles[kind].record(outcome, now)
         if kind is not Kind.PROFILE:
-            self._circuit_breaker.record(outcome, now, user)
+            self._record_judgement(self._circuit_breaker.record(outcome, now, user))
+
+    def _record_judgement(self, accepted: bool | None) -> None:  # noqa: FBT001  of the circuit breaker
+        if accepted:
+            self._refusals.end("invalid_client")
+        elif accepted is not None and self._circuit_breaker.is_open:
+            self._refusals.refused("invalid_client")
+        elif accepted is not None:
+            self._refusals.count("invalid_client")
 
     @asynccontextmanager
     async def _slot(self, begin_by: BeginBy) -> AsyncGenerator[None]:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
 
+from spotconn._spotify.app_answers import FORBIDDEN, REMEDIES, WITHOUT_PREMIUM, app_refusal
 from spotconn._spotify.authorization import GrantType
 from spotconn._spotify.marks import Mark, marked
 from spotconn.errors import (
@@ -89,6 +90,7 @@ def read_profile(status: int, headers: Mapping[str, str], body: bytes, *, now: f
 
     Raises:
         ConnectFailed: 401 ("code_rejected"), 403 with a text of Spotify ("not_allowed").
+        ConfigurationError: 403 because of the owner of the app.
         SpotifyUnavailable: any other answer.
     """
     match status:
@@ -97,10 +99,27 @@ def read_profile(status: int, headers: Mapping[str, str], body: bytes, *, now: f
         case 401:
             # The token was just granted for a code, so only a new code gives another one.
             raise ConnectFailed("code_rejected", "Spotify refused the access token it had granted; start again")
+        case 403 if app_refusal(status, body) == "premium_required":
+            raise ConfigurationError(f"Spotify refuses this app: {WITHOUT_PREMIUM}")
         case 403 if text := _refusal_text(body):
             raise ConnectFailed("not_allowed", text)
         case _:
             raise _unavailable(status, headers, now)
+
+
+def read_app_answer(status: int, headers: Mapping[str, str], body: bytes, *, now: float) -> bool:
+    """Read the answer of the Web API to an app itself: True if it serves the app. The arguments are as above.
+
+    Raises:
+        ConfigurationError: 403 with a text of Spotify, or a quota that is used up.
+        SpotifyUnavailable: any other answer but 200.
+    """
+    if status == OK:
+        return True
+    reason = app_refusal(status, body)
+    if text := REMEDIES[reason] if reason else _refusal_text(body) if status == FORBIDDEN else "":
+        raise ConfigurationError(f"the Web API refuses this app: {text}")
+    raise _unavailable(status, headers, now)
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
@@ -114,11 +133,12 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     try:
         seconds = float(value)
     except ValueError:
-        seconds = _seconds_until(value, now)
+        seconds = seconds_until(value, now)
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-def _seconds_until(http_date: str, now: float) -> float:
+def seconds_until(http_date: str, now: float) -> float:
+    """Return the seconds from `now`, seconds since the epoch, until a date of HTTP; NaN if it is none."""
     try:
         moment = parsedate_to_datetime(http_date)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - now

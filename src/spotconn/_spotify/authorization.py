@@ -14,8 +14,8 @@ from urllib.parse import quote, urlencode, urlsplit
 from spotconn._spotify.redirect import is_loopback
 from spotconn.errors import ConfigurationError
 
-GrantType = Literal["refresh_token", "authorization_code"]
-"""The values of grant_type in use (RFC 6749, sections 6 and 4.1.3)."""
+GrantType = Literal["refresh_token", "authorization_code", "client_credentials"]
+"""The values of grant_type in use (RFC 6749, sections 6, 4.1.3 and 4.4.2)."""
 
 _STATE = re.compile(r"[0-9a-f]{1,12}\.[A-Za-z0-9_-]{43}", re.ASCII)
 

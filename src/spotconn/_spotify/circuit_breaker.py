@@ -47,33 +47,37 @@ class CircuitBreaker:
         backoff = self._backoff(user)
         if self._refusal is not None and backoff is not None and backoff.remaining(now):
             error = renewed(self._refusal)
-            raise error if self._is_open else marked(error, Mark.OF_ONE_CALL)
+            raise error if self.is_open else marked(error, Mark.OF_ONE_CALL)
 
-    def record(self, outcome: SpotconnError | None, now: float, user: Hashable) -> None:
+    def record(self, outcome: SpotconnError | None, now: float, user: Hashable) -> bool | None:
         """Record the outcome of a call of a user: its error, or None for a grant.
 
-        The refusal of a call is marked as that of one call.
+        The refusal of a call is marked as that of one call. Return whether Spotify accepts the app; None where the
+        outcome does not tell.
         """
         if isinstance(outcome, SpotifyUnavailable) or has_mark(outcome, Mark.NOT_PROCESSED):
-            return  # Spotify has not judged the app
+            return None  # Spotify has not judged the app
         if isinstance(outcome, ConfigurationError):
             if not has_mark(outcome, Mark.OF_ONE_APP):
-                return  # a malformed request may be refused before that
+                return None  # a malformed request may be refused before that
             self._refusal = renewed(outcome)
             self._refuse(user, now)
             marked(outcome, Mark.OF_ONE_CALL)
-        else:  # a success, or a refusal of something else: Spotify accepts the app
-            self._refusal = None
-            self._refused.clear()
-            self._others = _new_backoff()
+            return False
+        # A success, or a refusal of something else: Spotify accepts the app.
+        self._refusal = None
+        self._refused.clear()
+        self._others = _new_backoff()
+        return True
 
     @property
-    def _is_open(self) -> bool:
+    def is_open(self) -> bool:
+        """Whether the calls of all users are refused."""
         return len(self._refused) > 1
 
     def _backoff(self, user: Hashable) -> Backoff | None:
         """Return the pauses that a call of a user has to keep to; None for none."""
-        return self._refused.get(user, self._others if self._is_open else None)
+        return self._refused.get(user, self._others if self.is_open else None)
 
     def _refuse(self, user: Hashable, now: float) -> None:
         if user in self._refused:

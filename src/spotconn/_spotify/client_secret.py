@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import math
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import httpx
 
@@ -25,8 +27,8 @@ Secret = str | Callable[[], str]
 class ClientSecret:
     """The secret of one app and the authentication with it (RFC 6749, section 2.3.1).
 
-    A callable is called in a thread: when the secret is needed first, and again when Spotify refuses it. One reading at
-    a time serves all calls that wait for it. Another secret ends the pauses of this app.
+    A callable is called in a thread of its own: when the secret is needed first, and again when Spotify refuses it. One
+    reading at a time serves all calls that wait for it. Another secret ends the pauses of this app.
 
     Args:
         client_id: of the app.
@@ -47,8 +49,8 @@ class ClientSecret:
         self._reading: asyncio.Task[None] | None = None
         self._began = -math.inf
         self.changes = 0
-        if isinstance(secret, str):
-            self._take(secret)
+        if isinstance(secret, str) and (problem := self._take(secret)) is not None:
+            raise problem
 
     @property
     def is_confidential(self) -> bool:
@@ -103,29 +105,47 @@ class ClientSecret:
             await asyncio.wait([self._reading], timeout=remaining)
 
     async def _load(self) -> None:
-        read = self._read_secret
-        if read is None:
+        if self._read_secret is None:
             return
-        try:
-            self._take(await asyncio.to_thread(read))
-        except ConfigurationError as error:
-            self._failure = renewed(error)
-        except Exception as error:  # noqa: BLE001  the text of another error may hold the secret
-            self._failure = ConfigurationError(f"client_secret: reading it ended with {type(error).__name__}")
-        else:
-            self._failure = None
-            return
-        if self._auth is not None:
+        self._failure = self._take(await _in_thread(self._read_secret))
+        if self._failure is not None and self._auth is not None:
             _log.warning("the last client secret of the app %s stays in use: %s", self._client_id, self._failure)
 
-    def _take(self, secret: str) -> None:
+    def _take(self, secret: str | ConfigurationError) -> ConfigurationError | None:
+        """Use a secret from now on, or return why that is not possible."""
+        if isinstance(secret, ConfigurationError):
+            return secret
         # A copied value may have blank space around it, which the answer of Spotify would not name as the cause.
         if not isinstance(secret, str) or secret != secret.strip() or not secret:  # type: ignore[redundant-expr]  # pyright: ignore[reportUnnecessaryIsInstance]  callers err
-            raise ConfigurationError("client_secret is empty, no text, or has blank space around it")
+            return ConfigurationError("client_secret is empty, no text, or has blank space around it")
         if secret == self._value:
-            return
+            return None
         if self._value is not None:
             self.changes += 1
             self._admission.forget_refusals()
             _log.info("another client secret of the app %s was read, and is used from now on", self._client_id)
         self._value, self._auth = secret, httpx.BasicAuth(self._client_id, secret)
+        return None
+
+
+async def _in_thread(read: Callable[[], str]) -> str | ConfigurationError:
+    """Call a function in a thread of its own, and return what it returns or the error for what it raises.
+
+    The threads of the event loop's executor may all wait for something else, and the process waits for them at its end.
+    """
+    outcome = Future[str | ConfigurationError]()
+    outcome.set_running_or_notify_cancel()
+    try:
+        threading.Thread(target=lambda: outcome.set_result(_outcome(read)), name="spotconn-secret", daemon=True).start()
+    except RuntimeError:
+        return ConfigurationError("client_secret: this process can start no thread to read it")
+    return await asyncio.wrap_future(outcome)
+
+
+def _outcome(read: Callable[[], str]) -> str | ConfigurationError:
+    try:
+        return read()
+    except ConfigurationError as error:
+        return renewed(error)
+    except BaseException as error:  # noqa: BLE001  also SystemExit; the text of another error may hold the secret
+        return ConfigurationError(f"client_secret: reading it ended with {type(error).__name__}")

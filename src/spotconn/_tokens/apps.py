@@ -6,6 +6,7 @@ from uuid import UUID
 
 from spotconn._arguments import several
 from spotconn._observer import Observer
+from spotconn._spotify.app_answers import SERVES_NOBODY
 from spotconn._stopwatch import Stopwatch
 from spotconn._tracebacks import renewed
 from spotconn.accounts import SpotifyAccounts
@@ -16,6 +17,7 @@ from spotconn.errors import (
     SpotconnError,
     SpotifyUnavailable,
 )
+from spotconn.events import AppRefusal
 from spotconn.models import Connection, TokenGrant
 
 
@@ -96,6 +98,16 @@ class Apps:
         """
         for accounts in self.accounts.values():
             accounts.affinity.check()
+
+    def check_accepted(self) -> None:
+        """Check that Spotify does not refuse all apps, as far as it has answered lately. Spotify is not asked.
+
+        Raises:
+            ConfigurationError: it does; the text says why.
+        """
+        reasons: list[AppRefusal | None] = [accounts.refusals.recent() for accounts in self.accounts.values()]
+        if (reason := reasons[0]) is not None and None not in reasons:
+            raise ConfigurationError(f"Spotify refuses the app {next(iter(self.accounts))}: {SERVES_NOBODY[reason]}")
 
     async def refresh(
         self,

@@ -20,6 +20,7 @@ from spotconn._tokens.refresh import Refresher, Replacement
 from spotconn._tokens.single_flight import SingleFlight, finish
 from spotconn._tokens.stored_token import StoredToken
 from spotconn._tokens.subscriber import Subscriber
+from spotconn._tokens.web_answers import WebAnswers
 from spotconn._tracebacks import Failure
 from spotconn.errors import MissingScope, RefreshInProgress, SpotconnError, SpotifyUnavailable
 from spotconn.store import ConnectionStore
@@ -52,6 +53,7 @@ class ConnectionSource:
         refreshes: refreshes under way, by user and by the access token found wanting.
         refresher: reads and refreshes connections.
         subscriber: keeps the cache trusted.
+        answers: records what the Web API refuses the apps.
         observer: is told who waits.
     """
 
@@ -80,19 +82,23 @@ class ConnectionSource:
         changes = store.changes if cache.size else None
         saved, backoffs = self.refresher.saved, self.refresher.backoffs
         self.subscriber = Subscriber(changes, cache, saved, backoffs, ttl=cache.ttl, clock=clock)
+        self.answers = WebAnswers(store, apps, emitter, clock=clock)
         self.observer: Observer = NOBODY
+        affinity.call_after_fork(self.abandon)
 
-    def observe(self, observer: Observer) -> None:
-        """Report to an observer what the calls, the refreshes, the store and the cache do.
+    def observe(self, observer: Observer, manager: object) -> None:
+        """Report to an observer what a manager, its refreshes, its store and its cache do.
 
         Raises:
             RuntimeError: there is an observer already.
         """
         if self.observer is not NOBODY:
             raise RuntimeError("this TokenManager is instrumented already")
-        self.observer = self._store.pool.observer = observer
+        self.observer = self.answers.observer = self._store.pool.observer = observer
         self.refresher.observe(observer)
         observer.remembers(self._cache)
+        for name in ("get_valid_token", "get_access_token", "replace_rejected"):
+            setattr(manager, name, observer.counted(getattr(manager, name)))  # of this object: others pay nothing
 
     async def find(self, user_id: UUID, needed: frozenset[str], least: float) -> StoredToken:
         """Return a token that has the scopes and is good for more than `least` seconds.
@@ -143,7 +149,7 @@ class ConnectionSource:
         self.refresher.on_write(user_id)
 
     def abandon(self) -> None:
-        """Leave everything to the parent process, in a child of fork."""
+        """Leave everything to the parent process, in a child of fork: the hot path looks at the cache alone."""
         self._cache.close()
         self.refresher.unsaved.clear()
         self.refresher.saved.clear()
@@ -153,9 +159,11 @@ class ConnectionSource:
         """Wait for what is under way, and for other tasks, as long as a lease; then save what is not saved yet."""
         self._cache.close()
         try:
-            await finish(self.refreshes.tasks | others, seconds=self._times.lease, what="refreshes")
+            running = self.refreshes.tasks | self.answers.tasks | others
+            await finish(running, seconds=self._times.lease, what="refreshes")
         finally:  # also after a cancellation
             self.refreshes.cut_off()
+            self.answers.close()
             try:
                 await self.subscriber.close()
             finally:

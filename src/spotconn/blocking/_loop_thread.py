@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from contextvars import Context
 from typing import Any, Generic, TypeVar
 
+from spotconn._affinity import running_loop
 from spotconn._tokens.single_flight import SingleFlight
 from spotconn._tracebacks import Failure
 from spotconn.errors import TryLater
@@ -26,6 +27,24 @@ CLOSE_TIMEOUT = 40.0
 CLOSED = "this BlockingTokens is closed: make another one, or close it when nothing of its process needs it any more"
 STOP_TIMEOUT = 1.0
 """Seconds that a call has to end once it is cancelled."""
+
+
+def check_caller() -> None:
+    """Raise RuntimeError in a thread that runs an event loop."""
+    if running_loop() is not None:
+        raise RuntimeError(
+            "a call of BlockingTokens would stop the event loop that runs in this thread: await a TokenManager there, "
+            "or call BlockingTokens in another thread (asyncio.to_thread)"
+        )
+
+
+def check_threads() -> None:
+    """Raise RuntimeError where threads have been replaced by what cannot run an event loop beside others."""
+    if threading.get_ident.__module__ != "_thread":
+        raise RuntimeError(
+            "BlockingTokens needs real threads, and gevent or eventlet has replaced them in this process: use "
+            "threads or processes for the workers that need tokens (gunicorn: gthread, Celery: prefork)"
+        )
 
 
 class LoopThread(Generic[R]):
@@ -88,6 +107,12 @@ class LoopThread(Generic[R]):
         if isinstance(outcome, Failure):
             raise outcome.renewed()
         return outcome
+
+    def post(self, work: Callable[[R], object]) -> None:
+        """Have `work` called on the event loop with what is open, without waiting; nothing where there is none."""
+        with self._lock:
+            if self._accepting and self.resource is not None:
+                self._loop.call_soon_threadsafe(work, self.resource)
 
     def close(self) -> None:
         """Refuse new calls, close what is open, and wait for the thread, for 40 seconds at most.

@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 from uuid import UUID
 
 from spotconn._arguments import several
 from spotconn._printable import shown
+from spotconn._spotify.app_answers import FORBIDDEN, TOO_MANY_REQUESTS
 from spotconn._spotify.authorization import base_url
 from spotconn._tracebacks import scrubbed, scrubbed_method
 from spotconn._user_ids import UserId, parse_user_id
@@ -31,6 +33,10 @@ class Tokens(Protocol):
 
     def replace_rejected(self, user_id: UserId, rejected_token: str, *, scopes: Iterable[str] = ...) -> str:
         """Return another access token than the one that was refused."""
+        ...
+
+    def report_answer(self, user_id: UserId, status: int, body: bytes) -> None:
+        """Record what the Web API has answered."""
         ...
 
 
@@ -85,7 +91,7 @@ class BlockingAuth:
             raise TypeError("BlockingAuth is for requests: for httpx there is TokenManager.auth, with an AsyncClient")
         if self._may_see_token(request.url):
             request.headers["Authorization"] = f"Bearer {self.get_access_token()}"
-            request.register_hook("response", self._repeat_rejected)
+            request.register_hook("response", self._handle)
         else:
             _log.debug("no token is sent to %s: allow= does not name it", shown(str(_origin(request.url)[1])))
         return request
@@ -102,13 +108,28 @@ class BlockingAuth:
         return self._tokens.get_valid_token(self._user_id, scopes=self._scopes)
 
     @scrubbed_method
+    def _handle(self, response: Any, **options: Any) -> Any:
+        """Repeat what was rejected, and report the answer: a hook of requests."""
+        response = self._repeat_rejected(response, **options)
+        if "Authorization" in response.request.headers and self._may_see_token(response.request.url):
+            self._report(response, streamed=options.get("stream", False))
+        return response
+
+    def _report(self, response: Any, *, streamed: bool) -> None:
+        """Report an answer of the Web API. The body of one that is streamed is not read."""
+        refused = response.status_code in {FORBIDDEN, TOO_MANY_REQUESTS}
+        if refused and streamed:
+            return
+        with suppress(RuntimeError):  # closed meanwhile: the answer is the caller's all the same
+            self._tokens.report_answer(self._user_id, response.status_code, response.content if refused else b"")
+
     def _repeat_rejected(self, response: Any, **options: Any) -> Any:
-        """Repeat a request that was answered with 401, once in a chain of redirects: a hook of requests."""
+        """Repeat a request that was answered with 401, once in a chain of redirects."""
         request = response.request
         rejected = str(request.headers.get("Authorization", "")).removeprefix("Bearer ")
         if response.status_code != UNAUTHORIZED or not rejected or not self._may_see_token(request.url):
             return response
-        request.deregister_hook("response", self._repeat_rejected)
+        request.deregister_hook("response", self._handle)
         if MISSING_SCOPE in response.content:
             return response
         other = self._tokens.replace_rejected(self._user_id, rejected, scopes=self._scopes)

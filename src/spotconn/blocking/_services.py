@@ -1,7 +1,7 @@
 """What is open in the event loop of `BlockingTokens`."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from spotconn._observer import NOBODY
@@ -65,6 +65,15 @@ class Services:
     async def api_url(self) -> str:
         """Return the base URL of the Web API."""
         return self.manager.accounts.api_url
+
+    def concern(self, status: int) -> bool:
+        """Return whether an answer of the Web API may tell something new. May be called in any thread."""
+        return self.manager._source.answers.concern(status)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+    def report_answer(self, user_id: UserId, status: int, body: bytes | str) -> None:
+        """Record an answer of the Web API, as `TokenManager.report_answer` does."""
+        with suppress(RuntimeError):  # it is being closed
+            self.manager.report_answer(user_id, status, body)
 
     def cached_token(self, user_id: UserId) -> str | None:
         """Return the token that the manager would serve without waiting. May be called in any thread."""

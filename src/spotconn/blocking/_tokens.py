@@ -8,15 +8,15 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NoReturn, Self, TypeVar
 
-from spotconn._affinity import Affinity, running_loop
+from spotconn._affinity import Affinity
 from spotconn._arguments import checked_scopes
 from spotconn._spotify.redirect import UrlObject
 from spotconn._tokens.access_token import AccessToken
 from spotconn._tokens.environment import check_options
 from spotconn._tracebacks import scrubbed, scrubbed_method
-from spotconn._user_ids import UserId
+from spotconn._user_ids import UserId, parse_user_id
 from spotconn.authorizations import Authorization, Completed
-from spotconn.blocking._loop_thread import CLOSED, LoopThread
+from spotconn.blocking._loop_thread import CLOSED, LoopThread, check_caller, check_threads
 from spotconn.blocking._requests_auth import BlockingAuth
 from spotconn.blocking._services import FlowOptions, Opener, Services, opened_services
 from spotconn.events import Hook
@@ -178,6 +178,16 @@ class BlockingTokens:
         """Return what a profile page shows, as `TokenManager.status` does. No connection is no error."""
         return self._call(lambda on: on.manager.status(user_id), timeout)
 
+    def check(self, *, timeout: float = TIMEOUT) -> None:
+        """Check for a readiness probe that tokens can be served here, as `TokenManager.check` does."""
+        self._call(lambda on: on.manager.check(), timeout)
+
+    def report_answer(self, user_id: UserId, status: int, body: bytes | str = b"") -> None:
+        """Record what the Web API has answered, as `TokenManager.report_answer` does, without waiting."""
+        user_id, thread = parse_user_id(user_id), self._started(TIMEOUT)
+        if thread.resource is not None and thread.resource.concern(status):
+            thread.post(lambda on: on.report_answer(user_id, status, body))
+
     def disconnect(self, user_id: UserId, *, timeout: float = TIMEOUT) -> bool:
         """Delete the stored connection, as `TokenManager.disconnect` does; return whether there was one."""
         return self._call(lambda on: on.manager.disconnect(user_id), timeout)
@@ -265,22 +275,14 @@ class BlockingTokens:
 
     def _started(self, timeout: float) -> LoopThread[Services]:
         """Return the thread of this process, and start it if need be."""
-        if running_loop() is not None:
-            raise RuntimeError(
-                "a call of BlockingTokens would stop the event loop that runs in this thread: await a TokenManager "
-                "there, or call BlockingTokens in another thread (asyncio.to_thread)"
-            )
+        check_caller()
         if not isinstance(timeout, int | float) or not 0 < timeout <= threading.TIMEOUT_MAX:  # type: ignore[redundant-expr]  # pyright: ignore[reportUnnecessaryIsInstance]  callers err
             raise ValueError("timeout: expected seconds, more than 0")
         thread = self._current
         return thread if thread is not None and thread.usable else self._start()
 
     def _start(self) -> LoopThread[Services]:
-        if threading.get_ident.__module__ != "_thread":
-            raise RuntimeError(
-                "BlockingTokens needs real threads, and gevent or eventlet has replaced them in this process: use "
-                "threads or processes for the workers that need tokens (gunicorn: gthread, Celery: prefork)"
-            )
+        check_threads()
         with self._lock:
             if self._closed:
                 raise RuntimeError(CLOSED)

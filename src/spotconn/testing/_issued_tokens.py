@@ -78,6 +78,7 @@ class IssuedTokens:
     Attributes:
         codes: authorization codes that are not used yet.
         access: access tokens, each with the end of its life in seconds since the epoch.
+        of_apps: ends of the access tokens that apps have for themselves, likewise.
         refresh: refresh tokens that are not ended.
         revoked: refresh tokens that are ended.
     """
@@ -87,6 +88,7 @@ class IssuedTokens:
         self._clock = clock
         self.codes: dict[str, Code] = {}
         self.access: dict[str, tuple[Consent, float]] = {}
+        self.of_apps: dict[str, float] = {}
         self.refresh: dict[str, Consent] = {}
         self.revoked: dict[str, Consent] = {}
 
@@ -113,6 +115,12 @@ class IssuedTokens:
             "scope": " ".join(sorted(consent.scope)),
         }
         return answer if refresh_token is None else answer | {"refresh_token": refresh_token}
+
+    def new_app_grant(self) -> dict[str, Any]:
+        """Issue an access token for an app itself, and return the answer of the token endpoint."""
+        access_token = f"BQ{secrets.token_urlsafe(48)}"
+        self.of_apps[access_token] = self._clock() + self._token_ttl
+        return {"access_token": access_token, "token_type": "Bearer", "expires_in": self._token_ttl}
 
     def end(self, refresh_token: str) -> None:
         """End a refresh token."""

@@ -84,8 +84,18 @@ class Simulation:
                 return self._exchange(form, client)
             case "refresh_token":
                 return self._refresh(form, client)
+            case "client_credentials" if client.client_secret is not None:
+                return 200, self._tokens.new_app_grant()
+            case "client_credentials":
+                return fault("invalid_client", "Invalid client secret")
             case _:
-                return fault("unsupported_grant_type", "grant_type must be authorization_code or refresh_token")
+                known = "authorization_code, refresh_token or client_credentials"
+                return fault("unsupported_grant_type", f"grant_type must be {known}")
+
+    def is_of_app(self, authorization: str | None) -> bool:
+        """Return whether a call of the Web API has a valid token of an app itself, which stands for no user."""
+        scheme, _, access_token = (authorization or "").partition(" ")
+        return scheme.lower() == "bearer" and self._clock() < self._tokens.of_apps.get(access_token, 0.0)
 
     def bearer(self, authorization: str | None) -> Consent | Reply | str:
         """Return the consent behind the token of a call of the Web API, its 401, or the plain text of its 403."""

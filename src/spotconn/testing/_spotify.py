@@ -4,10 +4,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import UTC, datetime
+from email.utils import formatdate
 from types import MappingProxyType
 from urllib.parse import parse_qsl, urlsplit
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spotconn._arguments import several
 from spotconn.models import TokenGrant
@@ -77,8 +78,8 @@ class FakeSpotify(Simulation):
         self._app = build_app(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer as an ASGI app."""
-        await self._app(scope, receive, send)
+        """Answer as an ASGI app. The Date header is of `clock`."""
+        await self._app(scope, receive, _dated(send, self._clock()))
 
     def serve(self, port: int = 0) -> AbstractAsyncContextManager[str]:
         """Context manager: serve real HTTP on 127.0.0.1 and give the base URL of both services.
@@ -260,3 +261,14 @@ class FakeSpotify(Simulation):
 
     def _restore(self, outer: Hold | None) -> None:
         self._hold = outer
+
+
+def _dated(send: Send, now: float) -> Send:
+    """Return a function that sends answers with a Date header."""
+
+    async def send_dated(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), (b"date", formatdate(now, usegmt=True).encode())]
+        await send(message)
+
+    return send_dated

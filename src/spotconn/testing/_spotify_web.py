@@ -1,10 +1,10 @@
-"""The simulated part of Spotify's Web API: the profile and the top tracks, and what a test puts in its place."""
+"""The simulated part of Spotify's Web API: profile, top tracks, search for apps, and what a test puts in its place."""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from spotconn.testing._catalogue import tracks_of, user
+from spotconn.testing._catalogue import search, tracks_of, user
 from spotconn.testing._issued_tokens import Consent
 from spotconn.testing._rules import Reply
 from spotconn.testing._scripted import Scripted
@@ -23,14 +23,25 @@ class WebApi:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with the error of the token, a scripted answer, the simulated part or the app of a test."""
         request = Request(scope)
-        bearer = self._spotify.bearer(request.headers.get("authorization"))
-        if isinstance(bearer, str):
-            app: ASGIApp = PlainTextResponse(bearer, 403)
+        authorization = request.headers.get("authorization")
+        bearer = self._spotify.bearer(authorization)
+        if self._spotify.is_of_app(authorization):
+            app: ASGIApp = self._app_without_user(request)
+        elif isinstance(bearer, str):
+            app = PlainTextResponse(bearer, 403)
         elif isinstance(bearer, tuple):
             app = _json(bearer)
         else:
             app = self._app(bearer, request)
         await app(scope, receive, send)
+
+    def _app_without_user(self, request: Request) -> ASGIApp:
+        path = request.url.path.rstrip("/")
+        if scripted := self._spotify.web_answer(request.method, path):
+            return Scripted(scripted)
+        if (request.method, path) == ("GET", "/v1/search"):
+            return _json((200, search(request.query_params.get("q", ""))))
+        return _json((401, {"error": {"status": 401, "message": "Valid user authentication required"}}))
 
     def _app(self, consent: Consent, request: Request) -> ASGIApp:
         path = request.url.path.rstrip("/")  # tekore and spotipy request /v1/me/
