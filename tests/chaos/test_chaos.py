@@ -3,10 +3,13 @@
 import json
 from random import Random
 
+import pytest
+
 from chaos.plan import Plan
 from chaos.run import run
 
 
+@pytest.mark.long
 def test_a_short_run_breaks_no_rule() -> None:
     """Every rule holds over some seconds of random faults."""
     verdict = run(Plan.of(1380, 1.2, processes=2))

@@ -128,7 +128,13 @@ async def test_the_version_is_printed(environ: dict[str, str]) -> None:
         assert (await invoke(environ, *arguments)).stdout == f"spotconn {__version__}\n"
 
 
-@pytest.mark.parametrize("locale", [{"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "ascii:strict"}])
+@pytest.mark.parametrize(
+    "locale",
+    [
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"},
+        pytest.param({"PYTHONIOENCODING": "ascii:strict"}, marks=pytest.mark.long),
+    ],
+)
 async def test_a_process_in_a_plain_locale(
     environ: dict[str, str], store: ConnectionStore, user: UUID, locale: dict[str, str]
 ) -> None:
@@ -142,7 +148,10 @@ async def test_a_process_in_a_plain_locale(
 
 
 @needs_full
-@pytest.mark.parametrize(("redirection", "why"), [(">/dev/full", "No space left on device"), (">&-", "it is closed")])
+@pytest.mark.parametrize(
+    ("redirection", "why"),
+    [(">/dev/full", "No space left on device"), pytest.param(">&-", "it is closed", marks=pytest.mark.long)],
+)
 async def test_an_output_that_cannot_be_written_has_a_code_of_its_own(
     environ: dict[str, str], store: ConnectionStore, user: UUID, redirection: str, why: str
 ) -> None:
@@ -156,6 +165,7 @@ async def test_an_output_that_cannot_be_written_has_a_code_of_its_own(
         assert done.stderr == line
 
 
+@pytest.mark.long
 @needs_full
 def test_messages_that_cannot_be_written_change_no_code(environ: dict[str, str]) -> None:
     """Standard error may be closed or full, also with standard output; help ends like a result."""

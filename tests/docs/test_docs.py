@@ -36,6 +36,8 @@ from support.doc_blocks import blocks
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+SLOW = [ROOT / "docs/how-to" / f"{name}.md" for name in ("migrations", "testing", "workers")]
+"""Pages whose programs take long: they start servers, suites and workers."""
 WITH_CODE = [page for page in PAGES if "python" in page.read_text()]
 
 
@@ -126,7 +128,13 @@ def test_every_link_of_a_page_beside_the_site_leads_somewhere(page: Path) -> Non
     assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=str(page.relative_to(ROOT)), marks=[pytest.mark.long] if page in SLOW else [])
+        for page in WITH_CODE
+    ],
+)
 async def test_every_block_of_a_page_runs(page: Path, namespace: dict[str, Any], tmp_path: Path) -> None:
     """The blocks of a page run in their order, and each file among them is run by a later one."""
     programs = Programs(tmp_path)

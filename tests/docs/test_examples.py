@@ -27,7 +27,7 @@ def free_port() -> int:
     return port
 
 
-@pytest.mark.parametrize("name", ["tekore_client.py", "spotipy_client.py"])
+@pytest.mark.parametrize("name", ["tekore_client.py", pytest.param("spotipy_client.py", marks=pytest.mark.long)])
 async def test_the_clients_run_without_settings(name: str) -> None:
     """It works for a user with a good token and one with a token that has run out, also behind a proxy."""
     status, out, err = await run(name, http_proxy="http://127.0.0.1:1")
@@ -36,7 +36,13 @@ async def test_the_clients_run_without_settings(name: str) -> None:
     assert "Bob listens to Cobalt, " in out
 
 
-@pytest.mark.parametrize("name", ["tekore_client.py", "spotipy_client.py", "nightly_job.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tekore_client.py",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("spotipy_client.py", "nightly_job.py")),
+    ],
+)
 async def test_with_settings_users_have_to_be_named(name: str) -> None:
     """Which users to work for has to be said; the address of the database is not shown."""
     settings = {"DATABASE_URL": "postgresql://app:hush@127.0.0.1:1/db", "SPOTIFY_CLIENT_ID": "0123456789abcdef"}

@@ -183,6 +183,7 @@ async def test_only_the_front_end_may_read_answers(service: Sites, user: UUID, o
             assert (response.headers.get("access-control-allow-origin") == origin) is allowed
 
 
+@pytest.mark.long
 async def test_schemathesis_finds_nothing(
     service: Sites, store: ConnectionStore, spotify: FakeSpotify, user: UUID, tmp_path: Path
 ) -> None:

@@ -99,11 +99,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
+@pytest.mark.long
 def test_the_site_has_no_faults(built: Path) -> None:
     """The strict build passes, and nothing in the built site leads nowhere or comes from another host."""
     assert list(site_check.faults(built)) == []
 
 
+@pytest.mark.long
 def test_every_public_name_is_in_the_reference(built: Path) -> None:
     """Whatever can be imported has a place in the reference that a link can lead to."""
     pages = [site_check.read_page(file) for file in (built / "reference").rglob("*.html")]
@@ -112,6 +114,7 @@ def test_every_public_name_is_in_the_reference(built: Path) -> None:
         assert {f"{package.__name__}.{name}" for name in package.__all__} <= places
 
 
+@pytest.mark.long
 def test_what_an_index_shows_leads_to_the_site(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the wheel is built with the address of the site, each link and picture of the README is a place there."""
     monkeypatch.setenv(SETTING, "https://site.example/")
@@ -126,6 +129,7 @@ def test_what_an_index_shows_leads_to_the_site(built: Path, monkeypatch: pytest.
         assert not place or place in site_check.read_page(page).ids, address
 
 
+@pytest.mark.long
 async def test_no_page_loads_anything_from_another_host(built: Path) -> None:
     """A browser that shows a page of each kind asks nobody but the host that serves it, and meets no error."""
     async with (
@@ -165,6 +169,7 @@ CELLS = """() => [...document.querySelectorAll('article tbody td:not(:empty)')].
 """Of each cell: its width, what is shown before it, and the heading of its column."""
 
 
+@pytest.mark.long
 async def test_pages_fit_a_laptop_and_a_phone(built: Path) -> None:
     """On a laptop no code is cut and no name broken; on a phone no page is wider, and cells have a heading."""
     async with serve(StaticFiles(directory=built, html=True)) as url, launched() as browser:

@@ -13,6 +13,7 @@ def test_a_clean_copy_breaks_no_contract(tmp_path: Path) -> None:
     assert broken_contracts(tmp_path) == set()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("plant", [*plants()], ids=lambda plant: f"{plant.contract[:32]}, {plant.kind}")
 def test_a_forbidden_import_breaks_its_contract(plant: Plant, tmp_path: Path) -> None:
     """An upward import, one between neighbours, or one of a forbidden package is found, by its own contract."""

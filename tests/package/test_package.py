@@ -153,7 +153,14 @@ def _imported(folder: Path) -> Iterator[tuple[str, str]]:
             yield from ((name.partition(".")[0], file.name) for name in names)
 
 
-@pytest.mark.parametrize("folder", [PACKAGE, ROOT / "tests", ROOT / "examples"], ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder",
+    [
+        pytest.param(PACKAGE, id="src"),
+        pytest.param(ROOT / "tests", id="tests", marks=pytest.mark.long),
+        pytest.param(ROOT / "examples", id="examples"),
+    ],
+)
 def test_whatever_is_imported_is_declared(folder: Path) -> None:
     """No file imports what only came along with something else; the package itself does not live on a group."""
     groups: set[str] = set() if folder == PACKAGE else {canonicalize_name(each.name) for each in GROUPS}

@@ -54,6 +54,7 @@ def test_a_package_without_metadata_is_imported(zipped: dict[str, str], tmp_path
     assert run(zipped, "-c", code).splitlines() == [f"{where} {spotconn.__version__}", "no metadata"]
 
 
+@pytest.mark.long
 def test_the_command_without_metadata_prints_the_schema(zipped: dict[str, str]) -> None:
     """The command runs, with the SQL files of the zip file."""
     assert run(zipped, "-m", "spotconn", "schema") == spotconn.schema_sql()

@@ -155,6 +155,7 @@ def test_a_parent_interrupted_while_initdb_runs(base: Path) -> None:
         eventually(lambda: nothing_left(base))
 
 
+@pytest.mark.long
 def test_a_forgotten_stop(base: Path) -> None:
     """A server never stopped ends with the interpreter."""
     program = "from spotconn.testing._postgres import EmbeddedPostgres; EmbeddedPostgres().start()"
@@ -209,6 +210,7 @@ def test_it_listens_on_loopback_only(server: EmbeddedPostgres) -> None:
         socket.create_connection(("127.0.0.2", server.port))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     os.geteuid() != 0 or SERVERS[0].parent.name != "pginstall",
     reason="only root runs the server as somebody else, and only a wheel's programs can be moved",
@@ -227,6 +229,7 @@ def test_programs_in_a_closed_folder_are_copied(base: Path, tmp_path: Path) -> N
     assert not processes_of(base)
 
 
+@pytest.mark.long
 def test_a_failed_start_shows_the_log(base: Path) -> None:
     """A server that does not start raises the end of its log and leaves nothing."""
     server = EmbeddedPostgres(settings={"shared_buffers": "nonsense"})

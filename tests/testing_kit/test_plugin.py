@@ -186,6 +186,7 @@ def test_the_example_finds_a_fault(example: pytest.Pytester, without: str, faile
     assert not list(open_folder.iterdir())
 
 
+@pytest.mark.long
 def test_the_fixtures_hold_what_they_say(
     example: pytest.Pytester, open_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,12 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=POINTS, ids=[point.name for point in POINTS])
+@pytest.fixture(
+    params=[
+        pytest.param(point, id=point.name, marks=[pytest.mark.long] if point.name.startswith("before") else [])
+        for point in POINTS
+    ]
+)
 def point(request: pytest.FixtureRequest) -> Point:
     killed_at: Point = request.param
     return killed_at

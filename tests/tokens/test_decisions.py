@@ -168,6 +168,7 @@ async def test_each_combination_has_one_outcome(
     assert met == set(Outcome) - {Outcome.OTHER_APP}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 async def test_each_combination_with_an_app_has_one_outcome(
     store: ConnectionStore, spotify: FakeSpotify, user: UUID, admin: asyncpg.Connection

@@ -136,6 +136,7 @@ async def test_each_user_has_the_own_answer(
             assert not any(error.__traceback__ or error.__context__ for error in errors)
 
 
+@pytest.mark.long
 async def test_a_thousand_users_get_no_token_of_another(
     tokens: TokenManager, spotify: Watched, admin: asyncpg.Connection
 ) -> None:
@@ -259,6 +260,7 @@ async def test_memory_does_not_grow_with_the_users(tokens: TokenManager, admin: 
     assert many < 1.1 * few + 50_000, (few, many)
 
 
+@pytest.mark.long
 async def test_refreshed_users_need_no_more_memory(
     store: ConnectionStore, accounts: SpotifyAccounts, spotify: Watched, admin: asyncpg.Connection
 ) -> None:
