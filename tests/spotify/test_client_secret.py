@@ -11,6 +11,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
 
 from spotconn import ConfigurationError, ConnectFlow, ConnectionStore, SpotifyAccounts, TokenManager
 from spotconn._spotify import client_secret
@@ -163,6 +164,7 @@ async def test_a_caller_that_is_cancelled_takes_no_reading_from_others(url: str,
     [
         "",
         "hush\n",
+        "hush\udce9",
         None,
         OSError("hush"),
         SystemExit("hush"),
@@ -199,15 +201,35 @@ async def test_what_cannot_be_read_is_named_and_read_again(
     assert "hush" not in caplog.text + str(raised.value)
 
 
+async def test_no_task_shows_what_is_read(url: str, spotify: FakeSpotify) -> None:
+    """Tools for debugging show the tasks, and with each the future that it waits for."""
+    shown: list[str] = []
+    async with accounts_of(url, Source("demo-secret")) as accounts:
+        call = asyncio.create_task(accounts.refresh(tokens_of(spotify, 1)[0]))
+        while not call.done():
+            shown += map(repr, asyncio.all_tasks())
+            await asyncio.sleep(0)
+    assert "demo-secret" not in "".join(shown)
+    assert "ClientSecret._load()" in "".join(shown)
+
+
+@pytest.mark.parametrize("wrong", [SecretStr("hush"), b"hush", "", "hush\nhush", "hush\udce9"])
+def test_what_is_no_secret_makes_no_client(wrong: object) -> None:
+    """Neither one that cannot be sent nor, without an error, a public client that leaves the secret out."""
+    with pytest.raises(ConfigurationError, match=r"^client_secret is empty, no text, or") as raised:
+        SpotifyAccounts("demo-client", cast("str", wrong))
+    assert "hush" not in str(raised.value)
+
+
 async def test_a_reading_that_hangs_holds_up_no_call_for_long(
     url: str, spotify: FakeSpotify, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After `READ_TIMEOUT` a call goes on as if the same secret had been read, and later ones do not wait for it."""
-    monkeypatch.setattr(client_secret, "READ_TIMEOUT", 0.05)
     source = HeldSource("demo-secret")
     async with accounts_of(url, source) as accounts:
         first, second = tokens_of(spotify, 2)
         await accounts.refresh(first)
+        monkeypatch.setattr(client_secret, "READ_TIMEOUT", 0.05)
         spotify.rotate_secret("other")
         for _ in range(2):
             with pytest.raises(ConfigurationError, match="refuses the credentials"):

@@ -1,4 +1,4 @@
-"""A store that tells what is asked of it, and calls that make a manager export everything it can."""
+"""Stores that tell what is asked of them, and calls that make a manager export everything it can."""
 
 import asyncio
 from collections.abc import Iterable
@@ -8,11 +8,14 @@ import asyncpg
 import pytest
 
 from spotconn import (
+    Connection,
     ConnectionStore,
+    DatabaseUnavailable,
     Outcome,
     ReauthorizationRequired,
     RefreshFailure,
     RefreshTurn,
+    SpotconnError,
     TokenManager,
     UserId,
 )
@@ -38,6 +41,16 @@ class WatchedStore(ConnectionStore):
         if turn.outcome is Outcome.BUSY:
             self.busy.set()
         return turn
+
+
+class LostStore(ConnectionStore):
+    """A store whose database does not answer to the reading of many users."""
+
+    reads = 0
+
+    async def get_many(self, user_ids: Iterable[UserId]) -> dict[UUID, Connection | SpotconnError]:
+        self.reads += len(set(user_ids))
+        raise DatabaseUnavailable("no answer in time")
 
 
 async def report(tokens: TokenManager, user: UUID, status: int, body: str = "") -> None:

@@ -23,6 +23,7 @@ from spotconn import (
     TokenManager,
     events,
 )
+from spotconn._spotify import client_secret
 from spotconn.testing import Answer, FakeSpotify
 from support.connections import OWN_APP, connect, stored_state
 from support.consent import REDIRECT_URI, agree
@@ -208,6 +209,53 @@ async def test_an_app_without_an_answer_is_asked_again(
     async with TokenManager(store, apps.own, other_apps=[apps.b], cache_ttl=0) as tokens:
         assert spotify.accepts(await tokens.get_valid_token(user))
     assert spotify.refresh_calls_by_app == {OWN_APP: 1, APP_B: 2}
+
+
+async def test_a_secret_that_cannot_be_read_is_the_trouble_of_its_app(
+    store: ConnectionStore, apps: Apps, spotify: FakeSpotify, users: list[UUID]
+) -> None:
+    """A job over the users of several apps goes on with those of the others."""
+
+    def read() -> str:
+        raise OSError("hush")
+
+    await connect(store, spotify, users[0], ttl=-1, app=APP_B)
+    await connect(store, spotify, users[1], ttl=-1)
+    url = apps.own.api_url
+    async with (
+        SpotifyAccounts(APP_B, read, accounts_url=url, api_url=url) as unread,
+        TokenManager(store, apps.own, other_apps=[unread]) as tokens,
+    ):
+        answers = dict([answer async for answer in tokens.get_valid_tokens(users[:2], concurrency=1)])
+        assert isinstance(answers[users[0]], ConfigurationError)
+        assert spotify.accepts(str(answers[users[1]]))
+        assert not unread._admission.is_refused
+
+
+async def test_a_secret_that_is_refused_is_not_waited_for_by_users_of_other_apps(
+    store: ConnectionStore, apps: Apps, spotify: FakeSpotify, users: list[UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read for those alone whose refresh was held back; where it stands may be slow."""
+    monkeypatch.setattr(client_secret, "REREAD_INTERVAL", 0.0)
+    reads: list[str] = []
+
+    def read() -> str:
+        reads.append("wrong")
+        return "wrong"
+
+    await connect(store, spotify, users[0], ttl=-1, app=APP_B)
+    await connect(store, spotify, users[1], ttl=-1)
+    url = apps.own.api_url
+    async with (
+        SpotifyAccounts(APP_B, read, accounts_url=url, api_url=url) as refused,
+        TokenManager(store, apps.own, other_apps=[refused]) as tokens,
+    ):
+        for count in (2, 3):
+            with pytest.raises(ConfigurationError):
+                await tokens.get_valid_token(users[0])
+            assert len(reads) == count
+        assert spotify.accepts(await tokens.get_valid_token(users[1]))
+        assert len(reads) == 3
 
 
 async def test_a_pause_of_an_app_concerns_no_other(

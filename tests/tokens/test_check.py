@@ -26,7 +26,8 @@ from support.database import Database
 from support.watched_store import report
 
 OTHER_APP = "other-app"
-LAPSED = 403, "Active premium subscription required for the owner of the app."
+PREMIUM = "Active premium subscription required for the owner of the app."
+LAPSED = 403, PREMIUM
 WRONG_SECRET = Answer(status=400, json={"error": "invalid_client", "error_description": "Invalid client secret"})
 
 
@@ -93,6 +94,33 @@ async def other(spotify: FakeSpotify, accounts: SpotifyAccounts) -> AsyncIterato
         yield opened
 
 
+async def test_one_user_with_a_token_of_another_app_does_not_fail_it(
+    store: ConnectionStore,
+    accounts: SpotifyAccounts,
+    spotify: FakeSpotify,
+    admin: asyncpg.Connection,
+    users: list[UUID],
+) -> None:
+    """Where browsers may write: its owner has no Premium, so it takes two such users and nobody who is served."""
+    for user in users:
+        await connect(store, spotify, user)
+    await admin.execute(
+        "update public.spotify_connections set access_token = 'of-my-own-app' where user_id = $1", users[0]
+    )
+    async with TokenManager(store, accounts) as tokens:
+        for _ in range(3):
+            await report(tokens, users[0], *LAPSED)
+        await tokens.check()
+        await report(tokens, users[1], 200)
+        await report(tokens, users[2], *LAPSED)
+        await tokens.check()
+        await report(tokens, users[1], *LAPSED)
+        with pytest.raises(ConfigurationError, match=f"the app {OWN_APP}: .* no active Premium"):
+            await tokens.check()
+        await report(tokens, users[0], 200)
+        await tokens.check()
+
+
 async def test_an_app_without_premium_fails_it_once_no_other_works(
     store: ConnectionStore,
     accounts: SpotifyAccounts,
@@ -101,14 +129,17 @@ async def test_an_app_without_premium_fails_it_once_no_other_works(
     users: list[UUID],
 ) -> None:
     """A process with several apps serves the users of the others, so it stays ready until all are refused."""
-    await connect(store, spotify, users[0])
-    await connect(store, spotify, users[1], app=OTHER_APP)
+    for user in users[:2]:
+        await connect(store, spotify, user)
+    await connect(store, spotify, users[2], app=OTHER_APP)
     async with TokenManager(store, accounts) as alone, TokenManager(store, accounts, other_apps=[other]) as tokens:
-        await report(tokens, users[0], *LAPSED)
+        for user in users[:2]:
+            await report(tokens, user, *LAPSED)
         await tokens.check()
         with pytest.raises(ConfigurationError, match=f"the app {OWN_APP}: .* no active Premium"):
             await alone.check()
-        await report(tokens, users[1], *LAPSED)
+        await report(tokens, users[2], *LAPSED)
+        other.refusals.record(403, PREMIUM.encode())  # of a profile
         with pytest.raises(ConfigurationError, match=f"the app {OWN_APP}: .* no active Premium"):
             await tokens.check()
 

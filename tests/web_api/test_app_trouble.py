@@ -12,15 +12,18 @@ import httpx2
 import pytest
 
 from spotconn import ConfigurationError, ConnectionStore, SpotifyAccounts, SpotifyAuth, TokenManager, events
+from spotconn._tokens.web_answers import BATCH
 from spotconn.testing import Answer, FakeClock, FakeSpotify
 from support.connections import OWN_APP, connect
 from support.listening import until
+from support.watched_store import LostStore
 
 OTHER_APP = "other-app"
 PREMIUM = "Active premium subscription required for the owner of the app. When the subscription status changes, …"
 LAPSED = Answer(status=403, body=PREMIUM.encode())
 PLAYER = "/v1/me/player"
 QUOTA = Answer(status=429, json={"error": {"status": 429, "message": "Too many", "reason": "QUOTA_EXCEEDED"}})
+REFUSED = 403, PREMIUM
 STRANGER = "User not registered in the Developer Dashboard"
 
 
@@ -152,6 +155,8 @@ async def test_a_user_who_is_not_registered_is_that_users_trouble(
     spotify.add_account("bob", refusal=STRANGER)
     assert [await service.get(user, "/v1/me") for user in (users[0], users[1], users[1])] == [200, 403, 403]
     await service.tokens.check()
+    service.tokens.report_answer(users[0], 200)
+    assert not service.tokens._source.answers.tasks  # it could tell nothing, and costs no statement
     spotify.add_account("bob")
     service.clock.step(61)
     assert [await service.get(user, "/v1/me") for user in users[:2]] == [200, 200]
@@ -241,6 +246,33 @@ async def test_without_the_database_the_answer_is_the_callers_all_the_same(
     with pytest.raises(StopAsyncIteration):
         await flow.asend(response)
     assert not told.events
+
+
+async def test_a_database_that_does_not_answer_is_asked_once_for_all_that_waits(
+    store: ConnectionStore, accounts: SpotifyAccounts
+) -> None:
+    """Else the end of the manager would wait for one timeout after the other, for what is not counted anyway."""
+    lost = LostStore(store.pool._pool)
+    async with TokenManager(lost, accounts) as tokens:
+        for _ in range(3 * BATCH):
+            tokens.report_answer(uuid4(), *REFUSED)
+    assert lost.reads == BATCH
+
+
+async def test_a_cancelled_end_leaves_no_reading_behind(
+    store: ConnectionStore, accounts: SpotifyAccounts, user: UUID, admin: asyncpg.Connection
+) -> None:
+    """What waits for the database then would keep a connection of its pool."""
+    tokens = TokenManager(store, accounts)
+    async with admin.transaction():
+        await admin.execute("lock table public.spotify_connections")
+        tokens.report_answer(user, *REFUSED)
+        (reading,) = tokens._source.answers.tasks
+        closing = asyncio.create_task(tokens.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing, reading])
+    assert reading.cancelled()
 
 
 async def test_a_source_that_takes_no_reports_serves(

@@ -7,8 +7,8 @@ from typing import Any, cast
 from spotconn.events import AppRefusal
 
 FORBIDDEN, TOO_MANY_REQUESTS = 403, 429
-LARGEST_BODY = 16 * 1024
-"""Bytes of a body that is looked at; Spotify's have one or two hundred."""
+LARGEST_BODY = 2 * 1024
+"""Bytes of a body that is looked at; Spotify's have one or two hundred, and the patterns take the square of it."""
 
 WITHOUT_PREMIUM = (
     "the account that owns it has no active Premium subscription: renew it; Spotify may take some hours to notice"

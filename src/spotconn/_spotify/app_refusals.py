@@ -1,7 +1,7 @@
 """What Spotify refuses an app at present, as far as its answers to this process tell."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 from uuid import UUID
 
@@ -14,6 +14,11 @@ RECENT = 300.0
 """Seconds for which a refusal counts in a check of readiness.
 
 A process without traffic gets no answers: if it stayed unready, it would never learn that the refusal is over.
+"""
+ENOUGH_USERS = 2
+"""Users without whose refusals, with none served in between, an app is not believed to serve nobody.
+
+Where browsers may write, a user can store a token of another app, which has no Premium.
 """
 MOST_USERS = 1_000
 """Users remembered as not registered; beyond, the oldest goes."""
@@ -53,11 +58,11 @@ class AppRefusals:
         self._clock = clock
         self._last: dict[AppRefusal, float] = {}
         self._users: dict[UUID, float] = {}
+        self._without_premium: set[UUID | None] = set()
 
-    @property
-    def by_web_api(self) -> bool:
-        """Whether the Web API refuses something, which a success may end."""
-        return bool(self._users) or not self._last.keys() <= {"invalid_client"}
+    def may_end(self, user_id: UUID) -> bool:
+        """Return whether a user whom the Web API serves may end a refusal."""
+        return user_id in self._users or not self._last.keys() <= {"invalid_client"}
 
     def record(self, status: int, body: bytes) -> None:
         """Record an answer of the Web API about a user who is not known."""
@@ -77,6 +82,8 @@ class AppRefusals:
         if reason != "user_not_registered":
             new = reason not in self._last
             self._last[reason] = self._clock()
+            if reason == "premium_required" and len(self._without_premium) < ENOUGH_USERS:
+                self._without_premium.add(user_id)
             user_id = None
         elif user_id is None:
             return
@@ -95,6 +102,7 @@ class AppRefusals:
 
     def accepted(self, user_id: UUID | None = None) -> None:
         """Record that the Web API has served a user of the app."""
+        self._without_premium.clear()
         for reason, last in tuple(self._last.items()):
             if reason != "invalid_client" and self._settled(last):
                 self.end(reason)
@@ -113,7 +121,10 @@ class AppRefusals:
         A quota is no such reason: it comes back by itself, and one user may use it up.
         """
         now = self._clock()
-        return next((reason for reason in SERVES_NOBODY if now - self._last.get(reason, -math.inf) < RECENT), None)
+        believed: Iterable[AppRefusal] = SERVES_NOBODY
+        if len(self._without_premium) < ENOUGH_USERS:
+            believed = ("invalid_client",)
+        return next((reason for reason in believed if now - self._last.get(reason, -math.inf) < RECENT), None)
 
     def _settled(self, last: float) -> bool:
         return not 0 <= self._clock() - last < SETTLED_AFTER  # a clock that was set back does not hold it

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 import httpx
 
 from spotconn._spotify.admission import Admission
+from spotconn._spotify.marks import Mark, marked
 from spotconn._stopwatch import loop_time
 from spotconn._tracebacks import renewed
 from spotconn.errors import ConfigurationError
@@ -49,7 +50,7 @@ class ClientSecret:
         self._reading: asyncio.Task[None] | None = None
         self._began = -math.inf
         self.changes = 0
-        if isinstance(secret, str) and (problem := self._take(secret)) is not None:
+        if secret is not None and not callable(secret) and (problem := self._take(secret)) is not None:
             raise problem
 
     @property
@@ -67,7 +68,7 @@ class ClientSecret:
             await self._read(since=loop_time() - REREAD_INTERVAL)
             if self._auth is None:
                 failure = self._failure or ConfigurationError("client_secret: reading it takes too long")
-                raise renewed(failure)
+                raise marked(renewed(failure), Mark.NOT_PROCESSED, Mark.OF_ONE_APP)
         return self._auth
 
     async def reread(self) -> None:
@@ -115,8 +116,9 @@ class ClientSecret:
         """Use a secret from now on, or return why that is not possible."""
         if isinstance(secret, ConfigurationError):
             return secret
-        # A copied value may have blank space around it, which the answer of Spotify would not name as the cause.
-        if not isinstance(secret, str) or secret != secret.strip() or not secret:  # type: ignore[redundant-expr]  # pyright: ignore[reportUnnecessaryIsInstance]  callers err
+        # A copied value may have blank space around it, which the answer of Spotify would not name as the cause. What
+        # is not printable can be no secret, and a lone surrogate could not even be sent.
+        if not isinstance(secret, str) or secret != secret.strip() or not secret or not secret.isprintable():  # type: ignore[redundant-expr]  # pyright: ignore[reportUnnecessaryIsInstance]  callers err
             return ConfigurationError("client_secret is empty, no text, or has blank space around it")
         if secret == self._value:
             return None
@@ -133,13 +135,20 @@ async def _in_thread(read: Callable[[], str]) -> str | ConfigurationError:
 
     The threads of the event loop's executor may all wait for something else, and the process waits for them at its end.
     """
-    outcome = Future[str | ConfigurationError]()
-    outcome.set_running_or_notify_cancel()
+    outcomes: list[str | ConfigurationError] = []  # no result of a future, whose repr shows it
+    ended = Future[None]()
+    ended.set_running_or_notify_cancel()
+
+    def run() -> None:
+        outcomes.append(_outcome(read))
+        ended.set_result(None)
+
     try:
-        threading.Thread(target=lambda: outcome.set_result(_outcome(read)), name="spotconn-secret", daemon=True).start()
+        threading.Thread(target=run, name="spotconn-secret", daemon=True).start()
     except RuntimeError:
         return ConfigurationError("client_secret: this process can start no thread to read it")
-    return await asyncio.wrap_future(outcome)
+    await asyncio.wrap_future(ended)
+    return outcomes[0]
 
 
 def _outcome(read: Callable[[], str]) -> str | ConfigurationError:

@@ -143,11 +143,12 @@ class Refresher:
             RuntimeError: the manager or the accounts are closed.
         """
         self._apps.check()  # before a lease is taken
-        await self._apps.reread_secrets()
         ours = await self._save_first(user_id, wanting)
         if ours is not None and ours.access_token != wanting.access_token:
             return Replacement(ours, best=True)
         wanting = ours or wanting
+        if self.paused(user_id, wanting):
+            await self._apps.reread_secrets()  # another one ends the pause
         if error := self.backoffs.error(user_id, wanting.fingerprint, loop_time()):
             wanting, remaining = await self._other_stored(user_id, wanting, error)
             if remaining > 0:

@@ -61,15 +61,15 @@ class WebAnswers:
         for refusals in self._refusals.values():
             refusals.listeners.append(self)
 
-    def concern(self, status: int) -> bool:
-        """Return whether an answer of this status may tell something new. May be called in any thread."""
+    def concern(self, user_id: UUID, status: int) -> bool:
+        """Return whether an answer of this status to a user may tell something new. May be called in any thread."""
         if status in SUCCESSES:
-            return any(refusals.by_web_api for refusals in tuple(self._refusals.values()))
+            return any(refusals.may_end(user_id) for refusals in tuple(self._refusals.values()))
         return status in {FORBIDDEN, TOO_MANY_REQUESTS}
 
     def report(self, user_id: UUID, status: int, body: bytes | str) -> None:
         """Record an answer of the Web API, now or once the app of the user is read."""
-        if not self.concern(status):
+        if not self.concern(user_id, status):
             return
         reason = app_refusal(status, body)
         if reason is None and status not in SUCCESSES:
@@ -108,6 +108,8 @@ class WebAnswers:
 
     def close(self) -> None:
         """Report nothing any more. May be repeated."""
+        for task in self.tasks:
+            task.cancel()
         for refusals in self._refusals.values():
             if self in refusals.listeners:
                 refusals.listeners.remove(self)
@@ -122,11 +124,12 @@ class WebAnswers:
                     self._record(self._known[user_id][0], user_id, reason)
 
     async def _read_apps(self, user_ids: Iterable[UUID]) -> None:
-        """Remember the apps of users. Where the database does not answer, none is known."""
+        """Remember the apps of users. Where the database does not answer, what waits is dropped."""
         try:
             found = await self._store.get_many(user_ids)
         except Exception as error:  # noqa: BLE001  also of a cipher of the caller's; the answers were for the caller
             _log.debug("answers of the Web API are not counted: %s", Failure(error))
+            self._waiting.clear()
             found = {}
         now = self._clock()
         for user_id in user_ids:

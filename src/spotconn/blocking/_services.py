@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from uuid import UUID
 
 from spotconn._observer import NOBODY
 from spotconn._user_ids import UserId, parse_user_id
@@ -66,9 +67,9 @@ class Services:
         """Return the base URL of the Web API."""
         return self.manager.accounts.api_url
 
-    def concern(self, status: int) -> bool:
+    def concern(self, user_id: UUID, status: int) -> bool:
         """Return whether an answer of the Web API may tell something new. May be called in any thread."""
-        return self.manager._source.answers.concern(status)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        return self.manager._source.answers.concern(user_id, status)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
     def report_answer(self, user_id: UserId, status: int, body: bytes | str) -> None:
         """Record an answer of the Web API, as `TokenManager.report_answer` does."""

@@ -185,7 +185,7 @@ class BlockingTokens:
     def report_answer(self, user_id: UserId, status: int, body: bytes | str = b"") -> None:
         """Record what the Web API has answered, as `TokenManager.report_answer` does, without waiting."""
         user_id, thread = parse_user_id(user_id), self._started(TIMEOUT)
-        if thread.resource is not None and thread.resource.concern(status):
+        if thread.resource is not None and thread.resource.concern(user_id, status):
             thread.post(lambda on: on.report_answer(user_id, status, body))
 
     def disconnect(self, user_id: UserId, *, timeout: float = TIMEOUT) -> bool:
