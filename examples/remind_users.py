@@ -7,7 +7,8 @@ server, MAIL_FROM the sender and CONNECT_PAGE the page with "Connect Spotify".
 
 A user is marked before the letter is sent, so a letter is sent at most once, on however many hosts the job runs at
 once and however often. One that is cut off between the two is not sent at all: the user gets the other one. So the mail
-server is asked first, and the first letter that it does not take ends the job: tomorrow goes on with the others.
+server is asked first, and the first letter that it does not take, for another reason than the address, ends the job:
+tomorrow goes on with the others.
 """
 
 import asyncio
@@ -27,6 +28,8 @@ LETTERS = timedelta(days=7), timedelta(days=30)
 """How long before the end a letter is sent; the last one first, so that nobody gets two at a time."""
 SMTP_TIMEOUT = 30
 """Seconds for each answer of the mail server."""
+_OF_ONE_ADDRESS = smtplib.SMTPRecipientsRefused, smtplib.SMTPNotSupportedError, ValueError, IndexError
+"""What an address raises that is refused, that needs SMTPUTF8 (RFC 6531), or that is none."""
 
 Send = Callable[[str, datetime], Awaitable[None]]
 """Sends the letter to an address; the time is the end of the connection."""
@@ -80,13 +83,13 @@ async def main(_arguments: list[str]) -> int:
                 async def send(address: str, end: datetime) -> None:
                     try:
                         await asyncio.to_thread(server.send_message, letter(address, end))
-                    except smtplib.SMTPRecipientsRefused:
-                        print_line("the mail server refuses an address")
+                    except _OF_ONE_ADDRESS:
+                        print_line("no letter can be sent to an address")
 
                 sent = await remind(admin, users, send, now=datetime.now(UTC))
     finally:
         await users.close(timeout=10)
-    print_line(f"{sent} letters sent")
+    print_line(f"{sent} users marked")
     return 0
 
 

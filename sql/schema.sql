@@ -809,8 +809,9 @@ revoke all on spotconn.pending_connect from public, anon, authenticated, service
 grant select, insert, update, delete on spotconn.pending_connect to spotconn;
 
 -- When an operator has last asked a user to connect again, and about which authorization: it counts only while the connection
--- has that connected_at, so it outlasts refreshes, and a connect ends it without a statement. It hangs on auth.users, not on
--- the connection, which then could not be truncated. The library itself only deletes it, with the connection.
+-- has that connected_at, to the second, so it outlasts refreshes, and a connect ends it without a statement. It hangs on
+-- auth.users, not on the connection, which then could not be truncated. service_role writes it; spotconn, the role of the
+-- service, may only delete the one of its user, with the connection.
 create table if not exists spotconn.reminder (
     user_id uuid primary key references auth.users (id) on update cascade on delete cascade,
     connected_at timestamptz,

@@ -3,7 +3,10 @@
 import re
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+
+CENTURY = timedelta(days=36_525)
+"""The longest period that is meant: with a longer one a date may leave what Postgres or Python can hold."""
 
 
 def is_client_id(client_id: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import asyncpg
 
-from spotconn._arguments import check_client_id, check_connected_at, several, since_in_utc
+from spotconn._arguments import CENTURY, check_client_id, check_connected_at, several, since_in_utc
 from spotconn._database.app_assignment import AppAssignment
 from spotconn._database.bound_pool import BoundPool
 from spotconn._database.migration import Migration, Options
@@ -28,8 +28,6 @@ from spotconn._user_ids import UserId, parse_user_id, parse_user_ids
 from spotconn.cipher import AesGcmSivCipher, NoCipher
 from spotconn.errors import ConfigurationError
 from spotconn.overview import ConnectionOverview, ConnectionStats, MigratedRow, PruneProgress, RekeyProgress
-
-_CENTURY = timedelta(days=36_525)
 
 
 @scrubbed
@@ -91,11 +89,11 @@ class ConnectionAdmin:
             RowSecurityError: the login may not become service_role, or a policy hides rows from it.
             DatabaseUnavailable, SchemaMismatch: it ended early.
         """
-        if abs(within) > _CENTURY:
+        if abs(within) > CENTURY:
             raise ValueError("within: expected at most a century")
         retired = several(retired_client_ids, name="retired_client_ids")
-        # In seconds: in the time zone of the session a day may have 23 or 25 hours.
         since = None if not_asked_since is None else since_in_utc(not_asked_since, name="not_asked_since")
+        # In seconds: in the time zone of the session a day may have 23 or 25 hours.
         return self._overviews(EXPIRING, within.total_seconds(), list(retired), since)
 
     async def mark_asked(self, user_ids: Iterable[UserId], *, not_asked_since: datetime | None = None) -> int:
@@ -198,6 +196,9 @@ class ConnectionAdmin:
             retired_client_ids: of apps that are given up for good: their connections go without a refusal.
             write: whether to delete them; else they are only counted.
             progress: called after each batch.
+
+        Returns:
+            The counts of what is deleted, or would be.
 
         Raises:
             ValueError: `dead_for` is negative or longer, or `retired_client_ids` is one string.

@@ -88,6 +88,23 @@ async def test_it_outlasts_a_refresh_and_a_rekey_and_no_reconnect(
         assert [one.asked_at is None for one in await listed(house)] == [False, False, True]
 
 
+async def test_a_writer_that_loses_digits_of_the_date_ends_no_mark(
+    house: ConnectionAdmin, due: list[UUID], admin: asyncpg.Connection
+) -> None:
+    """A Date of JavaScript holds milliseconds: the row that it writes back is of the same authorization. Any date that
+    can be stored is compared.
+    """
+    since = datetime.now(UTC) - timedelta(days=1)
+    for user, date in zip(due[1:], ("infinity", "294276-12-31 23:59:59.5+00"), strict=True):
+        await admin.execute(f"update public.spotify_connections set connected_at = '{date}' where user_id = $1", user)
+    assert await house.mark_asked(due) == 3
+    loses = "set connected_at = date_trunc('milliseconds', connected_at - interval '1 us')"
+    await admin.execute(f"update public.spotify_connections {loses}")
+    assert await house.mark_asked(due, not_asked_since=since) == 0
+    assert [one.asked_at is None for one in await listed(house)] == [False]
+    assert await listed(house, since) == []
+
+
 @pytest.mark.parametrize("hosts", [2, 6])
 async def test_hosts_that_mark_at_once_share_the_users(
     operator: str, due: list[UUID], admin: asyncpg.Connection, hosts: int

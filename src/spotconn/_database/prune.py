@@ -12,15 +12,13 @@ from datetime import timedelta
 
 import asyncpg
 
-from spotconn._arguments import several
+from spotconn._arguments import CENTURY, several
 from spotconn._database.bound_pool import check_users
 from spotconn._database.errors import map_errors
 from spotconn._database.idle_sessions import Session
 from spotconn._database.service_role import TIMEOUT, ServiceRole
 from spotconn._database.statements import WITH_STATE
 from spotconn.overview import PruneProgress
-
-_CENTURY = timedelta(days=36_525)
 
 # A refusal without retry_at is final, but where the app of the refresh token is not known: another may be its own, as
 # long as the six months are not over. Each sign of life counts; of the dates that others write, those that can be true.
@@ -83,7 +81,7 @@ class Prune:
     def __init__(
         self, database: ServiceRole, dead_for: timedelta, retired_client_ids: Iterable[str], *, write: bool
     ) -> None:
-        if not timedelta() <= dead_for <= _CENTURY:
+        if not timedelta() <= dead_for <= CENTURY:
             raise ValueError("dead_for: expected no negative time, and at most a century")
         self._database = database
         self._conditions = dead_for.total_seconds(), list(several(retired_client_ids, name="retired_client_ids"))

@@ -21,7 +21,8 @@ from public.spotify_connections as stored
 where stored.user_id = any($1::text[]::uuid[]) and coalesce(stored.connected_at < $2, true)
 order by stored.user_id
 on conflict (user_id) do update set connected_at = excluded.connected_at, asked_at = excluded.asked_at
-where reminder.connected_at is distinct from excluded.connected_at or coalesce(reminder.asked_at < $2, true)
+where coalesce(reminder.asked_at < $2, true)
+    or date_trunc('second', reminder.connected_at) is distinct from date_trunc('second', excluded.connected_at)
 returning user_id
 """
 

@@ -43,7 +43,8 @@ left join spotconn.refresh_state as state
     on state.user_id = stored.user_id
     and coalesce(state.fingerprint = sha256(convert_to(stored.refresh_token, 'UTF8')), false)
 """
-# The times are those that a client can hold, as in spotconn.connections.
+# The times are those that a client can hold, as in spotconn.connections. A client that writes a row back may have lost
+# digits of the date of the authorization.
 _OVERVIEW = f"""
 select
     stored.user_id, stored.spotify_user_id, stored.display_name, stored.email,
@@ -58,7 +59,8 @@ select
     reminder.asked_at
 {WITH_STATE}
 left join spotconn.reminder as reminder
-    on reminder.user_id = stored.user_id and reminder.connected_at is not distinct from stored.connected_at
+    on reminder.user_id = stored.user_id
+    and date_trunc('second', reminder.connected_at) is not distinct from date_trunc('second', stored.connected_at)
 where stored.user_id >= $1 and {{condition}}
 order by stored.user_id
 limit $2
