@@ -244,6 +244,8 @@ async def test_a_move(command: Command, database: Database, users: list[UUID]) -
         (("recheck", "--since", "9999-12-31T23:59-14:00"), {}, 2, "since: expected a time with a time zone"),
         (("token", "1", "--scope", " "), {}, 2, "--scope: expected the name of a scope"),
         (("schema", "--lock-down", "--undo-lock-down"), {}, 2, "--undo-lock-down and --lock-down do not go together"),
+        (("schema", "--apply", "--undo-lock-down", "--client-id", "a"), {}, 2, "goes together with --apply alone"),
+        (("schema", "--undo-lock-down", "--users", "a.b(c uuid)"), {}, 2, "--undo-lock-down goes together with --app"),
         (("schema", "--json"), {}, 2, "--json goes together with --apply or --check"),
         (("recheck", "--since", "soon"), {}, 2, "expected such as 2026-11-24T10:00Z"),
         (("recheck", "--since", "2026-11-24T10:00"), {}, 2, "put Z behind it"),

@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from spotconn import ConfigurationError, ConnectFailed, ConnectionStore, SpotconnError, TryLater
-from spotconn._command.callback_server import listen
+from spotconn._command.callback_server import MOST_SILENT, listen
 from spotconn._command.connect import started
 from spotconn.cli import app
 from spotconn.testing import FakeSpotify
@@ -144,9 +144,13 @@ async def test_a_refusal_is_shown_on_the_page_and_in_the_terminal(
 
 
 async def test_nothing_but_the_callback_is_answered(
-    settings: dict[str, str], user: UUID, store: ConnectionStore, capsys: pytest.CaptureFixture[str]
+    settings: dict[str, str],
+    user: UUID,
+    store: ConnectionStore,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Another Host, path, method or state, a request that is none, a silent connection: none ends the wait, or it."""
+    """Another Host, path, method or state, a request that is none, silent connections: none ends the wait, or it."""
     async with started(user, [], settings) as authorization:
         callback = await agree(authorization.url)
         parts = urlsplit(callback)
@@ -166,7 +170,9 @@ async def test_nothing_but_the_callback_is_answered(
                 (get.replace("HTTP/1.1", "HTTP/3"), host), (get, host, f"Cookie: {'c' * 50_000}"),
             ],
         }  # fmt: skip
-        _, silent = await asyncio.open_connection(parts.hostname, parts.port)
+        silent = [await asyncio.open_connection(parts.hostname, parts.port) for _ in range(MOST_SILENT + 1)]
+        async with asyncio.timeout(60):
+            assert await silent[0][0].read() == b""  # the oldest has made room
         for status, requests in refused.items():
             for lines in requests:
                 answer = await answer_to(callback, *lines)
@@ -177,7 +183,9 @@ async def test_nothing_but_the_callback_is_answered(
         finished = asyncio.create_task(authorization.finish(60))
         first, second = await asyncio.gather(answer_to(callback, get, host), answer_to(callback, get, host))
         assert (await finished).spotify_user_id == "alice"
-    silent.close()
+    for _, writer in silent:
+        writer.close()
+    assert caplog.records == []  # asyncio tells of no task that has failed
     assert first == second  # of a browser that sends the request again
     assert "HTTP/1.1 200 OK\r\n" in first
     assert "\r\nCache-Control: no-store\r\n" in first
@@ -216,11 +224,18 @@ async def test_what_cannot_begin_ends_with_one_line(
     assert await pending(admin) == 0
 
 
-async def test_a_wait_that_is_over_says_what_to_compare(settings: dict[str, str], user: UUID) -> None:
-    """A wrong client id or redirect URI leads to an error page of Spotify's, and to no callback."""
-    arguments = ["connect", str(user), "--no-browser", "--timeout", "1"]
+async def test_a_wait_that_is_over_says_what_to_compare(
+    settings: dict[str, str], user: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong client id or redirect URI leads to an error page of Spotify's, and to no callback.
+
+    That no program can be started ends no wait.
+    """
+    monkeypatch.setattr(sys, "executable", os.devnull)
+    arguments = ["connect", str(user), "--timeout", "1"]
     result = await asyncio.to_thread(CliRunner().invoke, app, arguments, env=settings)
-    address, line = result.stderr.splitlines()
+    address, browser, line = result.stderr.splitlines()
+    assert browser == "no browser could be opened here"
     assert (result.exit_code, result.stdout) == (4, "")
     assert line.startswith(
         "spotconn: nobody agreed within 1 s; where Spotify shows an error, compare SPOTIFY_CLIENT_ID"

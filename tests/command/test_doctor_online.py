@@ -40,9 +40,9 @@ def environ(url: str, **changes: str) -> dict[str, str]:
     } | changes
 
 
-async def said(url: str, **changes: str) -> list[tuple[str, str, str]]:
+async def said(url: str, seconds: float = 60, /, **changes: str) -> list[tuple[str, str, str]]:
     """What is found of credentials and the Web API."""
-    found = await spotify_findings(environ(url, **changes))
+    found = await spotify_findings(environ(url, **changes), timeout=seconds)
     return [(one.subject, one.state, one.text) for one in found if one.subject in {"credentials", "Web API"}]
 
 
@@ -121,7 +121,7 @@ async def test_a_web_api_that_does_not_serve_the_app(
     """One line for all apps, with the reason; a spent quota and a lapsed Premium are faults, a pause is none."""
     spotify.on(*SEARCH, answer)
     async with spotify.serve() as url:
-        accepted, refused = await said(url)
+        accepted, refused = await said(url, 4)  # half of it is for asking again
     assert accepted[:2] == ("credentials", "ok")
     assert refused[:2] == ("Web API", state)
     assert refused[2].startswith(text)
@@ -132,7 +132,7 @@ async def test_a_spotify_that_cannot_be_reached_is_one_line(spotify: FakeSpotify
     """Not one for each app and each question."""
     async with spotify.serve() as url:
         pass
-    ((subject, state, text),) = await said(url)
+    ((subject, state, text),) = await said(url, 4)
     assert (subject, state) == ("credentials", "fail")
     assert text.startswith("no answer from 127.0.0.1: the connection was refused")
     assert text.endswith("(demo-client, other-client)")
@@ -151,7 +151,9 @@ async def test_the_time_is_bounded(spotify: FakeSpotify) -> None:
 async def test_a_wrong_clock_of_this_host_is_found(spotify: FakeSpotify) -> None:
     """By the Date header, also where the credentials are refused."""
     async with spotify.serve() as url:
-        answers = await ask_about_app("demo-client", "wrong", spotify_url=url, clock=lambda: time.time() - 3600)
+        answers = await ask_about_app(
+            "demo-client", "wrong", spotify_url=url, timeout=60, clock=lambda: time.time() - 3600
+        )
     assert answers.credentials is not None
     assert answers.clock is not None
     found = spotify_clock_finding(answers.clock)
@@ -197,14 +199,32 @@ async def test_without_it_the_doctor_says_what_it_did_not_ask(spotify: FakeSpoti
     assert (await of_settings(online=False))["Spotify"].text.startswith("not asked whether")
 
 
-@pytest.mark.parametrize("changes", [{"SPOTIFY_CLIENT_ID": ""}, {"SPOTCONN_SPOTIFY_URL": "http://marked.example"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"SPOTIFY_CLIENT_ID": ""},
+        {"SPOTCONN_SPOTIFY_URL": "http://marked.example"},
+        {"SPOTIFY_CLIENT_SECRET": "", "SPOTIFY_CLIENT_SECRET_FILE": "/marked"},
+    ],
+)
 async def test_wrong_settings_are_not_asked_about(changes: dict[str, str]) -> None:
     """The line of the variable fails; this one says that Spotify was not asked."""
     for online in (True, False):
         found = await of_settings(online=online, **changes)
         assert found["Spotify"].state == "skip"
         assert found["Spotify app"].state == "fail"
+        assert ("file" in (found["Spotify app"].remedy or "")) == ("SPOTIFY_CLIENT_SECRET_FILE" in changes)
         assert "marked" not in repr(found)
+
+
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "HTTPS_PROXY"])
+async def test_what_no_service_could_start_with_fails(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """TLS and proxies, of which the other lines say nothing; nothing is sent."""
+    monkeypatch.setenv(variable, "marked://marked")
+    (found,) = await spotify_findings(HEALTHY)
+    assert (found.subject, found.state) == ("Spotify", "fail")
+    assert found.text.startswith(variable)
+    assert "marked" not in repr(found)
 
 
 async def test_the_command_asks_with_online(spotify: FakeSpotify) -> None:

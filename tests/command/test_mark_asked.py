@@ -69,7 +69,11 @@ async def test_users_are_named_or_come_by_a_pipe(command: Command, due: list[str
     assert wrong.stderr.startswith("spotconn: USER: expected a UUID")
 
 
-@pytest.mark.parametrize("line", [b"marked", b"\xff", b"{}", b'{"user_id": 5}', b'{"marked', b"text:\xff", b"{[1]}"])
+@pytest.mark.parametrize(
+    "line",
+    [b"marked", b"\xff", b"{}", b'{"user_id": 5}', b'{"marked', b"text:\xff", b"{[1]}", b'{"marked":' * 100_000],
+    ids=range(8),
+)
 async def test_a_line_that_names_nobody_ends_it(command: Command, due: list[str], line: bytes) -> None:
     """Its number is told, not its text, and nobody is recorded."""
     result = await command("mark-asked", given=due[0].encode() + b"\n" + line + b"\n")
@@ -77,6 +81,11 @@ async def test_a_line_that_names_nobody_ends_it(command: Command, due: list[str]
     assert result.stderr.startswith("spotconn: line 2 of standard input: expected the id of a user")
     assert "marked" not in result.stderr
     assert await listed(command, *SINCE) == due
+
+
+async def test_the_help_says_that_users_may_be_left_out(command: Command) -> None:
+    """In the form of the other commands."""
+    assert " mark-asked [OPTIONS] [USER]...\n" in (await command("mark-asked", "--help")).stdout
 
 
 async def test_failures_since(command: Command, store: ConnectionStore, due: list[str]) -> None:

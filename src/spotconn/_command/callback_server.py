@@ -8,6 +8,7 @@ import socket
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from html import escape
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -21,6 +22,8 @@ LONGEST_HEAD = LONGEST + 32_768
 """Bytes of the head of a request: a callback, and the headers and cookies of a browser."""
 READ_TIMEOUT = 10.0
 """Seconds for the head of a request. Browsers open connections ahead, and may send nothing on them."""
+MOST_SILENT = 64
+"""Connections that have sent no request yet; of more, the oldest ends, so that no flood keeps the browser out."""
 CLOSE_TIMEOUT = 2.0
 """Seconds for answers that are under way when the server ends."""
 
@@ -139,8 +142,8 @@ class CallbackServer:
         self._callback: asyncio.Future[str] = loop.create_future()
         self._page: asyncio.Future[Page] = loop.create_future()
         # The connections that have sent no request yet, as a browser opens some ahead, and the others.
-        self._silent = set[asyncio.Task[object]]()
-        self._answering = set[asyncio.Task[object]]()
+        self._silent: dict[asyncio.Task[None], None] = {}  # the oldest first
+        self._answering = set[asyncio.Task[None]]()
 
     async def callback(self) -> str:
         """Wait for the callback, and return its path and query, which hold secrets."""
@@ -150,30 +153,43 @@ class CallbackServer:
         """Send a page to the browser that waits for the answer to its callback."""
         self._page.set_result(page)
 
-    async def handle(self, reader: StreamReader, writer: StreamWriter) -> None:
-        """Answer the one request of a connection."""
+    def accept(self, reader: StreamReader, writer: StreamWriter) -> None:
+        """Answer the one request of a connection.
+
+        In a task of its own: for one of `asyncio.start_server` that is cancelled, Python 3.11 prints a traceback.
+        """
+        task = asyncio.create_task(self._serve(reader, writer))
+        task.add_done_callback(partial(self._end, writer))
+        self._silent[task] = None
+        if len(self._silent) > MOST_SILENT:
+            oldest = next(iter(self._silent))
+            del self._silent[oldest]
+            oldest.cancel()
+
+    def _end(self, writer: StreamWriter, task: asyncio.Task[None]) -> None:
+        self._silent.pop(task, None)
+        self._answering.discard(task)
+        writer.close()
+
+    async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  asyncio has made one
-        self._silent.add(task)
-        try:
-            with suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
-                head = await self._head(reader)
-                self._silent.discard(task)
-                self._answering.add(task)
-                writer.write((await self._decide(head)).response())
-                await writer.drain()
-        finally:
-            self._silent.discard(task)
-            self._answering.discard(task)
-            writer.close()
+        with suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
+            head = await self._head(reader)
+            self._silent.pop(task, None)
+            self._answering.add(task)
+            writer.write((await self._decide(head)).response())
+            await writer.drain()
 
     async def close(self) -> None:
         """Let the answer to the callback be sent, and end all other connections."""
         self._page.cancel()  # changes nothing once there is one
         if self._answering:
             await asyncio.wait(self._answering, timeout=CLOSE_TIMEOUT)
-        for task in self._silent | self._answering:
+        rest = [*self._silent, *self._answering]
+        for task in rest:
             task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
 
     async def _head(self, reader: StreamReader) -> bytes:
         """Return the head of a request; an empty one where it is too long."""
@@ -224,7 +240,7 @@ async def receiving(listener: socket.socket, redirect_uri: str, state: str) -> A
         state: of the authorization.
     """
     server = CallbackServer(redirect_uri, state)
-    listening = await asyncio.start_server(server.handle, sock=listener, limit=LONGEST_HEAD)
+    listening = await asyncio.start_server(server.accept, sock=listener, limit=LONGEST_HEAD)
     try:
         yield server
     finally:

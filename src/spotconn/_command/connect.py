@@ -30,6 +30,7 @@ BROWSER_TIMEOUT = 10.0
 
 # A process of its own: a browser that it starts gets none of the command's streams, which would stay open with it.
 _OPEN = "import sys, webbrowser; sys.exit(not webbrowser.open(sys.argv[1]))"
+_NO_BROWSER = "no browser could be opened here"
 
 
 def connect(
@@ -139,13 +140,18 @@ async def _browser(url: str) -> AsyncGenerator[None]:
 
 async def _open_browser(url: str) -> None:
     """Open a browser, and say so where none opens."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-c", _OPEN, url, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-I", "-c", _OPEN, url,
+            stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True,
+        )  # fmt: skip
+    except OSError:  # the limit of processes, or of memory
+        print_line(_NO_BROWSER)
+        return
     try:
         async with asyncio.timeout(BROWSER_TIMEOUT):
             if await process.wait():
-                print_line("no browser could be opened here")
+                print_line(_NO_BROWSER)
     except TimeoutError:
         pass
     finally:

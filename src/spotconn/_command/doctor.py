@@ -90,8 +90,9 @@ def _setting(subject: str, read: Callable[[], Finding]) -> Finding:
 
 
 def _of_variable(subject: str, error: ConfigurationError) -> Finding:
-    """Return the finding about a variable, which the text of the error names."""
-    return failed(subject, error, remedy=_UNSET.get(str(error), "correct the variable"))
+    """Return the finding about a variable or its file, which the text of the error names."""
+    of_file = str(error).startswith("the file of ")
+    return failed(subject, error, remedy=_UNSET.get(str(error), f"correct the {'file, or the ' * of_file}variable"))
 
 
 def _redirect_uri(uri: str) -> Finding:

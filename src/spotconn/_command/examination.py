@@ -22,9 +22,8 @@ async def run_checks(probe: Probe, checks: Mapping[str, Check]) -> AsyncGenerato
     """
     causes: dict[str, str] = {}
     unexamined = defaultdict[str, list[str]](list)
+    subjects = [*checks]
     for subject, check in checks.items():
-        if SCHEMA in unexamined:
-            continue
         finding = await run_check(probe, subject, check)
         cause = causes.setdefault(finding.text, subject)
         if finding.state in {"skip", "fail"} and cause != subject:
@@ -32,13 +31,10 @@ async def run_checks(probe: Probe, checks: Mapping[str, Check]) -> AsyncGenerato
             continue
         yield finding
         if subject == SCHEMA and finding.state == "fail":
-            unexamined[SCHEMA] = _behind(subject, [*checks])
+            unexamined[SCHEMA] = subjects[subjects.index(SCHEMA) + 1 :]
+            break
     for finding in _unexamined(unexamined):
         yield finding
-
-
-def _behind(subject: str, subjects: Sequence[str]) -> list[str]:
-    return [*subjects[subjects.index(subject) + 1 :]]
 
 
 def _unexamined(subjects: Mapping[str, Sequence[str]]) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from spotconn._printable import counted
 def mark_asked(
     users: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[USER]...", help="As USER of the others; none: one a line on standard input."),
+        typer.Argument(metavar="USER", help="As USER of the others; none: one a line on standard input."),
     ] = None,
     *,
     not_asked_since: Annotated[
@@ -54,5 +54,5 @@ def _user_of(line: bytes, number: int) -> UUID:
     try:
         text = line.decode().strip()
         return read_user(json.loads(text)["user_id"] if text.startswith("{") else text)
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         fail(f"line {number} of standard input: expected the id of a user, or a line of a list with --json", USAGE)

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TypeAlias
 
 from spotconn._command.clocks import spotify_clock_finding
-from spotconn._command.finding import Finding
+from spotconn._command.finding import Finding, failed
 from spotconn._settings import read_client, read_other_apps, read_spotify_url
 from spotconn._spotify.app_check import AppAnswers, ask_about_app
 from spotconn._spotify.client_secret import Secret
@@ -26,13 +26,26 @@ def not_asked(environ: Mapping[str, str]) -> Finding:
     return Finding(state="skip", subject=SUBJECT, text=text)
 
 
-async def spotify_findings(environ: Mapping[str, str]) -> list[Finding]:
-    """Ask Spotify about each app of the environment, all at once, and return what is found."""
+async def spotify_findings(
+    environ: Mapping[str, str],
+    *,
+    timeout: float = 10,  # noqa: ASYNC109  the deadline is over all attempts
+) -> list[Finding]:
+    """Ask Spotify about each app of the environment, all at once, and return what is found.
+
+    Args:
+        environ: as `os.environ`.
+        timeout: seconds for each question.
+    """
     try:
         apps: dict[str, Secret | None] = dict([read_client(environ), *read_other_apps(environ)])
-        answers = await _ask(apps, read_spotify_url(environ))
-    except ConfigurationError as error:
+        spotify_url = read_spotify_url(environ)
+    except ConfigurationError as error:  # the line of the variable fails
         return [Finding(state="skip", subject=SUBJECT, text=f"not asked: {error}")]
+    try:
+        answers = await _ask(apps, spotify_url, timeout)
+    except ConfigurationError as error:  # of TLS or a proxy, which have no line
+        return [failed(SUBJECT, error)]
     web_api = {client_id: one.web_api for client_id, one in answers.items() if one.credentials is None}
     clocks = [spotify_clock_finding(one.clock) for one in answers.values() if one.clock]
     return [
@@ -44,13 +57,13 @@ async def spotify_findings(environ: Mapping[str, str]) -> list[Finding]:
     ]
 
 
-async def _ask(apps: Mapping[str, Secret | None], spotify_url: str | None) -> dict[str, AppAnswers]:
+async def _ask(apps: Mapping[str, Secret | None], spotify_url: str | None, seconds: float) -> dict[str, AppAnswers]:
     """Return the answers to each confidential client."""
     secrets = {
         client_id: secret() if callable(secret) else secret for client_id, secret in apps.items() if secret is not None
     }
-    answers = await asyncio.gather(*(ask_about_app(*app, spotify_url=spotify_url) for app in secrets.items()))
-    return dict(zip(secrets, answers, strict=True))
+    questions = (ask_about_app(*app, spotify_url=spotify_url, timeout=seconds) for app in secrets.items())
+    return dict(zip(secrets, await asyncio.gather(*questions), strict=True))
 
 
 def _of_the_url(environ: Mapping[str, str]) -> Iterator[Finding]:

@@ -147,15 +147,16 @@ def _check_options(
         "--apply and --check do not go together": apply and check,
         "--no-transaction is for the SQL that is printed": no_transaction and (apply or check),
         "--undo-lock-down and --lock-down do not go together": undo and parts["lock_down"],
-        "--undo-lock-down stands alone": undo and (parts["plain_postgres"] or closes or parts["users"] is not None),
+        "--undo-lock-down goes together with --apply alone": undo
+        and (parts["plain_postgres"] or closes or not {parts["users"], client_id, owner} <= {None}),
         "--close-writes and --lock-down do not go together: the second closes the writes, too": (
             parts["close_writes"] and parts["lock_down"]
         ),
         "--check goes together with --close-writes and --lock-down alone": check
         and (parts["plain_postgres"] or undo or parts["users"] is not None),
         "--json goes together with --apply or --check: SQL is printed as it is": as_json and not (apply or check),
-        "--client-id goes together with --apply": client_id is not None and (not apply or undo),
-        "--owner goes together with --apply": owner is not None and (not apply or undo),
+        "--client-id goes together with --apply": client_id is not None and not apply,
+        "--owner goes together with --apply": owner is not None and not apply,
         "--owner: expected the name of a role": (
             owner is not None and not (owner.isprintable() and set(owner).isdisjoint("'\\"))
         ),

@@ -45,7 +45,7 @@ async def ask_about_app(
     client_secret: str,
     *,
     spotify_url: str | None = None,
-    timeout: float = 10,  # noqa: ASYNC109  the deadline is over all attempts
+    timeout: float,  # noqa: ASYNC109  the deadline is over all attempts
     clock: Callable[[], float] = time.time,
 ) -> AppAnswers:
     """Ask the accounts service for a token of the app itself, and the Web API for something with it.
