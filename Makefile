@@ -76,7 +76,7 @@ chaos: .venv/test-installed ## random faults over several processes, and what mu
 
 # The refresh protocol as a model for Spin, from the Debian packages spin and gcc. MODEL=all takes the large ones too.
 MODEL ?= small
-model: .venv/bin/python ## the proof of the refresh protocol: MODEL=all for the large configurations
+model: .venv/bin/activate ## the proof of the refresh protocol: MODEL=all for the large configurations
 	@$(GUARD) $(BIN)/python proofs/check.py $(MODEL)
 
 # Each run of CHECK_RUNS is `make test` in a copy that has the wheel in place of src/.
@@ -173,32 +173,35 @@ endef
 
 clean: ## remove all that these have made, .venv too
 	rm -rf .venv .cache build dist site .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The extras for users, and the group of what the project needs for it.
 EXTRAS := cli,crypto,otel,testing,uvloop,web
-.venv/%-installed: pyproject.toml | .venv/bin/python
+.venv/%-installed: pyproject.toml | .venv/bin/activate
 	@$(call install,--editable ".[$(EXTRAS)]" --group $*)
 	@touch $@
 
-.venv/demo-installed: pyproject.toml | .venv/bin/python
+.venv/demo-installed: pyproject.toml | .venv/bin/activate
 	@$(call install,--editable ".[testing]")
 	@touch $@
 
-# uv takes a fifth of the time. Where it cannot reach an index, as it reads no settings of pip, pip does it; that of the
-# venv may be too old to know groups.
+# uv takes a fifth of the time. Where it cannot reach an index, as it reads no settings of pip, pip does it, after 11
+# seconds in place of 49; that of the venv may be too old to know groups.
 PIP = $(GUARD) $(BIN)/python -m pip install --quiet --disable-pip-version-check
 define install
 { [ -x $(BIN)/uv ] || $(PIP) "uv>=0.9"; } && \
+    UV_HTTP_CONNECT_TIMEOUT=5 UV_HTTP_RETRIES=1 \
     $(GUARD) $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || { \
     echo "now by pip" >&2; $(PIP) --upgrade "pip>=25.1" && $(PIP) $(1); }
 endef
 
 # Without npm what needs it is skipped. Neither a package.json nor a lock file is written, which would record addresses.
-.venv/npm-installed: Makefile | .venv/bin/python
+.venv/npm-installed: Makefile | .venv/bin/activate
 	@command -v npm >/dev/null || { echo "npm is not there: its tests are skipped"; exit 0; }; \
 	    $(GUARD) npm install --prefix .venv/npm --no-save --no-package-lock --no-audit --no-fund --loglevel=error \
 	    $(NPM_PACKAGES) && touch $@
 
-.venv/bin/python:
+# What venv writes last: one that was not finished, as without Debian's python3-venv or when killed, is made anew.
+.venv/bin/activate:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'spotconn needs Python 3.11 or later; set PYTHON=')"
 	$(GUARD) $(PYTHON) -m venv .venv

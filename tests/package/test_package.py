@@ -115,9 +115,9 @@ def test_without_the_extra_the_routes_name_it() -> None:
 
 
 def test_the_extras_are_those_for_users() -> None:
-    """The metadata has the extras that the README explains and the Makefile installs, none for the project."""
+    """The metadata has the extras that the guide explains and the Makefile installs, none for the project."""
     [installed] = re.findall(r"^EXTRAS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    explained = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    explained = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/how-to/install.md").read_text(), re.MULTILINE)
     assert sorted(EXTRAS) == sorted(installed.split(",")) == sorted(explained)
     assert set(INSTALLED.metadata.get_all("Provides-Extra") or ()) == EXTRAS
 

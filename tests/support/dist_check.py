@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 BESIDE = re.compile(r"\]\((?!https?:|#)([^()\s]+)\)")
 """The target of a link to a file of the repository, which an index does not show."""
 
-LARGEST = 400_000
+LARGEST = 500_000
 """Bytes that a wheel or an sdist may have."""
 
 INFO = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
