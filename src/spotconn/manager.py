@@ -243,7 +243,7 @@ class TokenManager(Closing):
     async def check(self) -> None:
         """Check for a readiness probe that tokens can be served here: one round trip, and Spotify is not asked.
 
-        The trouble of one user is none here, nor is that of one of several apps.
+        The trouble of one user is none here, nor is that of one of several apps. A refused client secret is read again.
 
         Raises:
             SpotconnError: as `ConnectionStore.verify`.
@@ -253,7 +253,7 @@ class TokenManager(Closing):
         self._affinity.check()
         await self._store.verify()
         self._store.tokens.check_decryption()
-        self._apps.check_accepted()
+        await self._apps.check_accepted()
 
     def report_answer(self, user_id: UserId, status: int, body: bytes | str = b"") -> None:
         """Record an answer of the Web API to a request with a user's token, for `events.AppRefused`; `auth` does so.

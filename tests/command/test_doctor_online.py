@@ -129,13 +129,13 @@ async def test_a_web_api_that_does_not_serve_the_app(
 
 
 async def test_a_spotify_that_cannot_be_reached_is_one_line(spotify: FakeSpotify) -> None:
-    """Not one for each app and each question."""
+    """Not one for each app and each question; a simulated one has to be started."""
     async with spotify.serve() as url:
         pass
-    ((subject, state, text),) = await said(url, 4)
-    assert (subject, state) == ("credentials", "fail")
-    assert text.startswith("no answer from 127.0.0.1: the connection was refused")
-    assert text.endswith("(demo-client, other-client)")
+    (found,) = await spotify_findings(environ(url), timeout=4)
+    assert (found.subject, found.state) == ("Spotify", "fail")
+    assert found.text == f"no answer of a simulated one at {url}, of SPOTCONN_SPOTIFY_URL"
+    assert found.remedy == "start it: spotconn simulate; for Spotify itself unset SPOTCONN_SPOTIFY_URL"
 
 
 async def test_the_time_is_bounded(spotify: FakeSpotify) -> None:

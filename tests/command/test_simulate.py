@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import tomllib
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -138,9 +139,12 @@ async def test_several_apps_their_latency_and_ctrl_c() -> None:
 
 
 def test_the_compose_file_has_the_settings() -> None:
-    """Those that the command prints are those of the service in the guide, and `from_env` takes them."""
+    """Those that the command prints are those of the service in the guide, and `from_env` takes them. Nothing starts
+    before what it needs answers, and the image has what the services run.
+    """
     guide = (ROOT / "docs" / "how-to" / "simulate.md").read_text()
-    (compose,) = (token.content for token in MarkdownIt().parse(guide) if token.info.strip() == "yaml")
+    fences = {token.info.strip(): token.content for token in MarkdownIt().parse(guide) if token.type == "fence"}
+    compose, image = fences["yaml"], fences["dockerfile"]
     services = yaml.safe_load(compose)["services"]
     settings = Settings.read(services["app"]["environment"])
     assert settings.spotify_url == f"http://127.0.0.1:{PORT}"
@@ -148,6 +152,15 @@ def test_the_compose_file_has_the_settings() -> None:
     shared = [name for name, service in services.items() if service.get("network_mode") == "service:app"]
     assert shared == ["spotify", "tests"]
     assert services["spotify"]["command"] == ["spotconn", "simulate"]
+    assert services["app"]["depends_on"] == {"schema": {"condition": "service_completed_successfully"}}
+    assert services["schema"]["depends_on"] == {"database": {"condition": "service_healthy"}}
+    assert services["schema"]["command"] == ["spotconn", "schema", "--apply"]
+    assert services["schema"]["environment"].items() <= services["app"]["environment"].items()
+    assert services["tests"]["depends_on"] == ["app", "spotify"]
+    assert services["database"]["healthcheck"]["test"][:2] == ["CMD", "pg_isready"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert "[cli,crypto,testing]" in image
+    assert {"cli", "crypto", "testing"} <= extras.keys()
 
 
 def test_what_cannot_be_simulated_is_one_line() -> None:

@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 from pydantic import SecretStr
 
-from spotconn import ConfigurationError, ConnectFlow, ConnectionStore, SpotifyAccounts, TokenManager
+from spotconn import ConfigurationError, ConnectFlow, ConnectionStore, SpotifyAccounts, TokenManager, events
 from spotconn._spotify import client_secret
 from spotconn.testing import FakeSpotify
 from support.connections import connect
@@ -309,3 +309,39 @@ async def test_a_fleet_comes_back_without_a_restart(
             assert spotify.accepts(await tokens.get_valid_token(user))
         for tokens, user in zip((*reversed(fleet), fleet[1]), users, strict=True):
             assert spotify.accepts(await tokens.get_valid_token(user))
+
+
+async def test_a_readiness_probe_finds_the_other_secret(
+    url: str, spotify: FakeSpotify, store: ConnectionStore, users: list[UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is not ready gets no calls: the probe reads the secret, once a second, and asks Spotify nothing.
+
+    That Spotify refuses the app is told once, and that it accepts it only when it does.
+    """
+    told: list[str] = []
+
+    async def hook(event: events.Event) -> None:
+        if isinstance(event, events.AppRefused | events.AppAccepted):
+            told.append(type(event).__name__)
+
+    for user in users:
+        await connect(store, spotify, user, ttl=1)
+    spotify.rotate_secret("third")
+    source = Source("demo-secret")
+    async with accounts_of(url, source) as accounts, TokenManager(store, accounts, on_event=hook) as tokens:
+        await every_user_is_refused([tokens], users[:2])
+        reads, calls = source.reads, spotify.token_calls
+        for interval, secret in ((3600.0, "other"), (0.0, "demo-secret")):
+            monkeypatch.setattr(client_secret, "REREAD_INTERVAL", interval)
+            source.secrets = [secret]
+            with pytest.raises(ConfigurationError, match="the app demo-client"):
+                await tokens.check()
+        assert source.reads == reads + 1
+        source.secrets = ["other"]
+        await tokens.check()
+        await every_user_is_refused([tokens], users[:2])
+        assert spotify.token_calls == calls + 2
+        source.secrets = ["third"]
+        await tokens.check()
+        assert spotify.accepts(await tokens.get_valid_token(users[0]))
+    assert told == ["AppRefused", "AppAccepted"]

@@ -19,7 +19,9 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-OTHER_LANGUAGES = {"console", "diff", "dotenv", "html", "ini", "js", "json", "promql", "sql", "text", "toml", "yaml"}
+OTHER_LANGUAGES = {
+    "console", "diff", "dockerfile", "dotenv", "html", "ini", "js", "json", "promql", "sql", "text", "toml", "yaml",
+}  # fmt: skip
 
 _HIDDEN = re.compile(r"<!-- python\n(.*?)-->\s*\Z", re.DOTALL)
 _INCLUDED = re.compile(r"--8<--\nexamples/[\w./]+\n--8<--\n")

@@ -79,12 +79,27 @@ async def test_requests_fail_as_often_as_asked(program: httpx.AsyncClient, fake:
     assert await refreshed(program, granted) == ""
 
 
+async def test_a_secret_is_rotated_for_one_app(program: httpx.AsyncClient, fake: FakeSpotify) -> None:
+    """The former one is refused at once; the other app, and tokens, stay as they are."""
+    mine, other = fake.authorize("ben"), fake.authorize("ben", client_id="second")
+    form = {"action": "rotate-secret", "client_id": "second", "client_secret": "rotated"}
+    done = await program.post("/", data=form)
+    assert (done.status_code, done.headers["location"]) == (303, "/?done=rotate-secret")
+    assert await refreshed(program, other, "second") == "Invalid client secret"
+    assert await refreshed(program, mine) == ""
+    await program.post("/", data=form | {"client_secret": "demo-secret"})
+    assert await refreshed(program, other, "second") == ""
+
+
 @pytest.mark.parametrize(
     ("form", "words"),
     [
         ({}, "action"),
         ({"action": "revoke", "account": "<nobody>"}, "account"),
         ({"action": "revoke", "account": "ann", "client_id": "third"}, "client_id"),
+        ({"action": "rotate-secret", "client_secret": "x", "client_id": "third"}, "client_id"),
+        ({"action": "rotate-secret"}, "client_secret"),
+        ({"action": "rotate-secret", "client_secret": "<nobody>"}, "client_secret"),
         ({"action": "fail", "failure": "teapot"}, "failure"),
         ({"action": "fail", "failure": "web-503", "count": "101"}, "count"),
         ({"action": "fail", "failure": "web-503", "count": "9" * 5000}, "count"),
@@ -150,6 +165,9 @@ async def test_a_person_needs_no_script_and_no_mouse(fake: FakeSpotify, shared_c
         await expect(page.get_by_role("status")).to_have_text("The next requests will fail.")
         await expect(page.locator("main")).to_contain_text("0 of the token endpoint, 3 of the Web API")
         await press(page, "Answer as usual")
+        await page.get_by_label("Client secret").fill("rotated")
+        await press(page, "Rotate it")
+        await expect(page.get_by_role("status")).to_contain_text("the former one is refused")
         await consent.get_by_role("button", name="Remove consent").focus()
         async with page.expect_navigation():
             await page.keyboard.press("Enter")

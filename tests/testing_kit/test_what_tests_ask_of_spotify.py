@@ -89,7 +89,9 @@ def test_scripted_answers_of_the_web_api(spotify: FakeSpotify, browser: httpx.Cl
     assert (answers[3].json(), answers[3].headers["content-type"]) == (playing, "application/json")
     assert browser.put(PLAYING, headers=headers).headers["retry-after"] == "7"
     spotify.on("GET", PLAYING)
-    assert browser.get(PLAYING, headers=headers).status_code == 404
+    missing = browser.get(PLAYING, headers=headers)
+    assert missing.status_code == 404
+    assert "FakeSpotify.on" in missing.json()["error"]["message"]
     spotify.on("GET", "/v1/me/", limited)
     assert browser.get("/v1/me", headers=headers).status_code == 429
     with pytest.raises(ValueError, match="begins with /v1/"):

@@ -46,6 +46,9 @@ async def spotify_findings(
         answers = await _ask(apps, spotify_url, timeout)
     except ConfigurationError as error:  # of TLS or a proxy, which have no line
         return [failed(SUBJECT, error)]
+    if (simulated := _simulated(environ)) and answers and all(map(_is_silent, answers.values())):
+        remedy = "start it: spotconn simulate; for Spotify itself unset SPOTCONN_SPOTIFY_URL"
+        return [Finding(state="fail", subject=SUBJECT, text=f"no answer of {simulated}", remedy=remedy)]
     web_api = {client_id: one.web_api for client_id, one in answers.items() if one.credentials is None}
     clocks = [spotify_clock_finding(one.clock) for one in answers.values() if one.clock]
     return [
@@ -64,6 +67,10 @@ async def _ask(apps: Mapping[str, Secret | None], spotify_url: str | None, secon
     }
     questions = (ask_about_app(*app, spotify_url=spotify_url, timeout=seconds) for app in secrets.items())
     return dict(zip(secrets, await asyncio.gather(*questions), strict=True))
+
+
+def _is_silent(answers: AppAnswers) -> bool:
+    return isinstance(answers.credentials, SpotifyUnavailable) and not answers.credentials.answered
 
 
 def _of_the_url(environ: Mapping[str, str]) -> Iterator[Finding]:

@@ -51,6 +51,7 @@ class Admission:
     def forget_refusals(self) -> None:
         """Let calls be made again at once: the credentials are others now."""
         self._circuit_breaker = CircuitBreaker()
+        self._refusals.doubt("invalid_client")
 
     def check_connect(self, user: Hashable = None) -> None:
         """Check whether the exchange of a code and the call for its profile would be admitted now, and make none.

@@ -115,6 +115,11 @@ class AppRefusals:
         if self._last.pop(reason, None) is not None:
             self._notify(reason, None, refused=False)
 
+    def doubt(self, reason: AppRefusal) -> None:
+        """Let a refusal no longer count in a check of readiness; only Spotify ends it."""
+        if reason in self._last:
+            self._last[reason] = -math.inf
+
     def recent(self) -> AppRefusal | None:
         """Return why the app can serve nobody; None if Spotify has not said so lately.
 

@@ -99,12 +99,16 @@ class Apps:
         for accounts in self.accounts.values():
             accounts.affinity.check()
 
-    def check_accepted(self) -> None:
+    async def check_accepted(self) -> None:
         """Check that Spotify does not refuse all apps, as far as it has answered lately. Spotify is not asked.
+
+        The client secrets that it refuses are read again: a process that gets no calls, as it is not ready, would
+        otherwise never have the other one.
 
         Raises:
             ConfigurationError: it does; the text says why.
         """
+        await self.reread_secrets()
         reasons: list[AppRefusal | None] = [accounts.refusals.recent() for accounts in self.accounts.values()]
         if (reason := reasons[0]) is not None and None not in reasons:
             raise ConfigurationError(f"Spotify refuses the app {next(iter(self.accounts))}: {SERVES_NOBODY[reason]}")

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from spotconn.testing._answers import Answer
-from spotconn.testing._control_page import ACTIONS, MOST_FAILURES, control_page
+from spotconn.testing._control_page import ACTIONS, MOST_FAILURES, SECRET_PATTERN, control_page
 from spotconn.testing._forms import of_another_site, read_form
 from spotconn.testing._simulation import Simulation
 from spotconn.testing._spotify_pages import OTHER_SITE, error_page
@@ -63,7 +63,8 @@ class Control:
         spotify = self._spotify
         words = {key: failure.words for key, failure in FAILURES.items()}
         accounts, done = list(spotify.accounts.values()), request.query_params.get("done")
-        page = control_page(accounts, spotify.consents_by_app(), words, spotify.pending_answers(), done)
+        granted = spotify.consents_by_app()
+        page = control_page(accounts, granted, words, spotify.pending_answers(), apps=spotify.apps, done=done)
         return HTMLResponse(page, headers=HEADERS)
 
     async def act(self, request: Request) -> Response:
@@ -77,12 +78,16 @@ class Control:
 
     def _carry_out(self, form: dict[str, str]) -> str | None:
         """Do what a form says, or return what is wrong with it."""
+        if form.get("client_id") not in {None, *self._spotify.apps}:
+            return "client_id: expected that of a registered app"
         match form.get("action"):
             case "fail":
                 return self._fail(form)
             case "reset":
                 self._spotify.forget_answers()
                 return None
+            case "rotate-secret":
+                return self._rotate_secret(form.get("client_secret", ""), form.get("client_id"))
             case action if action in ACTIONS:
                 return self._end(action, form.get("account", ""), form.get("client_id"))
             case _:
@@ -97,11 +102,15 @@ class Control:
         self._spotify.fail_next([failure.answer] * int(count), web=failure.web)
         return None
 
+    def _rotate_secret(self, client_secret: str, client_id: str | None) -> str | None:
+        if not re.fullmatch(SECRET_PATTERN, client_secret, re.ASCII):
+            return "client_secret: expected letters, digits and hyphens"
+        self._spotify.apps.set_secret(client_id, client_secret)
+        return None
+
     def _end(self, action: str, account: str, client_id: str | None) -> str | None:
         if account not in self._spotify.accounts:
             return "account: expected one of the accounts"
-        if client_id is not None and client_id not in self._spotify.apps:
-            return "client_id: expected that of a registered app"
         if action == "revoke":
             self._spotify.revoke(account, client_id=client_id)
         else:

@@ -15,14 +15,18 @@ ACTIONS = {
 
 DONE = {
     "revoke": "The consent is removed: refresh tokens are revoked, and access tokens work until they end.",
-    "expire-access": "The access tokens have ended: the Web API answers 401.",
+    "expire-access": "The access tokens have ended: the Web API answers 401. One that was granted less than a minute "
+    "ago is not replaced: until then a service answers 503.",
     "expire-refresh": "The refresh tokens have ended, as six months after a consent.",
+    "rotate-secret": "The app has the other client secret: the former one is refused.",
     "fail": "The next requests will fail.",
     "reset": "Requests are answered as usual.",
 }
 """What to write once it is done."""
 
 MOST_FAILURES = 100
+SECRET_PATTERN = r"[A-Za-z0-9\-]{1,100}"  # noqa: S105  none
+"""A regular expression for client secrets, here and in a browser."""
 
 
 def control_page(
@@ -30,6 +34,8 @@ def control_page(
     granted: Iterable[tuple[FakeAccount, str]],
     failures: Mapping[str, str],
     pending: tuple[int, int],
+    *,
+    apps: Iterable[str],
     done: str | None,
 ) -> str:
     """Return the control page.
@@ -39,6 +45,7 @@ def control_page(
         granted: accounts, each with the client id of an app that has its consent.
         failures: how requests can fail, each by its key.
         pending: how many failures wait for requests to the token endpoint, and to the Web API.
+        apps: the client ids of all apps.
         done: a key of `DONE`, after a form was sent.
     """
     status = f'<p class="done" role="status">{DONE[done]}</p>' if done in DONE else ""
@@ -48,7 +55,8 @@ def control_page(
         "Control",
         f"<h1>Simulated Spotify</h1>{status}<p>Accounts: {names or 'none'}.</p>"
         f"<h2>Consents</h2>{consents or '<p>No account has agreed to an app.</p>'}"
-        f"<h2>Failures</h2>{_failures(failures)}{_pending(pending)}",
+        f"<h2>Failures</h2>{_failures(failures)}{_pending(pending)}"
+        f"<h2>Client secret</h2>{_secret(apps)}",
     )
 
 
@@ -62,7 +70,7 @@ def _consent(account: FakeAccount, client_id: str) -> str:
 
 
 def _failures(failures: Mapping[str, str]) -> str:
-    options = "".join(f'<option value="{escape(key)}">{escape(words)}</option>' for key, words in failures.items())
+    options = _options(failures)
     return (
         '<form method="post" action="/"><fieldset><legend>Let the next requests fail</legend>'
         f'<label class="field">Answer <select name="failure">{options}</select></label>'
@@ -70,6 +78,20 @@ def _failures(failures: Mapping[str, str]) -> str:
         ' required></label><div class="choice"><button class="agree" name="action" value="fail">Let them fail</button>'
         "</div></fieldset></form>"
     )
+
+
+def _secret(apps: Iterable[str]) -> str:
+    return (
+        '<form method="post" action="/"><fieldset><legend>Give an app another client secret</legend>'
+        f'<label class="field">App <select name="client_id">{_options({app: app for app in apps})}</select></label>'
+        f'<label class="field">Client secret <input name="client_secret" pattern="{SECRET_PATTERN}" autocomplete="off"'
+        ' required></label><div class="choice">'
+        '<button class="agree" name="action" value="rotate-secret">Rotate it</button></div></fieldset></form>'
+    )
+
+
+def _options(words: Mapping[str, str]) -> str:
+    return "".join(f'<option value="{escape(key)}">{escape(shown)}</option>' for key, shown in words.items())
 
 
 def _pending(pending: tuple[int, int]) -> str:

@@ -12,6 +12,7 @@ from spotconn.testing._simulation import Simulation
 
 LONGEST_PAGE = 50
 """Items of a page of the Web API."""
+NOT_SIMULATED = "Service not found: the simulated Spotify has no such endpoint; FakeSpotify.on gives it one"
 
 
 class WebApi:
@@ -55,7 +56,7 @@ class WebApi:
             return self._spotify.web_app
         if (request.method, path) == ("GET", "/v1/me/top/tracks"):
             return _json(_top_tracks(consent, request))
-        return _json((404, {"error": {"status": 404, "message": "Service not found"}}))
+        return _json((404, {"error": {"status": 404, "message": NOT_SIMULATED}}))
 
 
 def _json(reply: Reply) -> Response:
