@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import spotconn
 from spotconn import ConnectionStore, Profile, SpotconnError, SpotifyAccounts, TokenManager
 from spotconn.testing import EmbeddedPostgres, FakeSpotify, add_user, apply_schema
 
@@ -105,7 +106,7 @@ async def service(user_ids: list[str]) -> AsyncGenerator[tuple[TokenManager, lis
         if not user_ids:
             raise ValueError("give the ids of connected users as arguments")
         async with TokenManager.from_env() as tokens:
-            yield tokens, [UUID(user_id) for user_id in user_ids]
+            yield tokens, [spotconn.user_id(int(one)) if one.isdecimal() else UUID(one) for one in user_ids]
     else:
         async with simulated() as simulation:
             yield simulation.tokens, [await simulation.connect("ann"), await simulation.connect("bob", ttl=-60)]

@@ -86,7 +86,8 @@ async def real(user_ids: list[str]) -> int:
     async with TokenManager.from_env() as tokens:
         for user_id in user_ids:
             try:
-                print_line(f"{user_id}: valid token {shown(await tokens.get_valid_token(user_id))}")
+                token = await tokens.get_valid_token(int(user_id) if user_id.isdecimal() else user_id)
+                print_line(f"{user_id}: valid token {shown(token)}")
             except SpotconnError as error:
                 failed = 1
                 print_line(f"{user_id}: {type(error).__name__}: {error}")

@@ -37,8 +37,9 @@ declare
     known pg_catalog.pg_class;
     id pg_catalog.pg_attribute;
     tied record;
+    types constant text[] := array['smallint', 'integer', 'bigint', 'text', 'character varying', 'uuid'];
     problem text;
-    remedy text := 'Name another table or column: spotconn schema --apply --users ''public.users(id bigint)''.';
+    remedy text;
 begin
     select relation.* into known
     from pg_catalog.pg_class as relation join pg_catalog.pg_namespace as schema on schema.oid = relnamespace
@@ -88,7 +89,14 @@ begin
         when problem like 'auth.users follows%' then
             'The ids of two tables, or of two kinds, would name other users. Drop the triggers spotconn_follow_insert, '
             'spotconn_follow_update, spotconn_follow_delete and spotconn_follow_truncate there first; its users stay in auth.users.'
-        else remedy
+        when problem like 'there is%' then 'Create it first, or name the table of your users.'
+        when problem like '%has the type%' and pg_catalog.format_type(id.atttypid, null) = any (types)
+            then pg_catalog.format('Name that type: spotconn schema --apply --users ''%I.%I(%I %s)''.',
+                named_schema, named_table, named_column, pg_catalog.format_type(id.atttypid, null))
+        when problem like '%has the type%'
+            then pg_catalog.format('Name a column of the type %s.', pg_catalog.array_to_string(types, ', '))
+        when problem like 'it is no%' then 'Name the table that has the users: a view cannot be followed.'
+        else 'Name the column that has the ids of the users.'
     end;
     if problem is not null then
         raise exception '%: %', pg_catalog.format('%I.%I', named_schema, named_table), problem

@@ -188,6 +188,7 @@ class PruneProgress(Value):
         invalid: those that Spotify had refused, of users who have authorized at a time that is not known.
         retired_app: those of an app that is given up.
         not_final: those refused for as long that stay: Spotify is to be asked once more, or their app is not known.
+        too_recent: those refused for good, or of an app that is given up, that stay: not for so long.
     """
 
     expired: int = 0
@@ -195,10 +196,11 @@ class PruneProgress(Value):
     invalid: int = 0
     retired_app: int = 0
     not_final: int = 0
+    too_recent: int = 0
 
     @property
     def total(self) -> int:
-        """How many are deleted, or would be: the sum of all but the last."""
+        """How many are deleted, or would be: the sum of all but the last two."""
         return self.expired + self.revoked + self.invalid + self.retired_app
 
 

@@ -40,5 +40,5 @@ async def test_the_mail_job_writes_to_the_address_of_the_sign_up(
         letters.append(address)
 
     async with ConnectionAdmin.open(operator) as house:
-        assert await remind(house, admin, send, now=datetime.now(UTC)) == 1
+        assert await remind(house, admin, send, now=datetime.now(UTC)) == (1, 1)
     assert letters == ["tenant@example.com"]

@@ -175,14 +175,17 @@ async def test_a_prune(command: Command, store: ConnectionStore, users: list[UUI
     looked = await command("prune", "--dead-for", "0m")
     assert looked.stdout == (
         "expired: 1\nrevoked: 0\ninvalid: 0\nretired app: 0\nrefused, but not for good: 0 (these stay)\n"
+        "dead, but not for so long: 0 (these stay)\n"
     )
     assert looked.stderr == "nothing was deleted; --yes deletes 1\n"
     retired = {"SPOTCONN_RETIRED_CLIENT_IDS": "mine"}
-    counts = {"expired": 1, "revoked": 0, "invalid": 0, "retired_app": 1, "not_final": 0}
+    counts = {"expired": 1, "revoked": 0, "invalid": 0, "retired_app": 1, "not_final": 0, "too_recent": 0}
     as_json = await command("prune", "--dead-for", "0m", "--json", **retired)
     assert json.loads(as_json.stdout) == counts | {"deleted": False}
     assert await admin.fetchval("select count(*) from public.spotify_connections") == 2
-    assert (await command("prune", "--dead-for", "1m", "--yes", **retired)).stderr == "deleted: 0\n"
+    early = await command("prune", "--dead-for", "1m", "--yes", **retired)
+    assert "dead, but not for so long: 2 (these stay)\n" in early.stdout
+    assert early.stderr == "deleted: 0\n"
     as_json = await command("prune", "--dead-for", "0m", "--yes", "--json", **retired)
     assert json.loads(as_json.stdout) == counts | {"deleted": True}
     assert await admin.fetchval("select count(*) from public.spotify_connections") == 0

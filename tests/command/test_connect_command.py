@@ -212,7 +212,7 @@ async def test_what_cannot_begin_ends_with_one_line(
                 f"port {port} of SPOTIFY_RED",
             ),
             (str(user), {"SPOTIFY_CLIENT_ID": ""}, 5, "SPOTIFY_CLIENT_ID is not set"),
-            (str(uuid4()), {}, 3, "no such user in auth.users"),
+            (str(uuid4()), {}, 3, "auth.users: insert the row there, or into your own table"),
             ("nobody", {}, 2, "USER: expected a UUID"),
         ]
         for who, changes, code, told in cases:

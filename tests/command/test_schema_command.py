@@ -269,7 +269,8 @@ async def test_a_table_of_users_is_tied(schema: Schema, url: str, scratch: async
     await scratch.execute("create table users (id int primary key); insert into users values (42)")
     refused = await schema("--apply", "--users", "public.users(id bigint)")
     assert (refused.exit_code, refused.stdout) == (5, "")
-    assert "public.users: its column id has the type integer. Nothing was changed. Name another" in refused.stderr
+    assert "public.users: its column id has the type integer. Nothing was changed. Name that type: " in refused.stderr
+    assert "--users 'public.users(id integer)'." in refused.stderr
     done = await schema("--apply", "--users", "public.users(id integer)")
     files = "users_check.sql, plain_postgres.sql, schema.sql, users.sql"
     assert done.stdout == f"applied {files}: version 3 (before: no schema)\n"

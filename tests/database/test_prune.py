@@ -52,19 +52,21 @@ CASES: dict[str, tuple[str | None, str, str]] = {
     "of no known app, six months over": ("expired", "", "client_id = null, refused_by = '{our-app}'"),
     "of no known app": ("not_final", "", "failure = 'revoked', client_id = null, refused_by = '{our-app}'"),
     "to be asked about once more": ("not_final", "", "failure = 'revoked', retry_at = now() - interval '94 days'"),
-    "refused lately": (None, "", "failed_at = now() - interval '89 days'"),
-    "refused again lately": (None, "", "paused_at = now() - interval '89 days'"),
+    "refused lately": ("too_recent", "", "failed_at = now() - interval '89 days'"),
+    "refused again lately": ("too_recent", "", "paused_at = now() - interval '89 days'"),
     "refreshed now": (
-        None, "", "lease_id = gen_random_uuid(), leased_at = now(), lease_until = now() + interval '15 seconds'"
+        "too_recent", "", "lease_id = gen_random_uuid(), leased_at = now(), lease_until = now() + interval '15 seconds'"
     ),
-    "saved lately": (None, "", "saved_at = now() - interval '1 day'"),
-    "another writer's access token for the same refresh token": (None, "expires_at = now() + interval '1 hour'", ""),
+    "saved lately": ("too_recent", "", "saved_at = now() - interval '1 day'"),
+    "another writer's access token for the same refresh token": (
+        "too_recent", "expires_at = now() + interval '1 hour'", ""
+    ),
     "an end that no access token has": ("expired", "expires_at = 'infinity'", ""),
-    "authorized anew": (None, "connected_at = now() - interval '1 day'", ""),
+    "authorized anew": ("too_recent", "connected_at = now() - interval '1 day'", ""),
     "authorized in the future": ("expired", "connected_at = now() + interval '1 year'", ""),
     "authorized at no time": ("expired", "connected_at = null", ""),
     "another refresh token": (None, "refresh_token = 'other'", ""),
-    "refused at no time that comes": (None, "", "failed_at = 'infinity'"),
+    "refused at no time that comes": ("too_recent", "", "failed_at = 'infinity'"),
     "not to be refreshed for a while": (None, "", "failure = 'unavailable', retry_at = now()"),
     "not refused": (None, "", "failure = null, failed_at = null, paused_at = null"),
     "of a retired app": ("retired_app", "", "failure = null, failed_at = null, client_id = 'retired-app'"),
@@ -73,10 +75,13 @@ CASES: dict[str, tuple[str | None, str, str]] = {
         "retired_app", "", "failure = 'revoked', retry_at = now(), client_id = 'retired-app'"
     ),
     "of a retired app, in use lately": (
-        None, "expires_at = now() - interval '1 day'", "failure = null, failed_at = null, client_id = 'retired-app'"
+        "too_recent",
+        "expires_at = now() - interval '1 day'",
+        "failure = null, failed_at = null, client_id = 'retired-app'",
     ),
 }  # fmt: skip
 """By what a row is: the reason that it counts under, and how its connection and its state differ from a dead one's."""
+TOO_RECENT = 8
 
 
 @pytest.fixture
@@ -110,7 +115,7 @@ async def test_what_is_dead_goes_and_the_rest_stays(
     admin: asyncpg.Connection, store: ConnectionStore, house: ConnectionAdmin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A dry run counts by reason and changes nothing; then these rows are deleted, with what is known of their refresh
-    tokens, in batches that are reported; a second run finds only what is not final.
+    tokens, in batches that are reported; a second run finds only what stays.
     """
     monkeypatch.setattr(service_role, "BATCH", 4)
     made = await admin.fetch("insert into auth.users select from generate_series(1, $1) returning id", len(CASES))
@@ -120,7 +125,7 @@ async def test_what_is_dead_goes_and_the_rest_stays(
     await admin.execute(REMINDED)
     reasons = [reason for reason, *_ in CASES.values() if reason]
     expected = PruneProgress(**{reason: reasons.count(reason) for reason in reasons})
-    assert expected.total == len(reasons) - 2
+    assert expected.total == len(reasons) - 2 - TOO_RECENT
 
     assert await house.prune(dead_for=LONG, retired_client_ids=[RETIRED]) == expected
     assert await users_of(admin, STORED) == sorted(users.values())
@@ -129,11 +134,11 @@ async def test_what_is_dead_goes_and_the_rest_stays(
     done = await house.prune(dead_for=LONG, retired_client_ids=[RETIRED], write=True, progress=reports.append)
     assert done == expected == reports[-1]
     assert len(reports) == -(-len(reasons) // 4)
-    stay = sorted(users[name] for name, (reason, *_) in CASES.items() if reason in {None, "not_final"})
+    stay = sorted(users[name] for name, (reason, *_) in CASES.items() if reason in {None, "not_final", "too_recent"})
     assert await users_of(admin, STORED) == stay
     assert await users_of(admin, KNOWN) == sorted(2 * stay)
     again = await house.prune(dead_for=LONG, retired_client_ids=[RETIRED], write=True)
-    assert again == PruneProgress(not_final=2)
+    assert again == PruneProgress(not_final=2, too_recent=TOO_RECENT)
 
 
 async def test_a_rechecked_one_stays(
@@ -147,7 +152,7 @@ async def test_a_rechecked_one_stays(
     refused = await store.fail_refresh(turn, RefreshFailure(reason="refused"))
     assert refused is not None
     assert (refused.reason, refused.retry_at) == ("expired", None)
-    assert await house.prune(dead_for=LONG, write=True) == PruneProgress()
+    assert await house.prune(dead_for=LONG, write=True) == PruneProgress(too_recent=1)
     assert (await house.prune(dead_for=timedelta())).total == 1
 
 

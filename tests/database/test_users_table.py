@@ -1,6 +1,7 @@
 """A table of users of the project's own, which auth.users follows: `users` of `schema_sql` and `schema_statements`."""
 
 import asyncio
+import re
 from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -27,6 +28,7 @@ from spotconn._database.idle_sessions import Session
 from spotconn._database.schema import read_sql
 from spotconn.testing import apply_schema
 from support.database import Dsn
+from support.guide import sql_blocks
 from support.lock_waits import until_someone_waits
 
 PLAIN = "public.users(id bigint)"
@@ -205,16 +207,26 @@ def test_another_form_is_refused(wrong: str) -> None:
 
 
 UNFIT = {
-    "public.userz(id bigint)": "public.userz: there is no such table",
-    "public.users(no bigint)": "public.users: it has no column no",
-    "public.users(id integer)": "public.users: its column id has the type bigint",
-    "public.users(short varchar)": r"public.users: its column short has the type character\(3\)",
-    "public.users(name text)": "public.users: its column name is neither the primary key nor unique",
-    "public.users(partly text)": "public.users: its column partly is neither the primary key nor unique",
-    "public.profiles(id uuid)": "public.profiles: its rows are users of auth.users already",
-    "auth.users(id uuid)": "auth.users: its rows are users of auth.users already",
-    "public.people(id bigint)": "public.people: it is no table",
-    "public.open(id bigint)": "public.open: it belongs to the role anon",
+    "public.userz(id bigint)": ("public.userz: there is no such table", "Create it first, or name the table"),
+    "public.users(no bigint)": ("public.users: it has no column no", "Name the column that has the ids"),
+    "public.users(id integer)": (
+        "public.users: its column id has the type bigint",
+        "Name that type: spotconn schema --apply --users 'public.users(id bigint)'.",
+    ),
+    'public.users("No" text)': (
+        'public.users: its column "No" has the type character varying(9)',
+        """Name that type: spotconn schema --apply --users 'public.users("No" character varying)'.""",
+    ),
+    "public.users(short varchar)": (
+        "public.users: its column short has the type character(3)",
+        "Name a column of the type smallint, integer, bigint, text, character varying, uuid.",
+    ),
+    "public.users(name text)": ("public.users: its column name is neither the primary key nor unique", "Two rows"),
+    "public.users(partly text)": ("public.users: its column partly is neither the primary key nor unique", "Two rows"),
+    "public.profiles(id uuid)": ("public.profiles: its rows are users of auth.users already", "Leave --users out"),
+    "auth.users(id uuid)": ("auth.users: its rows are users of auth.users already", "Leave --users out"),
+    "public.people(id bigint)": ("public.people: it is no table", "Name the table that has the users"),
+    "public.open(id bigint)": ("public.open: it belongs to the role anon", "A client could make and delete"),
 }
 
 
@@ -222,17 +234,18 @@ async def test_what_does_not_fit_is_named_first(dsn: Dsn, scratch: asyncpg.Conne
     """Nothing is changed by a missing table or column, another type, a column that is not unique; the hint mends it."""
     await apply_schema(dsn())
     await scratch.execute("""
-        create table users (id bigint primary key, name text, partly text, short char(3) unique);
+        create table users (id bigint primary key, name text, partly text, short char(3) unique,
+            "No" varchar(9) unique);
         create unique index on users (partly) where partly <> '';
         create table profiles (id uuid primary key references auth.users (id));
         create view people as select * from users;
         create table open (id bigint primary key); alter table open owner to anon;
         drop schema spotconn cascade;
     """)
-    for named, text in UNFIT.items():
-        with pytest.raises(asyncpg.PostgresError, match=f"^{text}") as raised:
+    for named, (text, remedy) in UNFIT.items():
+        with pytest.raises(asyncpg.PostgresError, match=f"^{re.escape(text)}") as raised:
             await apply(scratch, named)
-        assert str(raised.value.hint).startswith("Nothing was changed. ")
+        assert str(raised.value.hint).startswith(f"Nothing was changed. {remedy}")
         assert await scratch.fetchval("select to_regnamespace('spotconn')") is None
 
 
@@ -249,6 +262,23 @@ async def test_one_table_and_one_kind_of_ids(tied: asyncpg.Connection) -> None:
         await apply(tied, "public.users(handle text)")
     with pytest.raises(asyncpg.PostgresError, match="cannot alter type of a column used in a trigger definition"):
         await tied.execute("alter table users alter id type text")
+
+
+async def test_the_guide_changes_the_type(scratch: asyncpg.Connection) -> None:
+    """From integer to bigint, in one transaction with the schema: connections stay, and wider ids are followed."""
+    await scratch.execute("create table users (id integer primary key); insert into users values (1)")
+    await apply(scratch, "public.users(id integer)")
+    await insert_connection(scratch, user_id(1))
+    (wider,) = sql_blocks("users-table.md")
+    with pytest.raises(asyncpg.FeatureNotSupportedError, match="cannot alter type of a column used in a trigger"):
+        await scratch.execute(wider.rpartition("\n")[0].splitlines()[-1])
+    async with scratch.transaction():
+        await scratch.execute(wider)
+        await apply(scratch, PLAIN)
+    await scratch.execute("insert into users values (9876543210)")
+    assert await scratch.fetchval(KNOWN) == [user_id(1), user_id(9876543210)]
+    await scratch.execute("delete from users where id = 1")
+    assert await scratch.fetchval("select count(*) from spotify_connections") == 0
 
 
 async def test_a_renamed_column_is_named(tied: asyncpg.Connection) -> None:

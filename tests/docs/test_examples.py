@@ -88,6 +88,7 @@ async def test_the_flask_service_runs_without_settings_and_ends_by_ctrl_c(open_f
             assert len((await client.get("/top-tracks")).json()) == 5
             await client.post("/disconnect")
             assert "Not connected" in (await client.get("/profile")).text
+            assert "Not connected" in (await client.get("/sign-in/7", follow_redirects=True)).text
         process.send_signal(signal.SIGINT)
         _, err = await process.communicate()
     assert (process.returncode, err) == (0, b"")

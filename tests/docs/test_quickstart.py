@@ -2,9 +2,14 @@
 
 import signal
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
+from demo_services import service
+from quickstart import real
+from spotconn import user_id
+from support.database import Database
 from support.processes import descendants, gone
 from support.programs import run, started
 
@@ -32,6 +37,18 @@ async def test_with_settings_it_uses_them() -> None:
     assert status == 1
     assert "DatabaseUnavailable" in out
     assert "hush" not in out + err
+
+
+async def test_an_integer_of_digits_is_a_user_id(
+    database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a table of your own, in the quickstart and in the examples that work for given users; beside UUIDs."""
+    monkeypatch.setenv("DATABASE_URL", database.dsn)
+    monkeypatch.setenv("SPOTIFY_CLIENT_ID", "0123456789abcdef")
+    assert await real(["7"]) == 1
+    assert "7: NotConnected: " in capsys.readouterr().out
+    async with service(["7", str(UUID(int=1))]) as (_, user_ids):
+        assert user_ids == [user_id(7), UUID(int=1)]
 
 
 @pytest.mark.parametrize("lines", [1, 4], ids=["while the server starts", "in the middle"])

@@ -215,7 +215,7 @@ class Year:
         done = await self.house.prune(dead_for=timedelta(days=90), retired_client_ids=retired, write=True)
         gone = [self.people[user_id] for user_id in before - await self._connected()]
         assert done.total == len(gone)
-        self.pruned.update(done.model_dump(exclude={"not_final"}))
+        self.pruned.update(done.model_dump(exclude={"not_final", "too_recent"}))
         return gone
 
     async def sign_off(self, person: Person) -> None:

@@ -20,7 +20,7 @@ from spotconn._command.output import print_line
 from spotconn._settings import read_redirect_uri
 from spotconn._tokens.environment import opened
 from spotconn.connect import ConnectFlow
-from spotconn.errors import SpotconnError, TryLater
+from spotconn.errors import SpotconnError, TryLater, UnknownUser
 from spotconn.manager import TokenManager
 from spotconn.models import Connection
 from spotconn.overview import ConnectionStatus
@@ -121,10 +121,19 @@ async def started(
             opened(TokenManager, environ, {"min_size": 0, "max_size": 1}) as (store, accounts, _),
             ConnectFlow(store, accounts, redirect_uri=redirect_uri, scopes=scopes) as flow,
         ):
-            url = await flow.start(user_id)
+            url = await _start(flow, user_id)
             (state,) = parse_qs(urlsplit(url).query)["state"]
             async with receiving(listener, redirect_uri, state) as server:
                 yield LocalAuthorization(flow, server, user_id, url)
+
+
+async def _start(flow: ConnectFlow, user_id: UUID) -> str:
+    try:
+        return await flow.start(user_id)
+    except UnknownUser:
+        raise UnknownUser(
+            "USER: no such user in auth.users: insert the row there, or into your own table if --users has tied one"
+        ) from None
 
 
 @asynccontextmanager

@@ -23,9 +23,10 @@ def prune(
     if as_json:
         write_json(done.model_dump() | {"deleted": yes})
         return
-    for name, number in done.model_dump(exclude={"not_final"}).items():
+    for name, number in done.model_dump(exclude={"not_final", "too_recent"}).items():
         write_line(f"{name.replace('_', ' ')}: {number}")
     write_line(f"refused, but not for good: {done.not_final} (these stay)")
+    write_line(f"dead, but not for so long: {done.too_recent} (these stay)")
     print_line(f"deleted: {done.total}" if yes else f"nothing was deleted; --yes deletes {done.total}")
 
 

@@ -23,7 +23,7 @@ from spotconn.overview import PruneProgress
 # A refusal without retry_at is final, but where the app of the refresh token is not known: another may be its own, as
 # long as the six months are not over. Each sign of life counts; of the dates that others write, those that can be true.
 _REASON = f"""
-select stored.user_id, judged.reason
+select stored.user_id, case when aged.enough then judged.reason else 'too_recent' end as reason
 {WITH_STATE}
 cross join lateral (values (case
     when state.failure <> 'unavailable' and state.retry_at is null
@@ -31,17 +31,20 @@ cross join lateral (values (case
     when state.client_id = any({{retired}}::text[]) then 'retired_app'
     when state.failure <> 'unavailable' then 'not_final'
 end)) as judged (reason)
-where {{users}} and judged.reason is not null
-    and greatest(
+cross join lateral (values (
+    greatest(
         state.failed_at, state.paused_at, state.leased_at, state.lease_until, state.saved_at,
         case when stored.connected_at::timestamptz <= spotconn.now() then stored.connected_at::timestamptz end,
         case when stored.expires_at::timestamptz <= spotconn.now() + interval '24 hours'
             then stored.expires_at::timestamptz end
     ) <= spotconn.now() - make_interval(secs => {{seconds}})
+)) as aged (enough)
+where {{users}} and judged.reason is not null and (aged.enough or not aged.enough and judged.reason <> 'not_final')
 """
 _FOUND = (
     _REASON.format(users="stored.user_id >= $1", seconds="$3", retired="$4") + "order by stored.user_id\nlimit $2\n"
 )
+_STAY = {"not_final", "too_recent"}
 # As every other writer: the connection first, then what is known of its refresh token.
 _LOCK_FREE_ROWS = """
 select stored.user_id from public.spotify_connections as stored
@@ -54,7 +57,7 @@ _DELETE = f"""
 with dead as ({_REASON.format(users="stored.user_id = any($1::text[]::uuid[])", seconds="$2", retired="$3")}),
 gone as (
     delete from public.spotify_connections as stored using dead
-    where stored.user_id = dead.user_id and dead.reason <> 'not_final'
+    where stored.user_id = dead.user_id and dead.reason not in ('not_final', 'too_recent')
     returning stored.user_id, dead.reason
 ), forgotten as (
     delete from spotconn.refresh_state as state using gone where state.user_id = gone.user_id
@@ -108,8 +111,8 @@ class Prune:
         """Return the reason of each connection that is counted, after deleting those that go."""
         if not self._write:
             return [row["reason"] for row in rows]
-        stay = [row["reason"] for row in rows if row["reason"] == "not_final"]
-        users = [str(row["user_id"]) for row in rows if row["reason"] != "not_final"]
+        stay = [row["reason"] for row in rows if row["reason"] in _STAY]
+        users = [str(row["user_id"]) for row in rows if row["reason"] not in _STAY]
         return stay + await self._database.run(lambda session: self._delete(session, users))
 
     async def _delete(self, session: Session, users: list[str]) -> list[str]:
