@@ -203,6 +203,7 @@ async def test_two_tabs_connect_at_once(person: Person, admin: asyncpg.Connectio
     assert await pending(admin) == 0
 
 
+@pytest.mark.long
 async def test_a_revoked_connection_is_shown_and_mended(
     shared_chromium: str, database: Database, admin: asyncpg.Connection, user: UUID
 ) -> None:

@@ -192,6 +192,7 @@ async def test_the_counts_are_of_the_stored_refresh_tokens(
     )
 
 
+@pytest.mark.long
 async def test_a_list_of_many_needs_no_more_memory(house: ConnectionAdmin, admin: asyncpg.Connection) -> None:
     """20,000 connections stream in a few megabytes, and a list that is left early holds no connection."""
     await add_connections(admin, 20_000)

@@ -112,6 +112,7 @@ async def test_an_import_is_timed_with_its_bytecode(tmp_path: Path, monkeypatch:
     assert [path.name.split(".")[0] for path in tmp_path.glob("__pycache__/*.pyc")] == ["timed"]
 
 
+@pytest.mark.long
 async def test_contenders_take_turns() -> None:
     """Each round begins with another one, and the first does not count."""
     turns: list[str] = []

@@ -75,6 +75,7 @@ async def test_the_service_runs_without_settings_and_ends_by_sigterm() -> None:
     await gone(helpers)
 
 
+@pytest.mark.long
 async def test_the_flask_service_runs_without_settings_and_ends_by_ctrl_c(open_folder: Path) -> None:
     """A user signs in, connects, is served and disconnects, and the private server and its folder are gone."""
     async with started("flask_app.py", PORT=str(free_port()), TMPDIR=str(open_folder)) as process:
@@ -122,6 +123,7 @@ async def test_the_job_runs_without_settings() -> None:
     assert out.splitlines()[-1] == "38 done, 2 to ask, 0 to try later, 0 failed, 0 not begun"
 
 
+@pytest.mark.long
 async def test_a_job_that_gets_sigterm_says_how_far_it_came() -> None:
     """The process ends by itself, with the status that has it run again, and leaves nothing running."""
     async with started("nightly_job.py") as process:

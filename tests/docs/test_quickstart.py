@@ -51,7 +51,13 @@ async def test_an_integer_of_digits_is_a_user_id(
         assert user_ids == [user_id(7), UUID(int=1)]
 
 
-@pytest.mark.parametrize("lines", [1, 4], ids=["while the server starts", "in the middle"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param(1, id="while the server starts", marks=pytest.mark.long),
+        pytest.param(4, id="in the middle"),
+    ],
+)
 async def test_killed_it_leaves_nothing_running_or_lying_about(open_folder: Path, lines: int) -> None:
     """After SIGKILL its server and the server's folder are gone."""
     async with started("quickstart.py", TMPDIR=str(open_folder)) as process:

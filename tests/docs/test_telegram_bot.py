@@ -79,6 +79,7 @@ async def scene(
             await asyncio.wait([polling])
 
 
+@pytest.mark.long
 async def test_it_runs_without_settings() -> None:
     """Somebody connects, is asked for one scope more, has an answer, and undoes it."""
     status, out, err = await run("telegram_bot.py", PORT="0")

@@ -95,6 +95,7 @@ def test_the_command_is_an_entry_point() -> None:
     assert [entry.name for entry in INSTALLED.entry_points.select(group="console_scripts")] == ["spotconn"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
 def test_without_the_extra_the_test_kit_names_it(missing: str) -> None:
     """Where only the library is installed, `spotconn.testing` says what to install, as the command and telemetry do."""
@@ -103,6 +104,7 @@ def test_without_the_extra_the_test_kit_names_it(missing: str) -> None:
     assert done.stderr.endswith('\nImportError: spotconn.testing needs an extra: pip install "spotconn[testing]"\n')
 
 
+@pytest.mark.long
 def test_without_the_extra_the_routes_name_it() -> None:
     """So does `spotconn.web`; an error of Starlette's own import stays what it is."""
     for missing, told in (

@@ -243,6 +243,7 @@ def encrypted_server() -> Iterator[Database]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.long
 async def test_children_do_not_disturb_their_parent_over_tls_to_postgres(
     encrypted_server: Database, spotify: FakeSpotify
 ) -> None:

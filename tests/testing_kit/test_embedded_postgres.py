@@ -247,6 +247,7 @@ def test_no_programs_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
         postgres_binaries()
 
 
+@pytest.mark.long
 def test_starting_twice_and_stopping_twice(base: Path) -> None:
     """A second start is refused and a second stop does nothing."""
     server = EmbeddedPostgres().start()

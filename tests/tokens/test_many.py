@@ -238,6 +238,7 @@ async def test_progress_is_told_after_each_two_hundred(tokens: TokenManager, adm
     assert told == [TokensProgress(done=n, failed=max(n - 450, 0)) for n in (200, 400, 500)]
 
 
+@pytest.mark.long
 async def test_memory_does_not_grow_with_the_users(tokens: TokenManager, admin: asyncpg.Connection) -> None:
     """The peak for 20,000 users is that for 2,000: tokens, errors and statements, with a caller who keeps nothing."""
     await add_connections(admin, 10_000)

@@ -476,6 +476,7 @@ def test_repr_names_the_user_only() -> None:
     assert repr(SpotifyAuth(_NoSource(), user)) == f"<SpotifyAuth user_id={user}>"
 
 
+@pytest.mark.long
 def test_httpx2_is_not_imported_for_nothing() -> None:
     """A program that uses httpx alone never loads httpx2; one that imports it late still gets what it accepts."""
     code = """
