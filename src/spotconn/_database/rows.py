@@ -37,7 +37,7 @@ class RowConverter:
 
     def __init__(self, cipher: TokenCipher) -> None:
         self.cipher = cipher
-        self.decryptions = Decryptions()
+        self.decryptions: Decryptions = Decryptions()
 
     def encrypt(self, token: str, user_id: UUID, column: TokenColumn) -> str:
         """Return the text to store for a token."""

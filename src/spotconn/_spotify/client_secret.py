@@ -49,7 +49,7 @@ class ClientSecret:
         self._failure: ConfigurationError | None = None
         self._reading: asyncio.Task[None] | None = None
         self._began = -math.inf
-        self.changes = 0
+        self.changes: int = 0
         if secret is not None and not callable(secret) and (problem := self._take(secret)) is not None:
             raise problem
 
