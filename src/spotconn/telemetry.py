@@ -93,6 +93,7 @@ class _Telemetry(Observer):
     def __init__(self, tracer: Tracer, meter: Meter) -> None:
         self._tracer = tracer
         self._waiting: dict[UUID, set[_Call]] = defaultdict(set)
+        self._refused_apps: set[tuple[str | None, str]] = set()
         self._requests = meter.create_counter(
             "spotconn.token.requests", "{request}", "Calls for an access token, by where it came from."
         )
@@ -110,7 +111,8 @@ class _Telemetry(Observer):
         self._app_refusals = meter.create_counter(
             "spotconn.app.refusals", "{refusal}", "Answers of Spotify that refuse an app itself, by reason."
         )
-        self._app_refused = meter.create_gauge(
+        # No gauge: older versions of the SDK export its value once after each change, and then no more.
+        self._app_refused = meter.create_up_down_counter(
             "spotconn.app.refused", "{app}", "Whether Spotify refuses an app to all of its users: 1, or 0 again."
         )
         self._clock_offset = meter.create_gauge(
@@ -208,7 +210,9 @@ class _Telemetry(Observer):
         self._app_refusals.add(1, {REASON: reason, **_app(client_id)})
 
     def app_state(self, client_id: str | None, reason: str, *, refused: bool) -> None:
-        self._app_refused.set(int(refused), {REASON: reason, **_app(client_id)})
+        if refused != ((client_id, reason) in self._refused_apps):  # it may have begun before this was instrumented
+            self._refused_apps ^= {(client_id, reason)}
+            self._app_refused.add(1 if refused else -1, {REASON: reason, **_app(client_id)})
 
     def acquiring(self) -> AbstractContextManager[None]:
         return _timed(self._pool_wait)

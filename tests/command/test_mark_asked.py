@@ -85,7 +85,8 @@ async def test_a_line_that_names_nobody_ends_it(command: Command, due: list[str]
 
 async def test_the_help_says_that_users_may_be_left_out(command: Command) -> None:
     """In the form of the other commands."""
-    assert " mark-asked [OPTIONS] [USER]...\n" in (await command("mark-asked", "--help")).stdout
+    usage = (await command("mark-asked", "--help")).stdout
+    assert " mark-asked [OPTIONS] [USER]" in usage  # and dots behind it with a newer typer
 
 
 async def test_failures_since(command: Command, store: ConnectionStore, due: list[str]) -> None:
