@@ -58,7 +58,7 @@ class MailServer:
         if command.startswith(b"RCPT"):
             self.waiting.set()
             await self.hold.wait()
-            if b"REFUSED@" in command:
+            if b"REFUSED@" in command or b"<>" in command:  # of what is no address, from Python 3.13 on
                 return b"550 no such mailbox"
         elif command == b"DATA":
             writer.write(b"354 go on\r\n")
