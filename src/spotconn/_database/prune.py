@@ -20,6 +20,9 @@ from spotconn._database.service_role import TIMEOUT, ServiceRole
 from spotconn._database.statements import WITH_STATE
 from spotconn.overview import PruneProgress
 
+_STAY = ("not_final", "too_recent")
+"""The reasons of connections that are counted and never deleted; written as in SQL."""
+
 # A refusal without retry_at is final, but where the app of the refresh token is not known: another may be its own, as
 # long as the six months are not over. Each sign of life counts; of the dates that others write, those that can be true.
 _REASON = f"""
@@ -44,7 +47,6 @@ where {{users}} and judged.reason is not null and (aged.enough or not aged.enoug
 _FOUND = (
     _REASON.format(users="stored.user_id >= $1", seconds="$3", retired="$4") + "order by stored.user_id\nlimit $2\n"
 )
-_STAY = {"not_final", "too_recent"}
 # As every other writer: the connection first, then what is known of its refresh token.
 _LOCK_FREE_ROWS = """
 select stored.user_id from public.spotify_connections as stored
@@ -57,7 +59,7 @@ _DELETE = f"""
 with dead as ({_REASON.format(users="stored.user_id = any($1::text[]::uuid[])", seconds="$2", retired="$3")}),
 gone as (
     delete from public.spotify_connections as stored using dead
-    where stored.user_id = dead.user_id and dead.reason not in ('not_final', 'too_recent')
+    where stored.user_id = dead.user_id and dead.reason not in {_STAY}
     returning stored.user_id, dead.reason
 ), forgotten as (
     delete from spotconn.refresh_state as state using gone where state.user_id = gone.user_id
