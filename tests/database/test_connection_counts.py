@@ -8,7 +8,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from spotconn import ConnectionAdmin, ConnectionStore, SpotifyAccounts, TokenManager
+from spotconn import ConnectionAdmin, ConnectionStore, DatabaseUnavailable, SpotifyAccounts, TokenManager
 from spotconn.testing import FakeSpotify
 from support.connections import connect
 from support.database import Database
@@ -91,3 +91,31 @@ async def test_an_operators_command(chief: str, sessions: asyncpg.Connection) ->
     async with ConnectionAdmin.open(f"{chief}?application_name=counted") as house:
         await asyncio.gather(*(house.stats() for _ in range(10)))
         assert 1 <= await sessions.fetchval(COUNT) <= 2
+
+
+async def test_what_is_opened_while_a_store_closes_is_closed(
+    database: Database, sessions: asyncpg.Connection, user: UUID
+) -> None:
+    """The pool does not wait for a connection that a call still opens, and the call gets none."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    opened: list[asyncpg.Connection] = []
+
+    async def slowly(*args: Any, **options: Any) -> asyncpg.Connection:
+        if opened:
+            begun.set()
+            await go_on.wait()
+        opened.append(await asyncpg.connect(*args, **options))
+        return opened[-1]
+
+    settings: dict[str, Any] = {"connect": slowly, "server_settings": {"application_name": "counted"}}
+    opening = ConnectionStore.open(database.dsn, statement_cache_size=100, **settings)
+    async with opening as store, store.as_user(user):
+        late = asyncio.create_task(store.get(user))
+        await begun.wait()
+    go_on.set()
+    with pytest.raises(DatabaseUnavailable):
+        await late
+    assert [connection.is_closed() for connection in opened] == [True, True]
+    async with asyncio.timeout(SOON):
+        while await sessions.fetchval(COUNT):
+            await asyncio.sleep(0.005)

@@ -97,7 +97,11 @@ async def _free_connection(pool: asyncpg.Pool, seconds: float) -> Session:
         DatabaseUnavailable: all are in use by others.
     """
     with suppress(TimeoutError):
-        return await pool.acquire(timeout=seconds)
+        session = await pool.acquire(timeout=seconds)
+        if not pool.is_closing():
+            return session
+        session.terminate()  # a pool that closes does not wait for what is being opened
+        raise asyncpg.InterfaceError("pool is closing")
     # One that is being opened for this call is not among those that are open.
     if pool.get_size() < pool.get_max_size() or pool.get_idle_size():
         raise TimeoutError
