@@ -172,6 +172,7 @@ CELLS = """() => [...document.querySelectorAll('article tbody td:not(:empty)')].
 LAPTOP = (
     "",
     "examples/",
+    "how-to/failover/",
     "how-to/supabase-connections/",
     "how-to/telemetry/",
     "reference/error-texts/",

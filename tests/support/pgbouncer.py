@@ -77,11 +77,14 @@ def program() -> str:
 
 
 @contextmanager
-def pgbouncer(server_port: int, *, size: int = 4, mode: str = "transaction") -> Generator[PgBouncer]:
-    """PgBouncer with that many connections to the server for each login; it ends with the block and with its parent."""
+def pgbouncer(server_port: int, *, size: int = 4, mode: str = "transaction", more: str = "") -> Generator[PgBouncer]:
+    """PgBouncer with that many connections to the server for each login; it ends with the block and with its parent.
+
+    `more` are further lines of its section [pgbouncer].
+    """
     path = program()
     for _ in range(TRIES):
-        keeper, started = _started(path, server_port, size, mode)
+        keeper, started = _started(path, server_port, size, mode, more)
         try:
             if "process up" in _log_when_up(started):
                 yield started
@@ -91,11 +94,13 @@ def pgbouncer(server_port: int, *, size: int = 4, mode: str = "transaction") -> 
     raise RuntimeError("PgBouncer found no port")
 
 
-def _started(path: str, server_port: int, size: int, mode: str) -> "tuple[subprocess.Popen[bytes], PgBouncer]":
+def _started(
+    path: str, server_port: int, size: int, mode: str, more: str
+) -> "tuple[subprocess.Popen[bytes], PgBouncer]":
     folder = Path(tempfile.mkdtemp(prefix="spotconn-pgbouncer-"))
     made = PgBouncer(_free_port(), server_port, folder)
     settings = _SETTINGS.format(server_port=server_port, port=made.port, size=size, mode=mode, folder=folder)
-    (folder / "settings").write_text(settings)
+    (folder / "settings").write_text(settings + more)
     (folder / "users").write_text("".join(f'"{name}" "{name}"\n' for name in LOGINS))
     (folder / "log").touch()
     account = _account([folder, *folder.iterdir()])
