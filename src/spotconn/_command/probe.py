@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-from spotconn._database.acquire import terminate_on_error, within
+from spotconn._database.acquire import within
 from spotconn._database.errors import map_errors
 from spotconn._database.idle_sessions import Session
 from spotconn._database.service_role import set_timeouts
@@ -72,7 +72,7 @@ class Probe:
     async def rolled_back(self) -> AsyncGenerator[None]:
         """Context manager: a transaction with time limits of its own, rolled back at the end of the block.
 
-        Where that fails the session is closed: it may be half-open, or in the middle of an answer.
+        Where that fails the session is not used again: it may be half-open, or in the middle of an answer.
         """
         transaction = self.session.transaction()
         await map_errors(within(transaction.start(), seconds=TIMEOUT))
@@ -84,5 +84,5 @@ class Probe:
             suppressed = (DatabaseUnavailable,)  # raised here, it would replace the cancellation
             raise
         finally:
-            with suppress(*suppressed), terminate_on_error(self.session):
+            with suppress(*suppressed):
                 await map_errors(within(transaction.rollback(), seconds=TIMEOUT))

@@ -1,18 +1,19 @@
 """Acquire and release connections in bounded time, also when the caller fails or is cancelled."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import TypeVar
 
 import asyncpg
 
-from spotconn._database.errors import map_all_errors, map_errors
+from spotconn._database.errors import map_all_errors
+from spotconn._database.given_up import GivenUp, is_reusable
 from spotconn._database.idle_sessions import IdleSessions, Session
 from spotconn._database.repetition import is_lost
 from spotconn._observer import NOBODY, Observer
-from spotconn.errors import DatabaseUnavailable, SpotconnError
+from spotconn.errors import DatabaseUnavailable
 
 _T = TypeVar("_T")
 
@@ -30,6 +31,7 @@ class acquire(AbstractAsyncContextManager[Session]):  # noqa: N801  used as a fu
         idle: connections to take first.
         reuse: whether to keep it there at the end of a block that has not failed.
         check: awaited with the connection before the block; what it raises ends the entry.
+        given_up: takes a session whose block has failed; without it the exit waits for its end.
 
     Raises:
         DatabaseUnavailable: none was free, or could be opened, in time.
@@ -46,6 +48,7 @@ class acquire(AbstractAsyncContextManager[Session]):  # noqa: N801  used as a fu
         idle: IdleSessions | None = None,
         reuse: bool = False,
         check: Callable[[Session], Awaitable[None]] | None = None,
+        given_up: GivenUp | None = None,
     ) -> None:
         self._pool = pool
         self._seconds = seconds
@@ -53,6 +56,8 @@ class acquire(AbstractAsyncContextManager[Session]):  # noqa: N801  used as a fu
         self._idle = idle
         self._reuse = reuse
         self._check = check
+        self._alone = given_up is None
+        self._given_up = given_up or GivenUp()
 
     async def __aenter__(self) -> Session:
         """Return the connection."""
@@ -72,22 +77,30 @@ class acquire(AbstractAsyncContextManager[Session]):  # noqa: N801  used as a fu
     async def __aexit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        """Release it, or keep it."""
+        """Release it, or keep it, or give it up."""
         session = self._session
         if self._idle:
             if self._reuse and error is None and self._idle.put(session):
                 return
             self._idle.forget(session)
         if isinstance(error, asyncio.CancelledError):
-            await _release_after_cancellation(self._pool, session, self._seconds)
-            return
-        locked = isinstance(error, DatabaseUnavailable) and error.locked
-        if isinstance(error, DatabaseUnavailable | asyncpg.InternalClientError) and not locked:
-            # It may be cut, half-open or in the middle of an answer; asyncpg may not know that it has ended. The pool
-            # replaces a closed connection.
-            with suppress(asyncpg.InterfaceError):
-                session.terminate()
-        await _release(self._pool, session, self._seconds)
+            await self._given_up.settle(self._pool, session)
+        elif error is not None and _is_spent(session, error):
+            self._given_up.add(session)
+        else:
+            await _release(self._pool, session, self._seconds)
+        if self._alone:
+            await self._given_up.aclose()
+
+
+def _is_spent(session: Session, error: BaseException) -> bool:
+    """Return whether a session is not fit for another block, after one that has failed.
+
+    It may be cut, half-open or in the middle of an answer; asyncpg may not know that it has ended.
+    """
+    if isinstance(error, DatabaseUnavailable) and error.locked:
+        return not is_reusable(session)
+    return isinstance(error, DatabaseUnavailable | asyncpg.InternalClientError) or not is_reusable(session)
 
 
 async def _free_connection(pool: asyncpg.Pool, seconds: float) -> Session:
@@ -120,38 +133,6 @@ async def _release(pool: asyncpg.Pool, connection: Session, seconds: float) -> N
                 raise
 
     await map_all_errors(release())
-
-
-async def _release_after_cancellation(pool: asyncpg.Pool, connection: Session, seconds: float) -> None:
-    """End the cancelled statement and release the connection, shielded from further cancellations.
-
-    asyncpg parses a statement and runs it in two steps. Cancelled between them, it does not send Sync (PostgreSQL,
-    "Extended Query"). The transaction would stay open until the next statement, and would occupy a session of a
-    transaction pooler.
-    """
-
-    async def end() -> None:
-        with suppress(SpotconnError, asyncpg.InterfaceError), terminate_on_error(connection):
-            # The timeout of asyncpg 0.30 leaves out its wait for the cancel request.
-            await map_errors(within(connection.execute("select"), seconds=seconds))
-        with suppress(SpotconnError):
-            await _release(pool, connection, seconds)
-
-    await asyncio.shield(end())
-
-
-@contextmanager
-def terminate_on_error(connection: Session) -> Generator[None]:
-    """Context manager: close the connection if the block fails or is cancelled.
-
-    In the middle of a statement it must return neither to the pool nor to a pooler.
-    """
-    try:
-        yield
-    except BaseException:
-        with suppress(asyncpg.InterfaceError):
-            connection.terminate()
-        raise
 
 
 async def within(call: Awaitable[_T], *, seconds: float) -> _T:

@@ -10,6 +10,7 @@ import asyncpg
 
 from spotconn._affinity import Affinity
 from spotconn._database.acquire import TIMEOUT, acquire
+from spotconn._database.given_up import GivenUp
 from spotconn._database.idle_sessions import IdleSessions, Session, is_open
 from spotconn._database.pool import close_pool
 from spotconn._database.repetition import answer
@@ -40,6 +41,7 @@ class BoundPool:
         affinity: the process and the event loop that the pool belongs to.
         observer: is notified of waits for a connection.
         checked: whether the pool is known to have no codecs that change values.
+        given_up: connections that failed, and are being ended on the server.
     """
 
     def __init__(self, pool: asyncpg.Pool, *, name: str, timeout: float = TIMEOUT) -> None:
@@ -51,6 +53,7 @@ class BoundPool:
         self.observer: Observer = NOBODY
         self._idle = IdleSessions(pool, timeout=timeout)
         self._writes = WriteQueues()
+        self.given_up: GivenUp = GivenUp()
         self.checked: bool = False
 
     def acquire(self, *, reuse: bool = False) -> AbstractAsyncContextManager[Session]:
@@ -71,7 +74,13 @@ class BoundPool:
     ) -> AbstractAsyncContextManager[Session]:
         self.affinity.check()
         return acquire(
-            self._pool, seconds=self.timeout, observer=self.observer, idle=self._idle, reuse=reuse, check=check
+            self._pool,
+            seconds=self.timeout,
+            observer=self.observer,
+            idle=self._idle,
+            reuse=reuse,
+            check=check,
+            given_up=self.given_up,
         )
 
     async def _check(self, session: Session) -> None:
@@ -185,6 +194,13 @@ class BoundPool:
         """Close all connections at once, and open no new ones. In a child of fork this does not reach the parent's."""
         self._pool.terminate()
 
+    async def end(self) -> None:
+        """Give up all connections, and open no new ones. In a child of fork close them at once."""
+        if self.affinity.forked:
+            self.terminate()
+        else:
+            await close_pool(self._pool, seconds=0)
+
     async def close(self) -> None:
         """Close the pool. In a child of fork do nothing: the connections are the parent's.
 
@@ -194,7 +210,10 @@ class BoundPool:
         if self.affinity.close():
             self._writes.close()
             await self._idle.aclose()
-            await close_pool(self._pool, seconds=self.timeout)
+            try:
+                await close_pool(self._pool, seconds=self.timeout)
+            finally:
+                await self.given_up.aclose()
 
     def _transports(self) -> list[Any]:
         """Return the transports of all connections, also where the caller made the pool."""

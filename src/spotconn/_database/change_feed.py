@@ -14,6 +14,7 @@ from spotconn._backoff import Backoff
 from spotconn._database.acquire import TIMEOUT
 from spotconn._database.bound_pool import BoundPool
 from spotconn._database.errors import map_errors
+from spotconn._database.given_up import HOLD
 from spotconn._database.pool import open_single
 from spotconn._database.subscription import ChangeHandler, Subscription
 from spotconn.errors import ConfigurationError, SpotconnError
@@ -26,8 +27,8 @@ HEARTBEATS = 3
 """Heartbeats in the shortest time for which one is trusted, so that two may be late."""
 SHORTEST_WAIT = 0.1
 """Seconds between two heartbeats at least, even if a cache is not trusted in between."""
-STOP_TIMEOUT = 1.0
-"""Seconds that the task has to end."""
+STOP_TIMEOUT = HOLD + 1.0
+"""Seconds that the task has to end. A session that is given up takes most of it."""
 
 
 class TrustingHandler(ChangeHandler, Protocol):
@@ -106,6 +107,7 @@ class ChangeFeed:
             self._distrust()
             self._handlers.clear()
             await self._stop()
+            await self._pool.given_up.aclose()
 
     def invalidate(self, user_id: UUID) -> None:
         """Tell all handlers that the connection of a user has changed."""
@@ -137,7 +139,7 @@ class ChangeFeed:
                 raise
             yield subscription
         finally:
-            bound.terminate()
+            await bound.end()
 
     @property
     def _needed(self) -> bool:

@@ -5,6 +5,7 @@ import inspect
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -13,6 +14,7 @@ from spotconn._database.acquire import TIMEOUT, acquire
 from spotconn._database.caller_hooks import mapped_hooks
 from spotconn._database.dsn import prepare
 from spotconn._database.errors import map_errors
+from spotconn._database.given_up import end_all
 from spotconn._database.protected_loop import protected
 from spotconn._database.unreachable import HOST_UNKNOWN, MALFORMED, UNKNOWN_HOST
 from spotconn.errors import ConfigurationError, DatabaseUnavailable
@@ -163,12 +165,18 @@ async def _connect(pool: asyncpg.Pool, seconds: float) -> str | None:
 
 
 async def close_pool(pool: asyncpg.Pool, *, seconds: float = TIMEOUT) -> None:
-    """Close a pool. Connections still in use after `seconds` are terminated."""
+    """Close a pool. Connections still in use after `seconds` are given up, which takes `HOLD` seconds at most."""
+    closing = asyncio.create_task(pool.close(), name="spotconn-close-pool", context=Context())
     try:
-        async with asyncio.timeout(seconds):
-            await pool.close()
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        await asyncio.wait([closing], timeout=seconds)
+        if not closing.done():
+            await end_all(pool)
+    finally:
         pool.terminate()
+        closing.cancel()
+    await asyncio.wait([closing])
+    if not closing.cancelled():
+        closing.exception()  # the pool was terminated then
 
 
 async def _no_reset(_connection: asyncpg.Connection) -> None:

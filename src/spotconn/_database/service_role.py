@@ -8,7 +8,7 @@ from uuid import UUID
 import asyncpg
 
 from spotconn._database.acquire import TIMEOUT as ANSWER_TIMEOUT
-from spotconn._database.acquire import terminate_on_error, within
+from spotconn._database.acquire import within
 from spotconn._database.bound_pool import BoundPool, check_users
 from spotconn._database.errors import APPLY_SCHEMA, map_errors
 from spotconn._database.idle_sessions import Session
@@ -129,7 +129,7 @@ class ServiceRole:
                 await _become_service_role(session)
                 yield session
             except BaseException:
-                await _roll_back(session, transaction)
+                await _roll_back(transaction)
                 raise
             await map_errors(within(transaction.commit(), seconds=TIMEOUT))
 
@@ -138,10 +138,10 @@ def _is_held_up(error: Exception) -> bool:
     return isinstance(error, DatabaseUnavailable) and error.locked
 
 
-async def _roll_back(session: Session, transaction: "Transaction") -> None:
-    """Roll back a failed transaction, or close the session: it must not return to the pool inside one."""
+async def _roll_back(transaction: "Transaction") -> None:
+    """Roll back a failed transaction. A session that is still inside one does not return to the pool."""
     failures = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
-    with suppress(*failures), terminate_on_error(session):
+    with suppress(*failures):
         await within(transaction.rollback(), seconds=ANSWER_TIMEOUT)
 
 

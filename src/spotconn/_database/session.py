@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from spotconn._database.acquire import terminate_on_error, within
+from spotconn._database.acquire import within
 from spotconn._database.errors import map_errors
+from spotconn._database.given_up import is_cancelling
 from spotconn._database.idle_sessions import Session
 from spotconn.errors import DatabaseUnavailable
 
@@ -75,8 +76,7 @@ async def borrow(session: Session, *, seconds: float) -> AsyncGenerator[None]:
     # The pool takes a lost connection out of its proxy. asyncpg has no public API for it.
     connection: asyncpg.Connection = getattr(session, "_con")  # noqa: B009  strict types know no "_con"
     transaction = session.transaction()
-    with terminate_on_error(session):
-        await map_errors(within(transaction.start(), seconds=seconds))
+    await map_errors(within(transaction.start(), seconds=seconds))
     try:
         try:
             yield
@@ -90,8 +90,9 @@ async def borrow(session: Session, *, seconds: float) -> AsyncGenerator[None]:
         else:
             await _commit(session, transaction, f"{_COMMIT}; {restoring}", seconds=seconds)
     finally:
-        with suppress(Exception):  # it has been lost, or does not end in time: then it is cut
-            await connection.close(timeout=seconds)
+        if not is_cancelling(connection):  # else the exit of `acquire` ends it
+            with suppress(Exception):  # it has been lost, or does not end in time: then it is cut
+                await connection.close(timeout=seconds)
 
 
 async def _commit(session: Session, transaction: "Transaction", statements: str, *, seconds: float) -> None:
@@ -112,10 +113,9 @@ async def _end(session: Session, transaction: "Transaction", statements: str, *,
     if not session.is_in_transaction():  # the block has ended it
         session.terminate()
         return
-    with terminate_on_error(session):
-        async with asyncio.timeout(seconds):
-            await session.execute(statements)
-            await transaction.commit()
+    async with asyncio.timeout(seconds):
+        await session.execute(statements)
+        await transaction.commit()
 
 
 def _was_in_transaction(connection: asyncpg.Connection) -> bool:
