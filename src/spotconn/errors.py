@@ -166,6 +166,7 @@ class DatabaseUnavailable(TryLater):
     Attributes:
         answered: whether Postgres itself, or a pooler, answered; False for a fault on the way there.
         locked: whether other transactions or writes hold up this one alone; the database serves others.
+        sqlstate: PostgreSQL's code of the reason (appendix A of its manual), where it gave one.
     """
 
     def __init__(
@@ -174,11 +175,13 @@ class DatabaseUnavailable(TryLater):
         retry_after: float | None = None,
         answered: bool = False,  # noqa: FBT001, FBT002  for *args
         locked: bool = False,  # noqa: FBT001, FBT002
+        sqlstate: str | None = None,
     ) -> None:
         super().__init__(message, retry_after)
-        self.args: tuple[Any, ...] = (message, retry_after, answered, locked)
+        self.args: tuple[Any, ...] = (message, retry_after, answered, locked, sqlstate)
         self.answered = answered
         self.locked = locked
+        self.sqlstate = sqlstate
 
 
 class CallEngineer(SpotconnError):

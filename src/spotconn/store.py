@@ -124,7 +124,7 @@ class ConnectionStore:
             SchemaMismatch: the schema is missing or of another version, or `auth.uid()` does not return the user.
             ConfigurationError: the encoding of the database is not UTF8.
             RowSecurityError: the policies would not bind, or hide rows from the library, or the login lacks a grant.
-            DatabaseUnavailable: no answer in time.
+            DatabaseUnavailable: no answer in time, or the server or the database is read-only.
         """
         await verify(self.pool)
 

@@ -265,7 +265,7 @@ class Scripted(BoundPool):
         self.refuses_several = False
 
     @asynccontextmanager
-    async def _acquire(self, *, reuse: bool, check: Any = None) -> AsyncGenerator[Any]:  # noqa: ARG002  as there
+    async def _acquire(self, *, reuse: bool, **_: object) -> AsyncGenerator[Any]:  # noqa: ARG002  as there
         await asyncio.sleep(0)
         try:
             yield None

@@ -175,9 +175,10 @@ async def test_a_row_that_is_too_large_is_named(store: ConnectionStore, user: UU
 async def test_a_read_only_server_says_so(database: Database, user: UUID) -> None:
     """A standby after a failover passes, and is named."""
     settings = {"default_transaction_read_only": "on"}
-    async with ConnectionStore.open(database.dsn, server_settings=settings) as store:
-        with pytest.raises(DatabaseUnavailable, match=r"25006.*read-only"):
-            await store.save(user, grant("x"), ALICE)
+    async with asyncpg.create_pool(database.dsn, min_size=1, server_settings=settings) as pool:
+        with pytest.raises(DatabaseUnavailable, match=r"25006.*read-only") as raised:
+            await ConnectionStore(pool).save(user, grant("x"), ALICE)
+        assert raised.value.sqlstate == "25006"
 
 
 async def test_a_missing_service_role_is_named(scratch: asyncpg.Connection, dsn: Dsn) -> None:

@@ -43,7 +43,7 @@ EVERY: list[SpotconnError] = [
     TryLater("later", retry_after=1.5),
     SpotifyUnavailable("503", retry_after=2, answered=False),
     RefreshInProgress("busy", retry_after=0.5),
-    DatabaseUnavailable("away", retry_after=3, answered=True, locked=True),
+    DatabaseUnavailable("away", retry_after=3, answered=True, locked=True, sqlstate="55P03"),
     ConfigurationError("a setting is missing"),
     OtherApp("app-b", ["app-a"]),
     SchemaMismatch("old"),

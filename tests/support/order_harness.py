@@ -464,7 +464,7 @@ class Pool(BoundPool):
         return await self.fetch(None, query, user_ids)
 
     @asynccontextmanager
-    async def _acquire(self, *, reuse: bool, check: Any = None) -> AsyncGenerator[Any]:  # noqa: ARG002  as there
+    async def _acquire(self, *, reuse: bool, **_: object) -> AsyncGenerator[Any]:  # noqa: ARG002  as there
         yield None
 
     async def fetch(self, session: Any, query: str, user_ids: list[UUID]) -> Any:  # noqa: ARG002  as there

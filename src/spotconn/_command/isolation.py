@@ -5,9 +5,9 @@ from uuid import UUID, uuid4
 from spotconn._command.catalog import INSERT_FOR_ANOTHER_USER, ROLE_OF_THE_LIBRARY
 from spotconn._command.finding import Finding
 from spotconn._command.probe import Probe
-from spotconn._command.read_only import READ_ONLY
 from spotconn._command.read_only import SUBJECT as WRITING
 from spotconn._database.errors import APPLY_SCHEMA
+from spotconn._database.sqlstates import READ_ONLY
 
 SUBJECT = "isolation"
 

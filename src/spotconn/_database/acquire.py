@@ -12,6 +12,8 @@ from spotconn._database.errors import map_all_errors
 from spotconn._database.given_up import GivenUp, is_reusable
 from spotconn._database.idle_sessions import IdleSessions, Session
 from spotconn._database.repetition import is_lost
+from spotconn._database.server_leaving import ServerLeaving
+from spotconn._database.sqlstates import READ_ONLY
 from spotconn._observer import NOBODY, Observer
 from spotconn.errors import DatabaseUnavailable
 
@@ -30,6 +32,7 @@ class acquire(AbstractAsyncContextManager[Session]):  # noqa: N801  used as a fu
         observer: is notified of the wait.
         idle: connections to take first.
         reuse: whether to keep it there at the end of a block that has not failed.
+        leaving: takes errors of the block, and says whether the server of the connection was left meanwhile.
         check: awaited with the connection before the block; what it raises ends the entry.
         given_up: takes a session whose block has failed; without it the exit waits for its end.
 
@@ -47,6 +50,7 @@ class acquire(AbstractAsyncContextManager[Session]):  # noqa: N801  used as a fu
         observer: Observer = NOBODY,
         idle: IdleSessions | None = None,
         reuse: bool = False,
+        leaving: ServerLeaving | None = None,
         check: Callable[[Session], Awaitable[None]] | None = None,
         given_up: GivenUp | None = None,
     ) -> None:
@@ -55,6 +59,8 @@ class acquire(AbstractAsyncContextManager[Session]):  # noqa: N801  used as a fu
         self._observer = observer
         self._idle = idle
         self._reuse = reuse
+        self._leaving = leaving
+        self._generation = 0
         self._check = check
         self._alone = given_up is None
         self._given_up = given_up or GivenUp()
@@ -66,6 +72,7 @@ class acquire(AbstractAsyncContextManager[Session]):  # noqa: N801  used as a fu
             with self._observer.acquiring(), self._idle.awaited() if self._idle else nullcontext():
                 session = await map_all_errors(_free_connection(self._pool, self._seconds))
         self._session = session
+        self._generation = self._leaving.generation if self._leaving else 0
         if self._check is not None:
             try:
                 await self._check(session)
@@ -79,18 +86,27 @@ class acquire(AbstractAsyncContextManager[Session]):  # noqa: N801  used as a fu
     ) -> None:
         """Release it, or keep it, or give it up."""
         session = self._session
+        stale = await self._is_stale(error)
         if self._idle:
-            if self._reuse and error is None and self._idle.put(session):
+            if self._reuse and error is None and not stale and self._idle.put(session):
                 return
             self._idle.forget(session)
         if isinstance(error, asyncio.CancelledError):
             await self._given_up.settle(self._pool, session)
-        elif error is not None and _is_spent(session, error):
+        elif stale or (error is not None and _is_spent(session, error)):
             self._given_up.add(session)
         else:
             await _release(self._pool, session, self._seconds)
         if self._alone:
             await self._given_up.aclose()
+
+    async def _is_stale(self, error: BaseException | None) -> bool:
+        """Return whether the server of the connection was left, perhaps for this very error."""
+        if self._leaving is None:
+            return False
+        if error is not None:
+            await self._leaving.handle(error, self._generation)
+        return self._generation != self._leaving.generation
 
 
 def _is_spent(session: Session, error: BaseException) -> bool:
@@ -98,8 +114,8 @@ def _is_spent(session: Session, error: BaseException) -> bool:
 
     It may be cut, half-open or in the middle of an answer; asyncpg may not know that it has ended.
     """
-    if isinstance(error, DatabaseUnavailable) and error.locked:
-        return not is_reusable(session)
+    if isinstance(error, DatabaseUnavailable) and (error.locked or error.sqlstate == READ_ONLY):
+        return not is_reusable(session)  # one that is read-only is as good as before, for reads
     return isinstance(error, DatabaseUnavailable | asyncpg.InternalClientError) or not is_reusable(session)
 
 

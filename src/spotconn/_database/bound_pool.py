@@ -13,7 +13,8 @@ from spotconn._database.acquire import TIMEOUT, acquire
 from spotconn._database.given_up import GivenUp
 from spotconn._database.idle_sessions import IdleSessions, Session, is_open
 from spotconn._database.pool import close_pool
-from spotconn._database.repetition import answer
+from spotconn._database.repetition import LEAST, answer
+from spotconn._database.server_leaving import ServerLeaving
 from spotconn._database.value_types import check_types
 from spotconn._database.write_queues import WriteQueues
 from spotconn._observer import NOBODY, Observer
@@ -40,6 +41,8 @@ class BoundPool:
         timeout: as given.
         affinity: the process and the event loop that the pool belongs to.
         observer: is notified of waits for a connection.
+        leaving: leaves the server that the sessions lead to.
+        on_leave: is called when all connections of a server were left. It must neither block nor raise.
         checked: whether the pool is known to have no codecs that change values.
         given_up: connections that failed, and are being ended on the server.
     """
@@ -52,48 +55,76 @@ class BoundPool:
         self.affinity: Affinity = Affinity(name, loop=loop, transports=self._transports, after_fork=self.terminate)
         self.observer: Observer = NOBODY
         self._idle = IdleSessions(pool, timeout=timeout)
+        self.on_leave: Callable[[], None] = _do_nothing
+        self.leaving: ServerLeaving = ServerLeaving(pool, self._idle, self._notify_leave)
         self._writes = WriteQueues()
         self.given_up: GivenUp = GivenUp()
         self.checked: bool = False
 
-    def acquire(self, *, reuse: bool = False) -> AbstractAsyncContextManager[Session]:
+    def acquire(self, *, reuse: bool = False, seconds: float | None = None) -> AbstractAsyncContextManager[Session]:
         """Context manager: acquire a connection and release it at the end of the block.
 
         Args:
             reuse: whether the next block may have it first. Nothing may be left behind in it.
+            seconds: to wait for it; None for `timeout`.
 
         Raises:
             RuntimeError: in another process or event loop.
             DatabaseUnavailable: none was free, or could be opened, in time.
             ConfigurationError: codecs of the pool change values; looked at once.
         """
-        return self._acquire(reuse=reuse, check=None if self.checked else self._check)
+        return self._acquire(reuse=reuse, seconds=seconds, check=None if self.checked else self._check)
 
     def _acquire(
-        self, *, reuse: bool, check: Callable[[Session], Awaitable[None]] | None = None
+        self,
+        *,
+        reuse: bool,
+        seconds: float | None = None,
+        check: Callable[[Session], Awaitable[None]] | None = None,
     ) -> AbstractAsyncContextManager[Session]:
         self.affinity.check()
         return acquire(
             self._pool,
-            seconds=self.timeout,
+            seconds=self.timeout if seconds is None else seconds,
             observer=self.observer,
             idle=self._idle,
             reuse=reuse,
+            leaving=self.leaving,
             check=check,
             given_up=self.given_up,
         )
+
+    async def leave_server(self) -> None:
+        """Use no session again that is open now: a server that they lead to is not the one that takes writes.
+
+        Those that nobody uses are closed at once, those in use when they are released.
+        """
+        await self.leaving.leave()
 
     async def _check(self, session: Session) -> None:
         await check_types(session, seconds=self.timeout)
         self.checked = True
 
-    async def value(self, query: str) -> Any:
-        """Return the first value of the first row of a read."""
+    def _notify_leave(self) -> None:
+        self.on_leave()
+
+    async def value(self, query: str, *, check: Callable[[Any], None] | None = None) -> Any:
+        """Return the first value of the first row of a read.
+
+        Args:
+            query: of it.
+            check: raises an error of the library for what the server must not answer.
+        """
 
         async def read(session: Session) -> Any:
-            return await answer(session, lambda seconds: session.fetchval(query, timeout=seconds), seconds=self.timeout)
+            found = await answer(
+                session, lambda seconds: session.fetchval(query, timeout=seconds), seconds=self.timeout
+            )
+            if check is not None:
+                check(found)
+            return found
 
-        return await self.read(read)
+        return await self.leaving.repeated(lambda: self.read(read))
 
     async def row_of(
         self,
@@ -121,12 +152,12 @@ class BoundPool:
             RowSecurityError: the row belongs to another user.
         """
 
-        async def ask(session: Session) -> asyncpg.Record | None:
+        async def ask(session: Session, seconds: float = self.timeout) -> asyncpg.Record | None:
             def begin(seconds: float) -> Awaitable[asyncpg.Record | None]:
                 values = [arg.elapsed if isinstance(arg, Stopwatch) else arg for arg in args]
                 return session.fetchrow(query, user_id, *values, timeout=seconds)
 
-            row = await answer(session, begin, seconds=self.timeout)
+            row = await answer(session, begin, seconds=seconds)
             if row is not None:
                 check_users(session, {row["user_id"]} <= {user_id, None})
             return row
@@ -134,8 +165,26 @@ class BoundPool:
         if read:
             return await self.read(ask)
         self.affinity.check()  # else a child of fork would wait for its parent's writes
-        async with self._writes.turn(user_id or queue, seconds=self.timeout, ahead=ahead), self.acquire() as session:
-            return await ask(session)
+        async with self._writes.turn(user_id or queue, seconds=self.timeout, ahead=ahead):
+            return await self._write(ask)
+
+    async def _write(self, use: Callable[[Session, float], Awaitable[_T]]) -> _T:
+        """Return the result of a write, which is repeated on a new connection where its server takes none.
+
+        Args:
+            use: writes with a connection, in so many seconds.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + 2 * self.timeout  # of the wait for a connection and that for the answer
+
+        def remaining() -> float:
+            return min(self.timeout, max(end - loop.time(), LEAST))
+
+        async def attempt() -> _T:
+            async with self.acquire(seconds=remaining()) as session:
+                return await use(session, remaining())
+
+        return await self.leaving.repeated(attempt)
 
     async def rows_of(self, user_ids: list[UUID], query: str, *, reuse: bool = False) -> list[asyncpg.Record]:
         """Return the rows of a read about several users, who are its argument and its column `user_id`.
@@ -220,6 +269,10 @@ class BoundPool:
         # asyncpg has no public API for them.
         sessions = [getattr(holder, "_con", None) for holder in getattr(self._pool, "_holders", ())]
         return [getattr(session, "_transport", None) for session in sessions]
+
+
+def _do_nothing() -> None:
+    """Do nothing."""
 
 
 def check_users(connection: Session, right: bool) -> None:  # noqa: FBT001  the condition is the point

@@ -132,7 +132,8 @@ def _statement_error(error: asyncpg.PostgresError, state: str) -> SpotconnError:
         )
     if kind is DatabaseUnavailable:
         text = f"the database cannot serve now ({name}, SQLSTATE {state}); {advice}"
-        return DatabaseUnavailable(text, answered=not state.startswith("08"), locked=state in _HELD_UP)
+        lost, locked = state.startswith("08"), state in _HELD_UP
+        return DatabaseUnavailable(text, answered=not lost, locked=locked, sqlstate=error.sqlstate)
     if kind is ConfigurationError:
         return ConfigurationError(f"the database refused the login or a setting ({name}, SQLSTATE {state}): {advice}")
     function = _foreign_function(error)

@@ -73,6 +73,15 @@ class IdleSessions:
         """Handle that a connection goes back to the pool."""
         self._since.pop(session, None)
 
+    def leave(self) -> None:
+        """Close all and give them back: they lead to a server that is left."""
+        sessions = [session for session, _ in self._free]
+        self._free.clear()
+        for session in sessions:
+            with suppress(asyncpg.InterfaceError):
+                session.terminate()
+        self._give_back(sessions)
+
     async def aclose(self) -> None:
         """Give all back, and keep none any more: a read under way may end later."""
         self._closed = True

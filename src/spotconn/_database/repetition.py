@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.004, 0.2
 """Seconds before another attempt of what conflicts with another transaction."""
-_LEAST = 0.001
+LEAST = 0.001
 """Seconds of an attempt that comes when the time is over."""
 _CONFLICTS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 _LOST = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError, ConnectionError)
@@ -43,7 +43,7 @@ async def _repeated(session: Session, call: Callable[[float], Awaitable[_T]], se
     end = loop.time() + seconds
 
     def attempt() -> Awaitable[_T]:
-        return _closed_if_lost(session, call(max(end - loop.time(), _LEAST)))
+        return _closed_if_lost(session, call(max(end - loop.time(), LEAST)))
 
     return await retried(attempt, lambda error: isinstance(error, _CONFLICTS), seconds=seconds)
 

@@ -75,6 +75,8 @@ class ServiceRole:
     async def run(self, work: Callable[[Session], Awaitable[_T]]) -> _T:
         """Return the result of `work` in a transaction, which is begun anew where it was the victim of a deadlock.
 
+        Also, once, where it meets a server that takes no writes.
+
         Raises:
             The same as `fetch`, and what `work` raises.
         """
@@ -83,7 +85,7 @@ class ServiceRole:
             async with self.transaction() as session:
                 return await work(session)
 
-        return await retried(attempt, _is_held_up, seconds=ANSWER_TIMEOUT)
+        return await retried(lambda: self._pool.leaving.repeated(attempt), _is_held_up, seconds=ANSWER_TIMEOUT)
 
     async def batches(self, query: str, *args: object) -> AsyncIterator[list[asyncpg.Record]]:
         """Yield the rows of a list in batches, each read by a statement of its own.

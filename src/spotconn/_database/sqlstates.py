@@ -51,14 +51,16 @@ _NO_DATABASE = _setting(
     "there is no database of this name on the server: correct it in the database URL, or CREATE DATABASE"
 )
 _NO_STATEMENT = _setting("a transaction pooler is in between: make the pool with statement_cache_size=0")
-_READ_ONLY = _passes(
-    "the server or the session is read-only, as a standby is until it is promoted, or by "
-    "default_transaction_read_only: try again later, or connect to the primary"
+_TAKES_NO_WRITES = _passes(
+    "the server is a standby, or the database is read-only by default_transaction_read_only: try again later; if it "
+    "goes on, name the primary or all servers in the database URL, or turn that off, which spotconn doctor explains"
 )
 _ENCODING = _refused(
     "a text holds NUL or a character that the encoding of the database lacks; the database must be UTF8"
 )
 
+READ_ONLY = "25006"
+"""A write in a read-only transaction, also on a standby."""
 OTHER_ACCOUNT = "SC003"
 """Another Spotify account is stored: from spotconn.save_connection."""
 HIDDEN = "SC002"
@@ -79,7 +81,7 @@ TABLE: dict[str, Verdict] = {
         "connected this Spotify account and has to disconnect it first"
     ),
     "25": _passes(),
-    "25006": _READ_ONLY,
+    READ_ONLY: _TAKES_NO_WRITES,
     "26000": _NO_STATEMENT,
     "28": _LOGIN,
     "28P01": _PASSWORD,

@@ -1,6 +1,8 @@
 """The statements of the store, each a call of a function of the schema `spotconn`, and those of the admin."""
 # ruff: noqa: S608  they are put together from constants
 
+from spotconn._database.read_only import STATE
+
 # Arrays are sent as text. asyncpg looks up the type of any other array on each new connection, and turns jit off for
 # the session meanwhile, which Supavisor can be set to refuse.
 
@@ -33,7 +35,10 @@ FAIL_REFRESH = (
 )
 ACT_AS = "select spotconn.act_as($1)"
 SCHEMA_VERSION = "select spotconn.schema_version()"
-VERIFY = "select spotconn.verify()::text"
+VERIFY = (
+    "select pg_catalog.jsonb_build_array(spotconn.verify(), "
+    f"(select pg_catalog.to_jsonb(server) from ({STATE}) as server))::text"
+)
 
 # Of the admin. Lists are read in batches by user id, so no rows and no transaction are held between two batches.
 # $1 is the first user id, $2 the size of a batch.

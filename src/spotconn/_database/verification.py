@@ -7,6 +7,7 @@ from typing import Any
 from spotconn._database import statements
 from spotconn._database.bound_pool import BoundPool
 from spotconn._database.errors import APPLY_SCHEMA
+from spotconn._database.read_only import check_writable
 from spotconn._database.schema import check_version
 from spotconn._printable import shown
 from spotconn.errors import ConfigurationError, RowSecurityError, SchemaMismatch
@@ -43,7 +44,7 @@ async def verify(pool: BoundPool) -> None:
         SchemaMismatch: the schema is missing or of another version, or `auth.uid()` does not return the user.
         ConfigurationError: the encoding of the database is not UTF8.
         RowSecurityError: the policies would not bind, or hide rows from the library, or the login lacks a grant.
-        DatabaseUnavailable: no answer in time.
+        DatabaseUnavailable: no answer in time, or the server or the database is read-only.
     """
     found = await _read(pool)
     check_version(found["version"])
@@ -84,7 +85,7 @@ def _cause(relation: str, policy: str | None, commands: str) -> str:
 async def _read(pool: BoundPool) -> dict[str, Any]:
     missing: SchemaMismatch
     try:
-        answer: dict[str, Any] = json.loads(await pool.value(statements.VERIFY))
+        answer: dict[str, Any] = json.loads(await pool.value(statements.VERIFY, check=_check_server))[0]
     except SchemaMismatch as error:
         missing = error.with_traceback(None)
     else:
@@ -92,6 +93,10 @@ async def _read(pool: BoundPool) -> dict[str, Any]:
     # An older version lacks the function; where the schema is missing, so is this one.
     check_version(await pool.value(statements.SCHEMA_VERSION))
     raise missing
+
+
+def _check_server(answer: str) -> None:
+    check_writable(json.loads(answer)[1])
 
 
 def check_encoding(encoding: str) -> None:
