@@ -10,7 +10,7 @@ from typing import TypeVar
 import asyncpg
 
 from spotconn._database.sqlstates import BAD_INPUT, HIDDEN, OTHER_ACCOUNT, UNKNOWN_USER, verdict
-from spotconn._database.unreachable import hook_failure, unreachable
+from spotconn._database.unreachable import DRIVER_ERRORS, hook_failure, unreachable
 from spotconn._printable import shown
 from spotconn.errors import (
     ConfigurationError,
@@ -53,11 +53,9 @@ async def map_errors(call: Awaitable[_T]) -> _T:
     failure: SpotconnError | ValueError
     try:
         return await call
-    except asyncpg.PostgresError as error:
-        failure = _library_error(error)
     # InternalClientError: the last message of a terminated backend arrived as the call began.
-    except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
-        failure = unreachable(error)
+    except DRIVER_ERRORS as error:
+        failure = library_error(error)
     raise failure
 
 
@@ -73,7 +71,12 @@ async def map_all_errors(call: Awaitable[_T]) -> _T:
     raise failure
 
 
-def _library_error(error: asyncpg.PostgresError) -> SpotconnError | ValueError:
+def library_error(error: Exception) -> SpotconnError | ValueError:
+    """Return the error of the library for one of `DRIVER_ERRORS`."""
+    return _error_of_server(error) if isinstance(error, asyncpg.PostgresError) else unreachable(error)
+
+
+def _error_of_server(error: asyncpg.PostgresError) -> SpotconnError | ValueError:
     """Return the error of the library for one that the server, or a pooler, has answered with."""
     state = error.sqlstate or "?????"
     if state in BAD_INPUT:

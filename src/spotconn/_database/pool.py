@@ -15,8 +15,10 @@ from spotconn._database.caller_hooks import mapped_hooks
 from spotconn._database.dsn import prepare
 from spotconn._database.errors import map_errors
 from spotconn._database.given_up import end_all
+from spotconn._database.host_search import search_hosts
+from spotconn._database.named_hosts import named_hosts, named_target
 from spotconn._database.protected_loop import protected
-from spotconn._database.unreachable import HOST_UNKNOWN, MALFORMED, UNKNOWN_HOST
+from spotconn._database.unreachable import MALFORMED, UNKNOWN_HOST, is_unknown_host
 from spotconn.errors import ConfigurationError, DatabaseUnavailable
 
 if TYPE_CHECKING:
@@ -118,7 +120,11 @@ async def _open(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.Po
     defaults: dict[str, Any] = {"min_size": 1, "max_size": 10, "timeout": seconds, "reset": _no_reset}
     dsn, options = prepare(dsn, options)
     options = defaults | mapped_hooks(options)
-    options["connect"] = protected(options.get("connect", asyncpg.connect))
+    connect = protected(options.get("connect", asyncpg.connect))
+    hosts = await named_hosts(dsn, options, keywords(asyncpg.connect))
+    if len(hosts) > 1:
+        connect = search_hosts(connect, hosts, named_target(dsn, options), seconds=seconds)
+    options["connect"] = connect
     pool: asyncpg.Pool | None = None
     with suppress(ValueError, TypeError, asyncpg.InterfaceError):
         pool = asyncpg.create_pool(dsn, **options)
@@ -150,7 +156,7 @@ async def _connect(pool: asyncpg.Pool, seconds: float) -> str | None:
         return MALFORMED
     except socket.gaierror as error:
         # Later, once it was known, the name service itself is at fault.
-        if error.errno not in HOST_UNKNOWN:
+        if not is_unknown_host(error):
             raise
         return UNKNOWN_HOST
     except TimeoutError:

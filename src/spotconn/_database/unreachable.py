@@ -19,6 +19,11 @@ _WRONG_NAME = {62, 64}
 """OpenSSL's codes of a certificate for another host name or address."""
 
 
+def is_unknown_host(error: BaseException) -> bool:
+    """Return whether a name service has answered that it does not know the host."""
+    return isinstance(error, socket.gaierror) and error.errno in HOST_UNKNOWN
+
+
 def hook_failure(error: Exception) -> DatabaseUnavailable:
     """Return the error for one that a password callable or a hook of the caller's has raised."""
     return DatabaseUnavailable(
@@ -55,7 +60,7 @@ def _fault(error: Exception) -> str:
     """Return what is wrong on the way."""
     name = type(error).__name__
     if isinstance(error, socket.gaierror):
-        return f"{name}: {UNKNOWN_HOST if error.errno in HOST_UNKNOWN else 'the name service does not answer'}"
+        return f"{name}: {UNKNOWN_HOST if is_unknown_host(error) else 'the name service does not answer'}"
     if isinstance(error, ssl.SSLError):
         return f"{name}: the TLS handshake failed, {error.reason}"
     if isinstance(error, ConnectionRefusedError):
