@@ -2029,8 +2029,8 @@ drop function if exists spotconn.tell_change();
 drop function if exists spotconn.prove_telling(text);
 
 -- Counts changes that were not notified, because the queue of NOTIFY was half full: at the commit a full one fails the whole
--- transaction. nextval shows at once, before the commit, and its lock on the sequence lasts until after the commit, so a
--- heartbeat sees both what was skipped and who may still commit it. No two writers wait for each other.
+-- transaction. nextval shows at once, before the commit, and its lock on the sequence lasts until after the commit, so
+-- spotconn.count_skipped sees both what was skipped and who may still commit it. No two writers wait for each other.
 -- Every role that may write the table has to count, so PUBLIC may; the condition of the trigger holds the sequence by its OID,
 -- so that no right to the schema is needed, and none is given.
 create sequence if not exists spotconn.skipped_notifications;
@@ -2085,12 +2085,10 @@ create or replace trigger spotconn_notify_truncate
 alter table public.spotify_connections enable always trigger spotconn_notify_change;
 alter table public.spotify_connections enable always trigger spotconn_notify_truncate;
 
--- Notifies its own sender: a session that receives this has received every change before it that was notified. Returns a
--- number that grows with each change that was not; two heartbeats with the same have missed none. The number is read before
+-- A number that grows with each change that was not notified; two looks with the same have missed none. The number is read before
 -- the locks: a transaction that has counted by then and holds none any more has ended.
--- 0, and no notification: one is being skipped now, or would be. Null: a trigger is missing or disabled.
-drop function if exists spotconn.heartbeat(text);
-create function spotconn.heartbeat(p_nonce text) returns bigint
+-- 0: a change is being skipped now, or would be. Null: a trigger is missing or disabled.
+create or replace function spotconn.count_skipped() returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     skipped bigint;
@@ -2112,8 +2110,43 @@ begin
     ) then
         return 0;
     end if;
-    perform pg_catalog.pg_notify('spotconn', 'heartbeat ' || p_nonce);
     return skipped;
+end
+$$;
+
+-- Notifies a session that listens that notifications of others arrive there, once for each such session: it wakes all of them.
+-- Returns what spotconn.count_skipped does; notifies nobody where that is 0 or null.
+drop function if exists spotconn.heartbeat(text);
+create function spotconn.heartbeat(p_nonce text) returns bigint
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    skipped constant bigint := spotconn.count_skipped();
+begin
+    if skipped > 0 then
+        perform pg_catalog.pg_notify('spotconn', 'heartbeat ' || p_nonce);
+    end if;
+    return skipped;
+end
+$$;
+
+-- The server and its life: the timeline, which a promotion raises, and the start of the postmaster, which no other server has.
+-- Null on a standby. Both change at once: pg_control_checkpoint() has the former timeline until the checkpoint after a
+-- promotion. The name of a WAL file is asked for with a volatile argument, because pg_walfile_name is immutable and a plan
+-- would keep its result; where a provider or an administrator keeps these functions back, the start alone must do.
+create or replace function spotconn.server_life() returns text
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    timeline text := '00000000';
+begin
+    if pg_catalog.pg_is_in_recovery() then
+        return null;
+    end if;
+    begin
+        timeline := pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8);
+    exception when insufficient_privilege or feature_not_supported or undefined_function then
+        null;
+    end;
+    return timeline || ' ' || extract(epoch from pg_catalog.pg_postmaster_start_time());
 end
 $$;
 

@@ -72,7 +72,7 @@ class ConnectionStore:
         self.refreshes: Refreshes = Refreshes(self.pool, self._rows)
         self.tokens: AccessTokens = AccessTokens(self.pool, self._rows)
         self.pending: PendingConnects = PendingConnects(self.pool, self._rows)
-        self.changes: ChangeFeed | None = ChangeFeed(pool, listen_dsn, {}, timeout=timeout) if listen_dsn else None
+        self.changes: ChangeFeed | None = ChangeFeed(self.pool, listen_dsn, {}) if listen_dsn else None
         self.events: Events = Events(None)
 
     @classmethod
@@ -106,7 +106,7 @@ class ConnectionStore:
         store = cls(pool, cipher=cipher, timeout=timeout, listen_dsn=listen_dsn)
         store.pool.checked = not may_convert(options)
         if listen_dsn is None and options["statement_cache_size"]:
-            store.changes = ChangeFeed(pool, dsn, options, timeout=timeout)
+            store.changes = ChangeFeed(store.pool, dsn, options)
         try:
             await store.verify()
             yield store

@@ -90,7 +90,7 @@ class FaultProxy:
     """
 
     def __init__(self, port: int) -> None:
-        self._target = port
+        self._named = self._target = port
         self._links: set[asyncio.Task[None]] = set()
         self._holds: list[Hold] = []
         self._replacements: list[Replacement] = []
@@ -115,7 +115,11 @@ class FaultProxy:
 
     def dsn(self, dsn: str) -> str:
         """The same database through this proxy."""
-        return dsn.replace(f":{self._target}/", f":{self._port}/")
+        return dsn.replace(f":{self._named}/", f":{self._port}/")
+
+    def turn_to(self, port: int) -> None:
+        """Lead new connections to another server; those that stand go on as they are."""
+        self._target = port
 
     def hold(self, statement: bytes, *, answer: bool = False, skip: int = 0) -> Hold:
         """Hold the next execution of a statement whose text contains the given bytes.

@@ -12,21 +12,18 @@ from spotconn._affinity import Affinity
 from spotconn._database.acquire import TIMEOUT, acquire
 from spotconn._database.given_up import GivenUp
 from spotconn._database.idle_sessions import IdleSessions, Session, is_open
+from spotconn._database.outages import Outages
 from spotconn._database.pool import close_pool
 from spotconn._database.repetition import LEAST, answer
+from spotconn._database.row_owners import check_users
 from spotconn._database.server_leaving import ServerLeaving
 from spotconn._database.value_types import check_types
 from spotconn._database.write_queues import WriteQueues
 from spotconn._observer import NOBODY, Observer
 from spotconn._stopwatch import Stopwatch
-from spotconn.errors import DatabaseUnavailable, RowSecurityError
+from spotconn.errors import DatabaseUnavailable
 
 _T = TypeVar("_T")
-
-_ANOTHER_USER = (
-    "the database answered with the row of another user: a connection is used by two processes or event loops at once, "
-    "or a pooler in between mixes up its sessions; the connection was closed, and nothing of that row was used"
-)
 
 
 class BoundPool:
@@ -45,10 +42,12 @@ class BoundPool:
         on_leave: is called when all connections of a server were left. It must neither block nor raise.
         checked: whether the pool is known to have no codecs that change values.
         given_up: connections that failed, and are being ended on the server.
+        on_return: is called when a statement succeeds again after the database was away.
     """
 
     def __init__(self, pool: asyncpg.Pool, *, name: str, timeout: float = TIMEOUT) -> None:
         self._pool = pool
+        self._name = name
         self.timeout: float = timeout
         # asyncpg has no public API for the event loop of a pool.
         loop = getattr(pool, "_loop", None)
@@ -60,6 +59,14 @@ class BoundPool:
         self._writes = WriteQueues()
         self.given_up: GivenUp = GivenUp()
         self.checked: bool = False
+        self.on_return: Callable[[], None] = _do_nothing
+        self._outages = Outages(self._notify_return)
+
+    def beside(self) -> "BoundPool":
+        """Return the same pool for another purpose: with an observer and a state of its own, at the same server."""
+        other = BoundPool(self._pool, name=self._name, timeout=self.timeout)
+        other.leaving = self.leaving
+        return other
 
     def acquire(self, *, reuse: bool = False, seconds: float | None = None) -> AbstractAsyncContextManager[Session]:
         """Context manager: acquire a connection and release it at the end of the block.
@@ -83,7 +90,7 @@ class BoundPool:
         check: Callable[[Session], Awaitable[None]] | None = None,
     ) -> AbstractAsyncContextManager[Session]:
         self.affinity.check()
-        return acquire(
+        session = acquire(
             self._pool,
             seconds=self.timeout if seconds is None else seconds,
             observer=self.observer,
@@ -93,6 +100,7 @@ class BoundPool:
             check=check,
             given_up=self.given_up,
         )
+        return self._outages.watch(session)
 
     async def leave_server(self) -> None:
         """Use no session again that is open now: a server that they lead to is not the one that takes writes.
@@ -107,6 +115,9 @@ class BoundPool:
 
     def _notify_leave(self) -> None:
         self.on_leave()
+
+    def _notify_return(self) -> None:
+        self.on_return()
 
     async def value(self, query: str, *, check: Callable[[Any], None] | None = None) -> Any:
         """Return the first value of the first row of a read.
@@ -273,18 +284,3 @@ class BoundPool:
 
 def _do_nothing() -> None:
     """Do nothing."""
-
-
-def check_users(connection: Session, right: bool) -> None:  # noqa: FBT001  the condition is the point
-    """Close a connection that has returned the row of another user than the one it was asked for.
-
-    Args:
-        connection: to close.
-        right: whether the rows belong to the users asked for.
-
-    Raises:
-        RowSecurityError: they do not.
-    """
-    if not right:
-        connection.terminate()
-        raise RowSecurityError(_ANOTHER_USER)

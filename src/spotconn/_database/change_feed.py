@@ -2,29 +2,32 @@
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import Context
 from typing import Any, Protocol
 from uuid import UUID
 
-import asyncpg
-
 from spotconn._backoff import Backoff
-from spotconn._database.acquire import TIMEOUT
 from spotconn._database.bound_pool import BoundPool
 from spotconn._database.errors import map_errors
 from spotconn._database.given_up import HOLD
 from spotconn._database.pool import open_single
-from spotconn._database.subscription import ChangeHandler, Subscription
-from spotconn.errors import ConfigurationError, SpotconnError
+from spotconn._database.server_check import ServerCheck
+from spotconn._database.subscription import LASTING, OTHER_SERVER, ChangeHandler, Subscription
+from spotconn.errors import DatabaseUnavailable, SpotconnError
 
 _log = logging.getLogger("spotconn")
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 60.0
-"""Seconds before an attempt to listen again."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
+"""Seconds before an attempt to listen again, while the database is away: a thousand processes make 133 in a second."""
+REFUSED_PAUSE = 60.0
+"""Seconds of the longest pause where the database answers, and no notifications come: that rarely passes by itself."""
+SPREAD = 1.0
+"""Seconds over which the processes come back that the pool's first success wakes."""
 HEARTBEATS = 3
-"""Heartbeats in the shortest time for which one is trusted, so that two may be late."""
+"""Heartbeats in the shortest time for which one is trusted. With every second one a new connection is opened."""
 SHORTEST_WAIT = 0.1
 """Seconds between two heartbeats at least, even if a cache is not trusted in between."""
 STOP_TIMEOUT = HOLD + 1.0
@@ -44,7 +47,7 @@ class TrustingHandler(ChangeHandler, Protocol):
         ...
 
     def trust(self, sent: float) -> None:
-        """Handle that a heartbeat has arrived: all changes before `sent`, which `now` returned, were handled."""
+        """Handle a heartbeat: all changes before `sent`, a time by `now`, have been handled."""
         ...
 
     def distrust(self) -> None:
@@ -55,28 +58,30 @@ class TrustingHandler(ChangeHandler, Protocol):
 class ChangeFeed:
     """Passes the changes of one database on to handlers. It listens while there are any.
 
-    A new handler is trusted from the next heartbeat on, which is sent at once. Before it was added it had read
+    A new handler is trusted from the next heartbeat on, which comes at once. Before it was added it had read
     nothing, so it has missed nothing that counts.
 
     Args:
-        pool: of the database.
+        pool: of the database; its timeout holds for a connection, and again for a heartbeat.
         dsn: of the same database. A transaction pooler would deliver no notifications.
         options: of `asyncpg.create_pool`; those of a connection are used.
-        timeout: seconds to wait for a connection, and again for a heartbeat.
     """
 
-    def __init__(self, pool: asyncpg.Pool, dsn: str, options: dict[str, Any], *, timeout: float = TIMEOUT) -> None:
-        # Not the store's, whose observer would count the listener's waits among those of calls.
-        self._pool = BoundPool(pool, name="ConnectionStore", timeout=timeout)
+    def __init__(self, pool: BoundPool, dsn: str, options: dict[str, Any]) -> None:
+        self._store_pool = pool
+        pool.on_return = self.wake
+        pool.on_leave = self.restart
+        # Its observer would count the listener's waits among those of calls.
+        self._pool = pool.beside()
         self._pool.checked = True  # the store looks
         self._dsn = dsn
         self._options = options
-        self._timeout = timeout
+        self._timeout = pool.timeout
         self._handlers: dict[TrustingHandler, None] = {}
         self._backoff = Backoff(first=FIRST_PAUSE, longest=LONGEST_PAUSE)
         self._task: asyncio.Task[None] | None = None
         self._subscription: Subscription | None = None
-        self._refused = False
+        self._database_back = asyncio.Event()
 
     def add(self, handler: TrustingHandler) -> None:
         """Pass changes on to a handler from now on. May be repeated.
@@ -119,6 +124,18 @@ class ChangeFeed:
         for handler in self._handlers:
             handler.clear()
 
+    def wake(self) -> None:
+        """End a pause: the pool reaches the database again."""
+        self._database_back.set()
+
+    def restart(self) -> None:
+        """Leave the session that listens, and begin another: the pool has left its server.
+
+        A pause stays as it is, so that a pool which does this again and again causes no logins.
+        """
+        if self._subscription is not None:
+            self._subscription.end()
+
     @asynccontextmanager
     async def subscribe(self, handler: ChangeHandler) -> AsyncGenerator[Subscription]:
         """Context manager: pass changes to `handler`. `Subscription.heartbeat` tells whether they arrive.
@@ -132,11 +149,7 @@ class ChangeFeed:
         try:
             session = await map_errors(pool.acquire(timeout=self._timeout))
             subscription = Subscription(self._pool, session, timeout=self._timeout)
-            try:
-                await subscription.start(handler)
-            except ConfigurationError:
-                self._refused = True
-                raise
+            await subscription.start(handler)
             yield subscription
         finally:
             await bound.end()
@@ -148,40 +161,68 @@ class ChangeFeed:
 
     async def _run(self) -> None:
         while self._needed:
-            self._refused = False
+            passes = False
+            self._database_back.clear()
             try:
                 await self._listen()
             except SpotconnError as error:
                 self._log_loss(error)
+                passes = isinstance(error, DatabaseUnavailable) and str(error) not in LASTING
+                if str(error) == OTHER_SERVER:
+                    await self._store_pool.leave_server()
             except Exception as error:  # noqa: BLE001  of the caller's: a callable for the password, or a clock
                 self._log_loss(type(error).__name__)
             if self._needed:
-                # Jittered, so that a fleet does not come back all at once. A pooler that refuses LISTEN is
-                # not asked again soon: it would cost a login each time, and be refused again.
-                delay = self._backoff.next_pause()
-                await asyncio.sleep(LONGEST_PAUSE if self._refused else delay)
+                await self._back_off(passes=passes)
+
+    async def _back_off(self, *, passes: bool) -> None:
+        """Wait before the next attempt, jittered, so that a fleet does not come back all at once.
+
+        Args:
+            passes: whether the database is away. Else, as where a pooler refuses LISTEN, an attempt costs a login and
+                is likely to fail again.
+        """
+        self._backoff.longest = LONGEST_PAUSE if passes else REFUSED_PAUSE
+        delay = self._backoff.next_pause()
+        if not passes:
+            await asyncio.sleep(delay)
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                await self._database_back.wait()
+                await asyncio.sleep(random.uniform(0, SPREAD))  # noqa: S311  no secret depends on it
 
     async def _listen(self) -> None:
         """Pass changes on until the session is lost or none is needed."""
+        since = asyncio.get_running_loop().time()
         try:
             async with self.subscribe(self) as self._subscription:
-                await self._beat(self._subscription)
+                await self._beat(self._subscription, since)
         finally:
+            self._subscription = None
             self._distrust()
 
-    async def _beat(self, subscription: Subscription) -> None:
-        """Send heartbeats, often enough for each handler, until one fails or none is needed."""
+    async def _beat(self, subscription: Subscription, since: float) -> None:
+        """Send heartbeats, often enough for each handler, until one fails or none is needed.
+
+        Args:
+            subscription: whose.
+            since: when its session was opened, by the clock of the event loop.
+        """
+        check = ServerCheck(self._pool, self._dsn, self._options, since=since)
         confirmed = False
         while self._needed:
             interval = min(handler.ttl for handler in self._handlers) / HEARTBEATS
             sent = {handler: handler.now() for handler in self._handlers}
-            await subscription.heartbeat()
-            if not confirmed:
-                confirmed = True
+            life = await subscription.heartbeat()
+            if confirmed:
+                age = await check.compare(life, period=2 * interval)
+            else:
+                confirmed, age = True, check.age(asyncio.get_running_loop().time(), period=2 * interval)
                 self._backoff.failures = 0
                 _log.info("notifications of changes arrive")
             for handler in self._handlers.keys() & sent:
-                handler.trust(sent[handler])
+                handler.trust(sent[handler] - age)
             await asyncio.sleep(SHORTEST_WAIT)
             await subscription.wait(seconds=max(interval - SHORTEST_WAIT, 0))
 

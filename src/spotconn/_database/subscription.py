@@ -2,11 +2,13 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Protocol
 from uuid import UUID
 
+import asyncpg
+
+from spotconn._database.acquire import within
 from spotconn._database.bound_pool import BoundPool
 from spotconn._database.errors import APPLY_SCHEMA, map_errors
 from spotconn._database.idle_sessions import Session
@@ -21,6 +23,16 @@ QUEUE_FILLED = (
 )
 _ALL = "*"
 """The notification of a change of all rows."""
+LIFE = "select spotconn.server_life()"
+OTHER_SERVER = "the connection that listens for changes leads to another server than the one where changes are made"
+
+
+UNDELIVERED = (
+    "the connection that listens for changes hears nothing in time: it was cut, leads to another database, or a "
+    "transaction pooler is in between"
+)
+LASTING = frozenset({OTHER_SERVER, QUEUE_FILLED, UNDELIVERED})
+"""Texts of errors where the database answers, and notifications do not arrive."""
 
 
 class ChangeHandler(Protocol):
@@ -71,29 +83,34 @@ class Subscription:
                 self._arrived.set()
 
         self._session.add_termination_listener(self._end)
-        async with _arriving_within(self._timeout):
-            await map_errors(self._session.add_listener(CHANNEL, notified))
+        await map_errors(within(self._session.add_listener(CHANNEL, notified), seconds=self._timeout))
 
-    async def heartbeat(self) -> None:
-        """Send a notification and wait until it arrives. All changes before this call have then arrived.
+    async def heartbeat(self) -> str:
+        """Ask the session for its server. All changes that were committed before this call have then arrived.
 
-        The first one is sent from another session, which shows that notifications of others arrive, too.
+        PostgreSQL sends what was notified to an idle session before it says that the next statement has ended
+        (ReadyForQuery), and asyncpg calls handlers in the order of arrival. A commit is answered after the listening
+        sessions were signalled, so no change whose writer knows of it can be missing.
+
+        With the first one, a notification is sent from another session: only that shows that those of others arrive.
+
+        Returns:
+            the life of the server, as `spotconn.server_life` has it.
 
         Raises:
             DatabaseUnavailable: it does not arrive in time, or changes since the last one were not notified.
             SchemaMismatch: the triggers are missing or disabled.
         """
-        self._arrived.clear()
-        if self._confirmed:
-            await self._send(self._session)
-        else:
-            # Behind a transaction pooler, or at another database, only its own notifications would arrive.
-            async with self._pool.acquire() as other:
-                await self._send(other)
-        async with _arriving_within(self._timeout):
-            await self._arrived.wait()
+        notified = None if self._confirmed else await self._notify()
+        life, skipped = await self._ask()
+        self._count(skipped)
         self._check()
+        if not self._confirmed:
+            await self._await_notification(same_server=life == notified)
+        if life is None:
+            raise DatabaseUnavailable("the connection that listens for changes leads to a standby")
         self._confirmed = True
+        return life
 
     async def wait(self, *, seconds: float) -> None:
         """Wait for `seconds`, or until `wake` was called.
@@ -111,9 +128,38 @@ class Subscription:
         """End the wait under way, or the next one."""
         self._woken.set()
 
-    async def _send(self, session: Session) -> None:
-        query = "select spotconn.heartbeat($1)"
-        skipped: int | None = await map_errors(session.fetchval(query, self._nonce, timeout=self._timeout))
+    def end(self) -> None:
+        """End the session at once, also one that does not answer. What is awaited of it fails."""
+        self._end()
+        with suppress(asyncpg.InterfaceError):
+            self._session.terminate()
+
+    async def _notify(self) -> str | None:
+        """Send a notification from a session of the pool, and return the life of its server."""
+        # Behind a transaction pooler, or at another database, only the session's own notifications would arrive.
+        query = "select spotconn.server_life(), spotconn.heartbeat($1)"
+        async with self._pool.acquire() as other:
+            row = await map_errors(other.fetchrow(query, self._nonce, timeout=self._timeout))
+        life, skipped = _answer(row)
+        self._count(skipped)
+        return life
+
+    async def _await_notification(self, *, same_server: bool) -> None:
+        if not same_server:
+            raise DatabaseUnavailable(OTHER_SERVER, answered=True)
+        with suppress(TimeoutError):
+            await within(self._arrived.wait(), seconds=self._timeout)
+        self._check()
+        if not self._arrived.is_set():
+            raise DatabaseUnavailable(UNDELIVERED)
+
+    async def _ask(self) -> tuple[str | None, int | None]:
+        """Return the life of the server, None of a standby, and the number of changes that were not notified."""
+        query = "select spotconn.server_life(), spotconn.count_skipped()"
+        row = await map_errors(within(self._session.fetchrow(query), seconds=self._timeout))
+        return _answer(row)
+
+    def _count(self, skipped: int | None) -> None:
         if skipped is None:
             raise SchemaMismatch(f"the triggers that tell of changes are gone or disabled: {APPLY_SCHEMA}")
         # A change that was skipped may be one that a cached token does not show.
@@ -125,25 +171,15 @@ class Subscription:
         if self._lost:
             raise DatabaseUnavailable("the connection that listens for changes was lost")
 
-    def _end(self, _session: object) -> None:
+    def _end(self, _session: object = None) -> None:
         self._lost = True
         self._arrived.set()
         self._woken.set()
 
 
-@asynccontextmanager
-async def _arriving_within(seconds: float) -> AsyncGenerator[None]:
-    timed_out = False
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        timed_out = True
-    if timed_out:
-        raise DatabaseUnavailable(
-            "the connection that listens for changes hears nothing in time: it was cut, leads to another database, or "
-            "a transaction pooler is in between"
-        )
+def _answer(row: asyncpg.Record | None) -> tuple[str | None, int | None]:
+    life, skipped = row or (None, None)
+    return life, skipped
 
 
 def _dispatch(handler: ChangeHandler, payload: str) -> None:
