@@ -44,6 +44,9 @@ class Observer:
             reason: as `ReauthorizationRequired` has it; "expired" after six months, any other before.
         """
 
+    def restored(self, client_id: str | None) -> None:
+        """Count a connection that was saved again over an earlier row. Argument as above."""
+
     def app_refused(self, client_id: str | None, reason: str) -> None:
         """Count an answer of Spotify that refuses an app itself.
 

@@ -101,6 +101,20 @@ class Recovered(_UserEvent):
     failure: ReauthorizationReason | Literal["unavailable"]
 
 
+class ConnectionRestored(_UserEvent):
+    """The database had lost a refresh of this process, or another client had undone it: it was saved again.
+
+    The stored row was an earlier one. A failover that loses commits, a restored backup and a client that writes a whole
+    old row do that.
+
+    Attributes:
+        user_id: whose connection.
+        client_id: the app of the connection; None where it is not known.
+    """
+
+    client_id: str | None = None
+
+
 class Connected(_UserEvent):
     """A user connected, or connected again.
 
@@ -161,6 +175,7 @@ Event = (
     | RefreshFailed
     | ReauthorizationRequired
     | Recovered
+    | ConnectionRestored
     | Connected
     | Disconnected
     | AppRefused

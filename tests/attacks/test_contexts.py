@@ -113,6 +113,7 @@ async def test_no_shared_work_runs_in_the_context_of_its_first_caller(
         "spotconn-read",
         "spotconn-release",
         "spotconn-compare",
+        "spotconn-watch",
         "SharedReads._expire",
         "IdleSessions._expire",
         "on_event",

@@ -29,6 +29,7 @@ KINDS = {
     "spotconn-refresh",
     "spotconn-saver",
     "spotconn-compare",
+    "spotconn-watch",
     "spotconn-read",
     "spotconn-release",
     "spotconn-subscriber",

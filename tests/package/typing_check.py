@@ -213,6 +213,8 @@ def a_hook(event: events.Event) -> None:
             assert_type(event.retry_after, float | None)
         case events.ReauthorizationRequired() | events.Recovered() | events.Connected() | events.Disconnected():
             assert_type(event.user_id, UUID)
+        case events.ConnectionRestored():
+            assert_type(event.client_id, str | None)
         case events.AppRefused() | events.AppAccepted():
             assert_type(event.client_id, str | None)
             assert_type(event.user_id, UUID | None)

@@ -25,7 +25,7 @@ SEEN_TEXTS = {
     ("ConnectFailed", "_spotify/answers.py"): "the text of Spotify's 403, which the page has in words",
     (
         "SpotifyUnavailable",
-        "_tokens/source.py",
+        "_tokens/background.py",
     ): "the name of an unexpected class; it holds back a refresh, and is not raised",
 }
 """Where the source does not show the text, each with the reason."""

@@ -457,8 +457,12 @@ class Pool(BoundPool):
         read: bool = False,  # noqa: ARG002
         ahead: bool = False,  # noqa: ARG002
         queue: Hashable = None,  # noqa: ARG002
+        session: Any = None,  # noqa: ARG002
     ) -> Any:
         return await self._answer(query, user_id, *args)
+
+    async def value(self, query: str) -> Any:  # noqa: ARG002  which server it is: always this one
+        return "this server"
 
     async def rows_of(self, user_ids: list[UUID], query: str, *, reuse: bool = False) -> Any:  # noqa: ARG002
         return await self.fetch(None, query, user_ids)
@@ -535,7 +539,9 @@ class Accounts(SpotifyAccounts):
 
 def open_manager(harness: OrderHarness, **options: Any) -> TokenManager:
     """A manager over a harness."""
-    return TokenManager(open_store(harness), Accounts(harness), clock=harness.clock, **options)
+    manager = TokenManager(open_store(harness), Accounts(harness), clock=harness.clock, **options)
+    manager._source.refresher.watch._closed = True  # its timer has no end
+    return manager
 
 
 async def reconnect(manager: TokenManager, harness: OrderHarness) -> None:

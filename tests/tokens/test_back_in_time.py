@@ -7,13 +7,14 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from spotconn import ConnectionStore, NotConnected, SpotifyAccounts, TokenManager
+from spotconn import ConnectionStore, NotConnected, SpotifyAccounts, SpotifyUnavailable, TokenManager, events
+from spotconn._tokens import saved_grants
 from spotconn.testing import FakeSpotify
 from support.connections import connect
 from support.database import Database
 from support.fault_proxy import FaultProxy
 from support.invariants import stored_row
-from support.listening import trusted, until
+from support.listening import SOON, trusted, until
 
 _STATE = "select * from spotconn.refresh_state where user_id = $1"
 
@@ -162,7 +163,10 @@ async def test_closing_compares_once_the_database_is_back(
     await before.restore(admin)
     saved = tokens._source.refresher.saved
     closing = asyncio.create_task(tokens.aclose())
-    await until(lambda: saved._comparing is not None and saved._comparing.done())
+    async with asyncio.timeout(SOON):
+        while saved._comparing is None or saved._due:  # until an attempt is under way
+            await asyncio.sleep(0)
+    await until(lambda: bool(saved._due))  # and has failed
     proxy.heal()
     await closing
     assert (await store.get(user)).access_token == token
@@ -191,3 +195,94 @@ async def test_the_rows_are_compared_when_a_new_session_listens(
         await comparing
         assert (await store.get(users[0])).access_token == token
     assert spotify.token_calls == 1
+
+
+async def test_a_row_that_goes_back_during_a_refresh_gets_its_grant(
+    store: ConnectionStore, tokens: TokenManager, accounts: SpotifyAccounts, spotify: FakeSpotify,
+    admin: asyncpg.Connection, user: UUID,
+) -> None:  # fmt: skip
+    """Between the lease and the save: the lease is lost, the row is earlier than the one that was sent to Spotify."""
+    async with TokenManager(store, accounts, cache_ttl=0) as other:
+        before, _ = await refreshed(store, other, spotify, admin, user)
+    await admin.execute("update public.spotify_connections set expires_at = now() - interval '1 second'")
+    with spotify.hold() as held:
+        asking = asyncio.create_task(tokens.get_valid_token(user))
+        await held.reached()
+        await before.restore(admin)
+        held.release()
+        token = await asking
+    after = await store.get(user)
+    assert after.access_token == token
+    assert spotify.accepts_refresh(after.refresh_token)
+    assert spotify.token_calls == 2
+
+
+async def test_of_two_that_send_one_refresh_token_neither_asks_the_user(
+    store: ConnectionStore, tokens: TokenManager, accounts: SpotifyAccounts, spotify: FakeSpotify, proxy: FaultProxy,
+    admin: asyncpg.Connection, user: UUID,
+) -> None:  # fmt: skip
+    """A failover loses a lease: another process has its own, and is refused what the first has been granted."""
+    await connect(store, spotify, user, account=str(user), ttl=-1)
+    async with TokenManager(store, accounts, cache_ttl=0) as second:
+        second._source.refresher.watch._life = "another"  # it has seen another server before
+        with proxy.hold(b"finish_refresh") as held:
+            first = asyncio.create_task(tokens.get_valid_token(user))
+            await held.reached()
+            await admin.execute(
+                "update spotconn.refresh_state set lease_id = null, leased_at = null, lease_until = null"
+            )
+            with pytest.raises(SpotifyUnavailable, match="another server"):
+                await second.get_valid_token(user)
+            assert (await store.get(user)).failure is None
+        token = await first
+        async with asyncio.timeout(SOON):
+            while True:
+                try:
+                    assert await second.get_valid_token(user) == token
+                    break
+                except SpotifyUnavailable:
+                    await asyncio.sleep(0.05)
+
+
+async def test_one_warning_tells_how_many_and_an_event_whose(
+    store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify, admin: asyncpg.Connection,
+    users: list[UUID], caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """The first row that is asked for has all others compared."""
+    told: list[events.Event] = []
+    async with TokenManager(store, accounts, cache_ttl=0, on_event=told.append) as tokens:
+        backups = [(await refreshed(store, tokens, spotify, admin, user))[0] for user in users]
+        for before in backups:
+            await before.restore(admin)
+        await tokens.get_valid_token(users[0])
+        await until(lambda: "gone back in time" in caplog.text)
+    assert [record.getMessage() for record in caplog.records if "gone back" in record.getMessage()] == [
+        saved_grants._RESTORED % len(users)
+    ]
+    restored = [event for event in told if isinstance(event, events.ConnectionRestored)]
+    assert sorted(event.user_id for event in restored) == sorted(users)
+    assert {event.client_id for event in restored} == {"demo-client"}
+
+
+async def test_a_locked_row_holds_up_no_other_that_is_saved_again(
+    database: Database, store: ConnectionStore, tokens: TokenManager, spotify: FakeSpotify, admin: asyncpg.Connection,
+    users: list[UUID],
+) -> None:  # fmt: skip
+    """It is saved again once it is free."""
+    saved = [await refreshed(store, tokens, spotify, admin, user) for user in users]
+    for before, _ in saved:
+        await before.restore(admin)
+    locking = await asyncpg.connect(database.admin_dsn)
+    try:
+        async with locking.transaction():
+            await locking.execute("select from public.spotify_connections where user_id = $1 for update", users[0])
+            tokens._source.refresher.saved.compare()
+            async with asyncio.timeout(SOON):
+                while [(await store.get(user)).access_token for user in users[1:]] != [token for _, token in saved[1:]]:
+                    await asyncio.sleep(0.05)
+            assert (await store.get(users[0])).access_token != saved[0][1]
+    finally:
+        await locking.close()
+    async with asyncio.timeout(SOON):
+        while (await store.get(users[0])).access_token != saved[0][1]:
+            await asyncio.sleep(0.05)

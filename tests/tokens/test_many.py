@@ -91,10 +91,13 @@ async def asked(tokens: TokenManager, ids: Iterable[UUID | str]) -> list[tuple[U
     return [pair async for pair in tokens.get_valid_tokens(ids)]
 
 
+GO_ON = {"spotconn-subscriber", "spotconn-compare", "spotconn-watch"}
+
+
 def left_over() -> set[str]:
-    """The names of the library's tasks that are running, but for those of a manager that listens."""
+    """The names of the library's tasks that are running, but for those of a manager that go on by themselves."""
     names = {task.get_name() for task in asyncio.all_tasks()}
-    return {name for name in names if name.startswith("spotconn")} - {"spotconn-subscriber", "spotconn-compare"}
+    return {name for name in names if name.startswith("spotconn")} - GO_ON
 
 
 async def until(holds: Callable[[], bool]) -> None:

@@ -5,9 +5,9 @@ A connection whose app is known stays as it is.
 
 from contextlib import suppress
 
-from spotconn._database.bound_pool import check_users
 from spotconn._database.errors import map_errors
 from spotconn._database.idle_sessions import Session
+from spotconn._database.row_owners import check_users
 from spotconn._database.service_role import TIMEOUT, ServiceRole
 from spotconn._database.statements import WITH_STATE
 from spotconn.errors import DatabaseUnavailable, UnknownUser

@@ -145,6 +145,7 @@ class BoundPool:
         read: bool = False,
         ahead: bool = False,
         queue: Hashable = None,
+        session: "Session | None" = None,
     ) -> asyncpg.Record | None:
         """Return the first row of a statement about one user, who is its first argument and its column `user_id`.
 
@@ -157,6 +158,7 @@ class BoundPool:
             read: whether the statement changes nothing, so that it may be repeated on another connection.
             ahead: whether it comes before the writes of the user that wait already.
             queue: what waits for each other where no user is known.
+            session: one of this pool that the caller has acquired, for a write that waits for no other then.
 
         Raises:
             DatabaseUnavailable: its turn did not come in time; and as `acquire`.
@@ -173,6 +175,8 @@ class BoundPool:
                 check_users(session, {row["user_id"]} <= {user_id, None})
             return row
 
+        if session is not None:  # to wait with it for one that waits for a connection would take the whole time
+            return await ask(session)
         if read:
             return await self.read(ask)
         self.affinity.check()  # else a child of fork would wait for its parent's writes

@@ -11,9 +11,9 @@ from uuid import UUID
 import asyncpg
 
 from spotconn._backoff import Backoff
-from spotconn._database.bound_pool import check_users
 from spotconn._database.errors import map_errors
 from spotconn._database.idle_sessions import Session
+from spotconn._database.row_owners import check_users
 from spotconn._database.service_role import TIMEOUT, ServiceRole
 from spotconn.cipher import TokenCipher, TokenColumn
 from spotconn.errors import DecryptionError, RefreshInProgress, UnknownUser

@@ -13,9 +13,9 @@ from datetime import timedelta
 import asyncpg
 
 from spotconn._arguments import CENTURY, several
-from spotconn._database.bound_pool import check_users
 from spotconn._database.errors import map_errors
 from spotconn._database.idle_sessions import Session
+from spotconn._database.row_owners import check_users
 from spotconn._database.service_role import TIMEOUT, ServiceRole
 from spotconn._database.statements import WITH_STATE
 from spotconn.overview import PruneProgress

@@ -11,6 +11,7 @@ from spotconn._arguments import several
 from spotconn._database import statements
 from spotconn._database.bound_pool import BoundPool
 from spotconn._database.errors import APPLY_SCHEMA
+from spotconn._database.idle_sessions import Session
 from spotconn._database.rows import RowConverter, recorded_failure, scope_text
 from spotconn._stopwatch import Stopwatch
 from spotconn.errors import SchemaMismatch
@@ -55,6 +56,11 @@ class Refreshes:
         if row is None:
             raise SchemaMismatch(f"spotconn.begin_refresh gave no answer; {APPLY_SCHEMA}")
         return self._rows.turn(row, user_id)
+
+    async def server_life(self) -> str | None:
+        """Return what names the server that a session of the pool has, and its life; None on a standby."""
+        life: str | None = await self._pool.value(statements.SERVER_LIFE)
+        return life
 
     async def finish(
         self,
@@ -145,6 +151,7 @@ class Refreshes:
         family: UUID | None,
         client_id: str | None,
         lease_id: UUID | None = None,
+        session: "Session | None" = None,
     ) -> Connection | None:
         """Save tokens that this process had saved before, over a row that has gone back in time.
 
@@ -157,6 +164,7 @@ class Refreshes:
             family: in which it counts.
             client_id: of the app to which they belong.
             lease_id: of the lease that this process holds, which ends.
+            session: of the pool, where the caller has acquired one.
 
         Returns:
             The saved connection, or None if the row holds another refresh token by now.
@@ -172,6 +180,7 @@ class Refreshes:
             saves=saves,
             family=family,
             client_id=client_id,
+            session=session,
         )
         return self._rows.saved(row, current.user_id) if row is not None and row["saved"] else None
 
@@ -192,6 +201,7 @@ class Refreshes:
         saves: int | None = None,
         family: UUID | None = None,
         client_id: str | None,
+        session: "Session | None" = None,
     ) -> asyncpg.Record | None:
         """Return the answer of `spotconn.finish_refresh`, whose arguments these are in its order."""
         replaced, held = digest(stored.refresh_token), digest(stored.access_token)
@@ -202,6 +212,7 @@ class Refreshes:
             statements.FINISH_REFRESH,
             *(replaced, held, access_text, refresh_text, *life, scope, *lease, rejected, saves, family, client_id),
             ahead=True,  # what Spotify has granted is saved first
+            session=session,
         )
 
 

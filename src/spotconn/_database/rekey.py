@@ -16,9 +16,9 @@ from uuid import UUID
 
 import asyncpg
 
-from spotconn._database.bound_pool import check_users
 from spotconn._database.errors import map_errors
 from spotconn._database.idle_sessions import Session
+from spotconn._database.row_owners import check_users
 from spotconn._database.service_role import TIMEOUT, ServiceRole
 from spotconn._printable import counted
 from spotconn.cipher import MARK, VERSION, AesGcmSivCipher, TokenColumn

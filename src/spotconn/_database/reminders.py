@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from datetime import datetime
 from uuid import UUID
 
-from spotconn._database.bound_pool import check_users
 from spotconn._database.errors import map_errors
 from spotconn._database.idle_sessions import Session
+from spotconn._database.row_owners import check_users
 from spotconn._database.service_role import BATCH, TIMEOUT, ServiceRole
 from spotconn.errors import UnknownUser
 

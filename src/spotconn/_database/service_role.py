@@ -9,10 +9,11 @@ import asyncpg
 
 from spotconn._database.acquire import TIMEOUT as ANSWER_TIMEOUT
 from spotconn._database.acquire import within
-from spotconn._database.bound_pool import BoundPool, check_users
+from spotconn._database.bound_pool import BoundPool
 from spotconn._database.errors import APPLY_SCHEMA, map_errors
 from spotconn._database.idle_sessions import Session
 from spotconn._database.repetition import retried
+from spotconn._database.row_owners import check_users
 from spotconn._database.statements import HIDES_ROWS
 from spotconn.errors import DatabaseUnavailable, RowSecurityError, SchemaMismatch, SpotconnError, StatementRefused
 

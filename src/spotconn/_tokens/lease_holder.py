@@ -16,14 +16,20 @@ from spotconn._tokens.arguments import Times
 from spotconn._tokens.local_backoff import LocalBackoffs
 from spotconn._tokens.refusal_wave import RefusalWave
 from spotconn._tokens.request_budget import RequestBudget
+from spotconn._tokens.server_watch import ServerWatch
 from spotconn._tokens.stored_token import StoredToken, reauthorization
 from spotconn._tokens.unsaved_grants import UnsavedGrant, UnsavedGrants
-from spotconn.errors import ConfigurationError, SpotconnError, SpotifyUnavailable
+from spotconn.errors import ConfigurationError, DatabaseUnavailable, SpotconnError, SpotifyUnavailable
 from spotconn.models import Connection, TokenGrant, fingerprint, is_token
 from spotconn.store import ConnectionStore
 from spotconn.turns import RefreshFailure, RefreshTurn
 
 _log = logging.getLogger("spotconn")
+
+_MAY_BE_LOST = (
+    "Spotify has refused the stored refresh token, but the database is another server since less than a minute: it may "
+    "have lost the next one, which another process saves again"
+)
 
 
 class LeaseHolder:
@@ -33,6 +39,7 @@ class LeaseHolder:
         store: holds the connections.
         apps: refresh them.
         unsaved: takes each grant until it is saved.
+        watch: knows whether the server has changed.
         backoffs: of this host.
         emitter: emits what happens to connections.
         affinity: of the manager: once that is closed, no new refresh begins.
@@ -48,6 +55,7 @@ class LeaseHolder:
         store: ConnectionStore,
         apps: Apps,
         unsaved: UnsavedGrants,
+        watch: ServerWatch,
         backoffs: LocalBackoffs,
         emitter: events.Events,
         affinity: Affinity,
@@ -58,6 +66,7 @@ class LeaseHolder:
         self._store = store
         self._apps = apps
         self._unsaved = unsaved
+        self._watch = watch
         self._backoffs = backoffs
         self._events = emitter
         self._affinity = affinity
@@ -139,11 +148,13 @@ class LeaseHolder:
             self._backoffs.end(turn.user_id)
             self._wave.granted(turn.user_id, loop_time())
             return await self._save(self._unsaved_grant(turn, stored, answer), duration=began.elapsed)
-        if answer.error is None:
+        if answer.error is None and not await self._watch.changed_lately():
             await self._refused(turn, stored, answer.refused_by)
             return None
-        await self._failed(turn, stored, answer.refused_by, answer.error)
-        raise answer.error
+        # The database may have lost the token that came after a refused one: the process that has it saves it again.
+        reason = answer.error or SpotifyUnavailable(_MAY_BE_LOST, answered=False)
+        await self._failed(turn, stored, answer.refused_by if answer.error else (), reason)
+        raise reason
 
     def _unsaved_grant(self, turn: RefreshTurn, stored: Connection, answer: Granted) -> UnsavedGrant:
         return UnsavedGrant(
@@ -218,8 +229,9 @@ class LeaseHolder:
         try:
             await self._store.fail_refresh(turn, failure)
         except SpotconnError as unrecorded:
-            # The lease ends by itself; the caller's error is the one that counts.
-            _log.warning("a failed refresh could not be recorded: %s", unrecorded)
+            # The lease ends by itself; the error of the caller counts, and that of all else while the database is away.
+            level = logging.DEBUG if isinstance(unrecorded, DatabaseUnavailable) else logging.WARNING
+            _log.log(level, "a failed refresh could not be recorded: %s", unrecorded)
         self._events.emit(
             events.RefreshFailed(
                 user_id=turn.user_id,

@@ -9,6 +9,7 @@ from spotconn._tracebacks import renewed
 from spotconn.errors import SpotconnError, TryLater
 
 MOST_BACKOFFS = 10_000
+LONGEST_PAUSE = 30.0
 
 
 @dataclass(slots=True)
@@ -48,19 +49,27 @@ class LocalBackoffs:
         return again
 
     def begin(
-        self, user_id: UUID, about: str, error: SpotconnError, now: float, *, refresh_token: str | None = None
+        self,
+        user_id: UUID,
+        about: str,
+        error: SpotconnError,
+        now: float,
+        *,
+        refresh_token: str | None = None,
+        longest: float | None = None,
     ) -> bool:
-        """Back off: as long as the error says, else longer with each failure in a row, 1 s to 30 s.
+        """Back off: as long as the error says, else longer with each failure in a row, 1 s to `longest`, or 30 s.
 
         Return whether it is the first one about these tokens.
         """
         tokens = frozenset({about} if refresh_token is None else {about, refresh_token})
         held = self._backoffs.pop(user_id, None)
         first = held is None or held.about.isdisjoint(tokens)
-        backoff = Backoff(first=1, longest=30) if held is None or first else held.backoff
+        backoff = Backoff(first=1, longest=LONGEST_PAUSE) if held is None or first else held.backoff
         if isinstance(error, TryLater) and error.retry_after is not None:
             backoff.until = now + error.retry_after
         else:
+            backoff.longest = longest or LONGEST_PAUSE
             backoff.failed(now)
         if len(self._backoffs) >= MOST_BACKOFFS:
             del self._backoffs[next(iter(self._backoffs))]

@@ -8,7 +8,6 @@ answer until it is saved.
 import asyncio
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TypeVar, assert_never
 from uuid import UUID
 
@@ -22,7 +21,9 @@ from spotconn._tokens.arguments import Times
 from spotconn._tokens.cache import ConnectionCache
 from spotconn._tokens.lease_holder import LeaseHolder
 from spotconn._tokens.local_backoff import LocalBackoffs
+from spotconn._tokens.replacement import Attempt, Replacement
 from spotconn._tokens.saved_grants import MOST_RESTORES, SavedGrants
+from spotconn._tokens.server_watch import ServerWatch
 from spotconn._tokens.stored_token import StoredToken, reauthorization
 from spotconn._tokens.unsaved_grants import UnsavedGrants
 from spotconn.errors import DatabaseUnavailable, NotConnected, RefreshInProgress, SpotconnError, SpotifyUnavailable
@@ -34,40 +35,6 @@ T = TypeVar("T")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds between two looks at a connection that another process refreshes."""
-
-
-@dataclass(slots=True)
-class Replacement:
-    """What came in place of a token found wanting.
-
-    Attributes:
-        token: another one; the same if it was granted so lately that there is no better one.
-        best: whether there is no better one to be had now.
-        retry_after: seconds until the same token may be replaced.
-    """
-
-    token: StoredToken
-    best: bool
-    retry_after: float | None = None
-
-
-@dataclass(eq=False, slots=True)
-class _Attempt:
-    """One try to replace a token of a user.
-
-    Attributes:
-        user_id: whose.
-        wanting: the token found wanting.
-        begun: runs since the call began.
-        waited: seconds slept while another process refreshed.
-        restored: how often an earlier row was mended.
-    """
-
-    user_id: UUID
-    wanting: StoredToken
-    begun: Stopwatch
-    waited: float = 0.0
-    restored: int = 0
 
 
 class Refresher:
@@ -86,6 +53,7 @@ class Refresher:
         backoffs: of this host, by user.
         unsaved: grants that are not saved yet.
         saved: grants that this process has saved.
+        watch: looks for another server.
         observer: is told of refreshes and of waits for those of others.
     """
 
@@ -107,13 +75,16 @@ class Refresher:
         self._clock = clock
         self.backoffs = LocalBackoffs(lambda: apps.secret_changes)
         self.saved = SavedGrants(store, emitter)
-        self.unsaved = UnsavedGrants(store, self.saved, cache, emitter)
-        self._holder = LeaseHolder(store, apps, self.unsaved, self.backoffs, emitter, affinity, times, clock=clock)
+        self.watch = ServerWatch(store, self.saved)
+        self.unsaved = UnsavedGrants(store, self.saved, self.watch, cache, emitter)
+        self._holder = LeaseHolder(
+            store, apps, self.unsaved, self.watch, self.backoffs, emitter, affinity, times, clock=clock
+        )
         self.observer: Observer = NOBODY
 
     def observe(self, observer: Observer) -> None:
         """Report to an observer."""
-        self.observer = self._holder.observer = observer
+        self.observer = self._holder.observer = self.saved.observer = observer
         self._apps.observe(observer)
 
     async def read(self, user_id: UUID) -> StoredToken:
@@ -153,7 +124,7 @@ class Refresher:
             wanting, remaining = await self._other_stored(user_id, wanting, error)
             if remaining > 0:
                 return Replacement(wanting, best=False)
-        attempt = _Attempt(user_id, wanting, Stopwatch(self._clock))
+        attempt = Attempt(user_id, wanting, Stopwatch(self._clock))
         try:
             return await self._take_turns(attempt)
         finally:
@@ -220,7 +191,7 @@ class Refresher:
             raise reauthorization(failure) or error
         raise error
 
-    async def _take_turns(self, attempt: _Attempt) -> Replacement:
+    async def _take_turns(self, attempt: Attempt) -> Replacement:
         backoff = Backoff(first=FIRST_PAUSE, longest=LONGEST_PAUSE)
         looks = 0
         while True:
@@ -249,7 +220,7 @@ class Refresher:
             if turn.outcome is Outcome.BUSY:
                 attempt.waited += delay
 
-    async def _act(self, turn: RefreshTurn, attempt: _Attempt, leased: Stopwatch) -> Replacement | None:
+    async def _act(self, turn: RefreshTurn, attempt: Attempt, leased: Stopwatch) -> Replacement | None:
         """Do what the database decided. None means: look again."""
         if turn.connection is None:
             raise NotConnected("no Spotify connection is stored for this user")

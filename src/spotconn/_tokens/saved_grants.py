@@ -8,21 +8,26 @@ import asyncio
 import logging
 import math
 from collections.abc import Iterable
-from contextlib import suppress
 from contextvars import Context
-from dataclasses import dataclass
-from datetime import datetime, timedelta
 from itertools import islice
 from uuid import UUID
 
 from spotconn import events
 from spotconn._backoff import Backoff
+from spotconn._database.idle_sessions import Session
+from spotconn._observer import NOBODY, Observer
 from spotconn._stopwatch import Stopwatch, loop_time
+from spotconn._tokens.saved_grant import SavedGrant
 from spotconn.errors import DatabaseUnavailable, SpotconnError
 from spotconn.models import Connection, StoredTexts, digest
 from spotconn.store import ConnectionStore
 
 _log = logging.getLogger("spotconn")
+
+_RESTORED = (
+    "the database has gone back in time: the stored connections of %d user(s) were earlier ones, and the last ones are "
+    "saved again. Has a failover lost commits, was a backup restored, or does another client write whole rows?"
+)
 
 MOST_GRANTS = 10_000
 """Users whose last grant is kept."""
@@ -32,49 +37,12 @@ MOST_RESTORES = 5
 """Attempts to save a grant again where other processes do so with earlier ones."""
 BATCH = 200
 """Users whose rows are compared in one statement."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.5
-"""Seconds between two attempts to compare while closing."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 4.0
+"""Seconds between two attempts to compare."""
 STOP_TIMEOUT = 1.0
-"""Seconds that a comparison has to end once it is cancelled."""
-LOST_DIGITS = timedelta(seconds=1)
-"""What a date may differ by and still be that of the same authorization; a user takes longer for two."""
+"""Seconds that a task has to end once it is cancelled."""
 COMPARISON_INTERVAL = 30.0
-"""Seconds from one comparison after a loss of the database to the next."""
-
-
-@dataclass(slots=True)
-class _SavedGrant:
-    spotify_user_id: str
-    connected_at: datetime | None
-    texts: StoredTexts
-    access_digest: bytes
-    saves: int
-    family: UUID | None
-    client_id: str | None
-    expires_in: float
-    requested: Stopwatch
-    replaced: tuple[bytes, ...]
-    rejected: bool = False
-
-    def is_of(self, current: Connection) -> bool:
-        """Return whether a row is of the same authorization.
-
-        A client that writes a row back may have lost digits of its times: a Date of JavaScript holds milliseconds.
-        """
-        if current.connected_at is None or self.connected_at is None:
-            is_same_time = current.connected_at is self.connected_at
-        else:
-            is_same_time = abs(current.connected_at - self.connected_at) < LOST_DIGITS
-        return is_same_time and current.spotify_user_id == self.spotify_user_id
-
-    def is_lost_by(self, current: Connection) -> bool:
-        """Return whether a row is an earlier state of the one that this grant was saved in."""
-        if not self.is_of(current):
-            return False
-        counts_fewer = (
-            current.family is not None and current.family == self.family and (current.saves or 0) < self.saves
-        )
-        return counts_fewer or digest(current.refresh_token) in self.replaced
+"""Seconds from one comparison of all after a loss of the database to the next."""
 
 
 class SavedGrants:
@@ -82,15 +50,20 @@ class SavedGrants:
 
     Args:
         store: of the connections.
-        emitter: emits what a grant has ended.
+        emitter: emits what was saved again, and what a grant has ended.
+
+    Attributes:
+        observer: counts what was saved again.
     """
 
     def __init__(self, store: ConnectionStore, emitter: events.Events) -> None:
         self._store = store
         self._events = emitter
-        self._grants: dict[UUID, _SavedGrant] = {}
+        self.observer: Observer = NOBODY
+        self._grants: dict[UUID, SavedGrant] = {}
         self._due: set[UUID] = set()
         self._comparing: asyncio.Task[None] | None = None
+        self._restored = 0
         self._lost = False
         self._next_comparison = -math.inf
 
@@ -126,7 +99,7 @@ class SavedGrants:
         self.forget(before.user_id)
         if len(self._grants) >= MOST_GRANTS:
             self.forget(next(iter(self._grants)))
-        self._grants[before.user_id] = _SavedGrant(
+        self._grants[before.user_id] = SavedGrant(
             before.spotify_user_id,
             before.connected_at,
             texts,
@@ -149,17 +122,26 @@ class SavedGrants:
         """Forget the grant of a user."""
         self._grants.pop(user_id, None)
 
+    def prune(self) -> bool:
+        """Forget the grants whose access tokens have ended; return whether there are others."""
+        for user_id in [user_id for user_id, grant in self._grants.items() if grant.ended]:
+            self.forget(user_id)
+        return bool(self._grants)
+
     def clear(self) -> None:
         """Forget all grants."""
         self._grants.clear()
         self._due.clear()
 
-    async def restore(self, current: Connection, lease_id: UUID | None = None) -> bool:
+    async def restore(
+        self, current: Connection, lease_id: UUID | None = None, *, session: "Session | None" = None
+    ) -> bool:
         """Save the grant of a user again where a row, as it was just read, is an earlier one.
 
         Args:
             current: the row.
             lease_id: of the lease that this process holds, if it does.
+            session: of the pool, where the caller has acquired one.
 
         Returns:
             Whether the row was an earlier one; it is to be read again then.
@@ -167,15 +149,8 @@ class SavedGrants:
         Raises:
             SpotconnError: it could not be saved.
         """
-        grant = self._grants.get(current.user_id)
-        if grant is None:
+        if (grant := self._later_than(current)) is None:
             return False
-        if grant.requested.elapsed >= grant.expires_in:
-            self.forget(current.user_id)
-            return False
-        if not grant.is_lost_by(current):
-            return False
-        _log.warning("the stored connection of user %s is an earlier one: the last is saved again", current.user_id)
         saved = await self._store.refreshes.restore(
             current,
             grant.texts,
@@ -185,15 +160,32 @@ class SavedGrants:
             family=grant.family,
             client_id=grant.client_id,
             lease_id=lease_id,
+            session=session,
         )
-        if saved is not None and saved.recovered is not None:
+        if saved is not None:
+            self._report(saved)
+        return True
+
+    def _later_than(self, current: Connection) -> SavedGrant | None:
+        """Return the grant of a user if the row is an earlier one, and the access token good."""
+        grant = self._grants.get(current.user_id)
+        return None if grant is None or grant.ended or not grant.is_lost_by(current) else grant
+
+    def _report(self, saved: Connection) -> None:
+        """Report a connection that was saved again. One warning tells how many they were: see `_compare`."""
+        _log.debug("the stored connection of user %s was an earlier one: the last is saved again", saved.user_id)
+        self.observer.restored(saved.client_id)
+        self._events.emit(events.ConnectionRestored(user_id=saved.user_id, client_id=saved.client_id))
+        if saved.recovered is not None:
             self._events.emit(
                 events.Recovered(user_id=saved.user_id, client_id=saved.client_id, failure=saved.recovered)
             )
-        return True
+        self._restored += 1
+        self.database_lost()  # where one row has gone back, others may have
+        self.database_answered()
 
     def database_lost(self) -> None:
-        """Note that the database was away: it may come back with earlier rows."""
+        """Note that the database was away, or has earlier rows: others may be, too, once it answers."""
         self._lost = True
 
     def database_answered(self) -> None:
@@ -212,63 +204,94 @@ class SavedGrants:
     async def aclose(self, *, seconds: float) -> None:
         """Finish what is to be compared, for the last time and within `seconds`; then forget all."""
         try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._finish()
+            await self._stop()  # it may be in a pause
+            self.compare(None if self._lost else ())
+            if self._comparing is not None:
+                await asyncio.wait([self._comparing], timeout=seconds)
         finally:  # also after a cancellation
-            if self._comparing is not None:  # its batch is due again then
-                self._comparing.cancel()
-                await asyncio.wait([self._comparing], timeout=STOP_TIMEOUT)
+            await self._stop()
             if self._due:
                 text = "rows could not be compared with their last grants before shutdown, of users: %d"
                 _log.critical(text, len(self._due))
             self.clear()
 
-    async def _finish(self) -> None:
-        """Compare what is due until nothing is, also while the database is away."""
-        backoff = Backoff(first=FIRST_PAUSE, longest=LONGEST_PAUSE)
-        self.compare(None if self._lost else ())
-        while self._comparing is not None:
-            await asyncio.wait([self._comparing])
-            if not self._due:
-                return
-            await asyncio.sleep(backoff.next_pause())
-            self.compare(())
+    async def _stop(self) -> None:
+        """Cancel what is under way; a batch that is being compared is due again then."""
+        task, self._comparing = self._comparing, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task], timeout=STOP_TIMEOUT)
 
     async def _compare(self) -> None:
-        while self._due:
-            batch = list(islice(self._due, BATCH))
-            self._due.difference_update(batch)
-            try:
-                await self._restore_all(batch)
-            except asyncio.CancelledError:
-                self._due.update(batch)
-                raise
-            except Exception as error:  # noqa: BLE001  also of an option of the caller's pool: no error ends comparing
-                self._due.update(batch)
-                self._lost = True  # an answer of the database starts it again, for all
-                if not isinstance(error, DatabaseUnavailable):
-                    reason = error if isinstance(error, SpotconnError) else type(error).__name__
-                    _log.warning("saved connections cannot be compared with their rows, and will be again: %s", reason)
-                return
+        """Compare what is due until nothing is, also while the database is away."""
+        backoff = Backoff(first=FIRST_PAUSE, longest=LONGEST_PAUSE)
+        try:
+            while self._due:
+                self._due.intersection_update(self._grants)
+                batch = list(islice(self._due, BATCH))
+                self._due.difference_update(batch)
+                try:
+                    await self._restore_all(batch)
+                except asyncio.CancelledError:
+                    self._due.update(batch)
+                    raise
+                except Exception as error:  # noqa: BLE001  also of an option of the caller's pool: no error ends comparing
+                    self._due.update(batch)
+                    _log_failure(error, first=not backoff.failures)
+                if self._due.isdisjoint(batch):
+                    backoff.failures = 0
+                else:
+                    await asyncio.sleep(backoff.next_pause())
+        finally:
+            restored, self._restored = self._restored, 0
+            if restored:
+                _log.warning(_RESTORED, restored)
 
     async def _restore_all(self, user_ids: list[UUID]) -> None:
         for _ in range(MOST_RESTORES):
             rows = (await self._store.get_many(user_ids)).values()
+            earlier = [row for row in rows if isinstance(row, Connection) and self._later_than(row)]
             # Read again: another process may have come first, with an earlier grant.
-            user_ids = [row.user_id for row in rows if isinstance(row, Connection) and await self._try_to_restore(row)]
+            user_ids = await self._restore_earlier(earlier)
             if not user_ids:
                 return
+        self._due.update(user_ids)
 
-    async def _try_to_restore(self, row: Connection) -> bool:
+    async def _restore_earlier(self, rows: list[Connection]) -> list[UUID]:
+        """Restore the grants of users, and return those whose rows are to be read again.
+
+        In one session: in a crowd of callers, who wait for these very rows, each grant would wait for a connection.
+        """
+        again = list[UUID]()
+        while rows:
+            async with self._store.pool.acquire() as session:
+                while rows:
+                    row = rows.pop()
+                    again += await self._try_to_restore(row, session)
+                    if row.user_id in self._due:  # it was locked for a while, in which others may wait for a connection
+                        break
+        return again
+
+    async def _try_to_restore(self, row: Connection, session: Session) -> list[UUID]:
         """Restore the grant of one user; what keeps it from being saved concerns no other."""
+        reason: object
         try:
-            return await self.restore(row)
-        except DatabaseUnavailable:
-            raise
+            return [row.user_id] if await self.restore(row, session=session) else []
+        except DatabaseUnavailable as error:
+            if not error.locked:
+                raise
+            self._due.add(row.user_id)  # another one writes this row
+            return []
         except SpotconnError as error:
-            _log.warning("the last grant of user %s cannot be saved again: %s", row.user_id, error)
-            return False
+            reason = error
         except Exception as error:  # noqa: BLE001  of a cipher of the caller's
-            _log.warning("the last grant of user %s cannot be saved again: %s", row.user_id, type(error).__name__)
-            return False
+            reason = type(error).__name__
+        _log.warning("the last grant of user %s cannot be saved again: %s", row.user_id, reason)
+        return []
+
+
+def _log_failure(error: Exception, *, first: bool) -> None:
+    """Log why rows cannot be compared: once, and not that the database is away, of which all else tells."""
+    if first and not isinstance(error, DatabaseUnavailable):
+        reason = error if isinstance(error, SpotconnError) else type(error).__name__
+        _log.warning("saved connections cannot be compared with their rows, and will be again: %s", reason)

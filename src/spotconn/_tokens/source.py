@@ -1,7 +1,6 @@
 """A token that serves a call: from the cache, from the database, or by a refresh."""
 
 import asyncio
-import logging
 import random
 from collections.abc import Callable
 from functools import partial
@@ -10,22 +9,20 @@ from uuid import UUID
 from spotconn import events
 from spotconn._affinity import Affinity
 from spotconn._observer import NOBODY, Observer
-from spotconn._stopwatch import loop_time
 from spotconn._tokens.apps import Apps
 from spotconn._tokens.arguments import Times
+from spotconn._tokens.background import BackgroundRefreshes
 from spotconn._tokens.cache import ConnectionCache, PendingRead
 from spotconn._tokens.freshness import Freshness, freshness_of
-from spotconn._tokens.local_backoff import LocalBackoffs
-from spotconn._tokens.refresh import Refresher, Replacement
+from spotconn._tokens.refresh import Refresher
+from spotconn._tokens.replacement import Replacement
 from spotconn._tokens.single_flight import SingleFlight, finish
 from spotconn._tokens.stored_token import StoredToken
 from spotconn._tokens.subscriber import Subscriber
 from spotconn._tokens.web_answers import WebAnswers
 from spotconn._tracebacks import Failure
-from spotconn.errors import MissingScope, RefreshInProgress, SpotconnError, SpotifyUnavailable
+from spotconn.errors import MissingScope, SpotifyUnavailable
 from spotconn.store import ConnectionStore
-
-_log = logging.getLogger("spotconn")
 
 MOST_REPLACEMENTS = 2
 """Refreshes for which one call waits: the token that another process has stored may have to be replaced once more."""
@@ -76,11 +73,11 @@ class ConnectionSource:
         # Each process has another window for each user, so that a fleet does not refresh at the same moment and no
         # process does the work of all.
         self._salt = random.getrandbits(SPREAD_BITS)
-        self._background = LocalBackoffs()
+        self._background = BackgroundRefreshes()
         self.refreshes = SingleFlight[tuple[UUID, str], Replacement]("spotconn-refresh", "TokenManager")
         self.refresher = Refresher(store, apps, cache, emitter, affinity, times, clock=clock)
         changes = store.changes if cache.size else None
-        saved, backoffs = self.refresher.saved, self.refresher.backoffs
+        saved, backoffs = self.refresher.saved, (self.refresher.backoffs, self._background.backoffs)
         self.subscriber = Subscriber(changes, cache, saved, backoffs, ttl=cache.ttl, clock=clock)
         self.answers = WebAnswers(store, apps, emitter, clock=clock)
         self.observer: Observer = NOBODY
@@ -127,6 +124,7 @@ class ConnectionSource:
             SpotconnError: as `Refresher.read` and `Refresher.refresh`.
         """
         self._cache.invalidate(user_id)
+        self._background.backoffs.end(user_id)
         with self.observer.waiting(user_id), self.refresher.rejecting(user_id, rejected_token):
             found = await self._read(user_id, useless=rejected_token)
             if found.access_token == rejected_token or self._remaining(found) <= self._times.margin:
@@ -146,6 +144,7 @@ class ConnectionSource:
     def forget(self, user_id: UUID) -> None:
         """Forget a user who has connected or disconnected through this process, or may have."""
         self._cache.invalidate(user_id)
+        self._background.backoffs.end(user_id)
         self.refresher.on_write(user_id)
 
     def abandon(self) -> None:
@@ -168,6 +167,7 @@ class ConnectionSource:
                 await self.subscriber.close()
             finally:
                 try:
+                    await self.refresher.watch.aclose()
                     await self.refresher.unsaved.flush(seconds=SAVE_TIMEOUT)
                 finally:
                     await self.refresher.saved.aclose(seconds=COMPARE_TIMEOUT)
@@ -189,30 +189,17 @@ class ConnectionSource:
         key = user_id, found.access_token
         if state is Freshness.FRESH or key in self.refreshes or self._affinity.closed:
             return
-        if self.refresher.paused(user_id, found) or self._failed_in_background(user_id, found):
+        if self.refresher.paused(user_id, found) or not self._background.begin(user_id, found.fingerprint):
             return
         flight = self.refreshes.begin(key, partial(self._refresh, user_id, found))
         flight.outcome.add_done_callback(partial(self._refreshed_in_background, user_id, found))
 
-    def _failed_in_background(self, user_id: UUID, found: StoredToken) -> bool:
-        return self._background.error(user_id, found.fingerprint, loop_time()) is not None
-
     def _refreshed_in_background(
         self, user_id: UUID, found: StoredToken, outcome: "asyncio.Future[Replacement | Failure]"
     ) -> None:
-        """Log the first failure for a token, and do not try again with each call while the token is good."""
         result = outcome.result()
-        if not isinstance(result, Failure):
-            self._background.end(user_id)
-            if result.retry_after is not None:  # there is no better one until then
-                young = SpotifyUnavailable("the token was granted just now", retry_after=result.retry_after)
-                self._background.begin(user_id, found.fingerprint, young, loop_time())
-        elif not result.is_a(RefreshInProgress):
-            failure = result.renewed()
-            error = failure if isinstance(failure, SpotconnError) else SpotifyUnavailable(str(result))
-            first = self._background.begin(user_id, found.fingerprint, error, loop_time())
-            level = logging.WARNING if first else logging.DEBUG
-            _log.log(level, "a refresh in the background failed with %s", result)
+        failure, retry_after = (result, None) if isinstance(result, Failure) else (None, result.retry_after)
+        self._background.ended(user_id, found.fingerprint, failure, retry_after)
 
     async def _replace(
         self, user_id: UUID, found: StoredToken, least: float, *, useless: str | None = None
@@ -249,6 +236,7 @@ class ConnectionSource:
         self.subscriber.start()
         with self._cache.reading(user_id) as pending:
             replacement = await self.refresher.refresh(user_id, wanting)
+            self._background.succeeded(user_id)
             self._cache.supersede(pending)
             self._remember(replacement.token, pending)
         return replacement

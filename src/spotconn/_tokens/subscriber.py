@@ -1,6 +1,6 @@
 """What one manager does with the notifications of changes that its store receives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from uuid import UUID
 
 from spotconn._database.change_feed import ChangeFeed
@@ -34,7 +34,7 @@ class Subscriber:
         changes: ChangeFeed | None,
         cache: ConnectionCache,
         saved: SavedGrants,
-        backoffs: LocalBackoffs,
+        backoffs: Iterable[LocalBackoffs],
         *,
         ttl: float,
         clock: Callable[[], float],
@@ -42,7 +42,7 @@ class Subscriber:
         self._changes = changes
         self._cache = cache
         self._saved = saved
-        self._backoffs = backoffs
+        self._backoffs = tuple(backoffs)
         self._stopwatch = Stopwatch(clock)
         self._closed = False
         self.ttl = ttl
@@ -67,7 +67,8 @@ class Subscriber:
     def invalidate(self, user_id: UUID) -> None:
         """Handle that the connection of a user has changed: it may be an earlier one."""
         self._cache.invalidate(user_id)
-        self._backoffs.end(user_id)
+        for backoffs in self._backoffs:
+            backoffs.end(user_id)
         self._saved.compare([user_id])
 
     def clear(self) -> None:

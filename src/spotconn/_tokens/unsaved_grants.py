@@ -12,6 +12,7 @@ from spotconn._backoff import Backoff
 from spotconn._stopwatch import Stopwatch
 from spotconn._tokens.cache import ConnectionCache
 from spotconn._tokens.saved_grants import SavedGrants
+from spotconn._tokens.server_watch import ServerWatch
 from spotconn._tokens.stored_token import StoredToken
 from spotconn.errors import SpotconnError
 from spotconn.models import Connection, TokenGrant
@@ -70,15 +71,22 @@ class UnsavedGrants:
     Args:
         store: saves them.
         saved: remembers each that was saved.
+        watch: looks for another server from then on.
         cache: is invalidated where another write came first.
         emitter: emits what a grant has ended.
     """
 
     def __init__(
-        self, store: ConnectionStore, saved: SavedGrants, cache: ConnectionCache, emitter: events.Events
+        self,
+        store: ConnectionStore,
+        saved: SavedGrants,
+        watch: ServerWatch,
+        cache: ConnectionCache,
+        emitter: events.Events,
     ) -> None:
         self._store = store
         self._saved = saved
+        self._watch = watch
         self._cache = cache
         self._events = emitter
         self._unsaved: dict[UUID, UnsavedGrant] = {}
@@ -192,6 +200,7 @@ class UnsavedGrants:
             expires_in=grant.expires_in or 0.0,
             requested=unsaved.requested,
         )
+        self._watch.start()
         if unsaved.useless:
             self._saved.reject(before.user_id, grant.access_token)
         if saved is None:  # another write came first, or the row has gone back in time
