@@ -24,7 +24,7 @@ NPM_PACKAGES = supabase@2.117.0 \
     postgres-16@npm:@embedded-postgres/$(PLATFORM)@16.14.0-beta.17 \
     postgres-17@npm:@embedded-postgres/$(PLATFORM)@17.10.0-beta.17
 
-.PHONY: help demo profile example facts test long versions soak model chaos check audit bench docs package dist clean
+.PHONY: help demo profile example facts test long versions soak model chaos failover check audit bench docs package dist clean
 
 help: ## list the targets (what make does without one)
 	@sed -n 's/^\([a-z]*\):.*## /\1 ## /p' $(firstword $(MAKEFILE_LIST)) | awk -F ' ## ' '{ printf "make %-9s%s\n", $$1, $$2 }'
@@ -74,6 +74,10 @@ SEED ?= 1
 chaos: .venv/test-installed ## random faults over several processes, and what must hold: SECONDS=120 SEED=1
 	PYTHONPATH=tests $(GUARD) $(BIN)/python -m chaos --seconds $(SECONDS) --seed $(SEED)
 
+# The long form waits for the library's own timeouts. OPTIONS="--scenarios hung --ways hosts proxy" plays what it names.
+failover: .venv/test-installed ## failovers of real servers, by each way of connecting; OPTIONS=--short
+	PYTHONPATH=tests $(GUARD) $(BIN)/python -m failover $(OPTIONS)
+
 # The refresh protocol as a model for Spin, from the Debian packages spin and gcc. MODEL=all takes the large ones too.
 MODEL ?= small
 model: .venv/bin/activate ## the proof of the refresh protocol: MODEL=all for the large configurations
@@ -93,6 +97,7 @@ check: .venv/dev-installed ## linters, types, import contracts, and all tests on
 	$(MAKE) long
 	$(MAKE) versions
 	$(MAKE) chaos SECONDS=60 SEED=26
+	$(MAKE) failover OPTIONS=--short
 
 # Needs an advisory source, so it is no part of `make check`; a package that is not found there fails (--strict).
 # Without --upgrade uv would keep the versions of the file that an earlier run has left.

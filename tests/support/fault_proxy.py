@@ -146,10 +146,6 @@ class FaultProxy:
         self._replacements.append(replacement)
         return replacement
 
-    def turn_to(self, port: int) -> None:
-        """Lead new connections to another server, as HAProxy or a virtual address does; those that are open stay."""
-        self._target = port
-
     def cut(self) -> None:
         """Cut all connections; what is held of them is dropped."""
         for link in self._links:

@@ -461,7 +461,7 @@ class Pool(BoundPool):
     ) -> Any:
         return await self._answer(query, user_id, *args)
 
-    async def value(self, query: str) -> Any:  # noqa: ARG002  which server it is: always this one
+    async def value(self, query: str, *, check: Any = None) -> Any:  # noqa: ARG002  which server it is: always this one
         return "this server"
 
     async def rows_of(self, user_ids: list[UUID], query: str, *, reuse: bool = False) -> Any:  # noqa: ARG002

@@ -2,12 +2,14 @@
 
 import os
 import pwd
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,7 @@ auth_file = {folder}/users
 ignore_startup_parameters = extra_float_digits
 log_connections = 0
 log_disconnections = 0
+pidfile = {folder}/pid
 """
 # It ends with its standard input, whose other end only the parent holds; PgBouncer and the folder go with it.
 _KEEPER = '"$1" "$2/settings" 2>"$2/log" & cat; kill -KILL $!; wait $!; rm -r "$2"'
@@ -64,6 +67,13 @@ class PgBouncer:
         assert f":{self.server_port}/" in dsn
         return dsn.replace(f":{self.server_port}/", f":{self.port}/")
 
+    def turn(self, server_port: int) -> None:
+        """Lead to another server, by a reload: connections to the old one are closed as soon as they are free."""
+        settings = self.folder / "settings"
+        text = re.sub(r"^(\* = .*port=)\d+$", rf"\g<1>{server_port}", settings.read_text(), flags=re.MULTILINE)
+        settings.write_text(text)
+        os.kill(int((self.folder / "pid").read_text()), signal.SIGHUP)
+
 
 def program() -> str:
     """The path of PgBouncer; without one the test is skipped, or fails where one is required."""
@@ -77,14 +87,18 @@ def program() -> str:
 
 
 @contextmanager
-def pgbouncer(server_port: int, *, size: int = 4, mode: str = "transaction", more: str = "") -> Generator[PgBouncer]:
-    """PgBouncer with that many connections to the server for each login; it ends with the block and with its parent.
+def pgbouncer(
+    server_port: int, *, size: int = 4, mode: str = "transaction", logins: Sequence[str] = LOGINS, more: str = ""
+) -> Generator[PgBouncer]:
+    """PgBouncer with that many connections to the server for each login, and `more` lines of settings.
 
-    `more` are further lines of its section [pgbouncer].
+    It ends with the block and with its parent.
     """
     path = program()
     for _ in range(TRIES):
-        keeper, started = _started(path, server_port, size, mode, more)
+        keeper, started = _started(
+            path, server_port, logins, _SETTINGS.replace("{size}", str(size)).replace("{mode}", mode) + more
+        )
         try:
             if "process up" in _log_when_up(started):
                 yield started
@@ -95,17 +109,18 @@ def pgbouncer(server_port: int, *, size: int = 4, mode: str = "transaction", mor
 
 
 def _started(
-    path: str, server_port: int, size: int, mode: str, more: str
+    path: str, server_port: int, logins: Sequence[str], settings: str
 ) -> "tuple[subprocess.Popen[bytes], PgBouncer]":
     folder = Path(tempfile.mkdtemp(prefix="spotconn-pgbouncer-"))
     made = PgBouncer(_free_port(), server_port, folder)
-    settings = _SETTINGS.format(server_port=server_port, port=made.port, size=size, mode=mode, folder=folder)
-    (folder / "settings").write_text(settings + more)
-    (folder / "users").write_text("".join(f'"{name}" "{name}"\n' for name in LOGINS))
+    (folder / "settings").write_text(settings.format(server_port=server_port, port=made.port, folder=folder))
+    (folder / "users").write_text("".join(f'"{name}" "{name}"\n' for name in logins))
     (folder / "log").touch()
     account = _account([folder, *folder.iterdir()])
     arguments = ["/bin/sh", "-c", _KEEPER, "sh", path, str(folder)]
-    return subprocess.Popen(arguments, stdin=subprocess.PIPE, start_new_session=True, **account), made
+    return subprocess.Popen(
+        arguments, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True, **account
+    ), made
 
 
 def _account(owned: list[Path]) -> _Account:

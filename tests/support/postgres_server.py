@@ -25,7 +25,7 @@ DATABASE = "spotconn"
 READY = 30.0
 """Seconds to start, to stop, to be promoted and to take up replication."""
 
-# pg_rewind needs the hints; commits survive a server that is killed, and fsync is for machines that are.
+# Commits survive a server that is killed, and fsync is for machines that are.
 SETTINGS = {
     "dynamic_shared_memory_type": "mmap",
     "fsync": "off",
@@ -33,8 +33,6 @@ SETTINGS = {
     "max_connections": "200",
     "shared_buffers": "16MB",
     "unix_socket_directories": "",
-    "wal_keep_size": "256MB",
-    "wal_log_hints": "on",
     "wal_receiver_status_interval": "1s",
     "wal_retrieve_retry_interval": "200ms",
 }
@@ -93,12 +91,12 @@ class Server:
     def dsn_of_admin(self, database: str) -> str:
         return f"postgresql://postgres:{quote(self._password, safe='')}@{self.host}:{self.port}/{database}"
 
-    def execute(self, *statements: str) -> list[asyncpg.Record]:
+    def execute(self, *statements: str, database: str = "postgres") -> list[asyncpg.Record]:
         """Run statements as the superuser, each in a transaction of its own, and return the rows of the last."""
-        return complete(self._execute(statements))
+        return complete(self._execute(statements, database))
 
-    async def _execute(self, statements: tuple[str, ...]) -> list[asyncpg.Record]:
-        admin = await asyncpg.connect(self.dsn_of_admin("postgres"), timeout=READY, command_timeout=READY)
+    async def _execute(self, statements: tuple[str, ...], database: str) -> list[asyncpg.Record]:
+        admin = await asyncpg.connect(self.dsn_of_admin(database), timeout=READY, command_timeout=READY)
         try:
             return [await admin.fetch(statement) for statement in statements][-1]
         finally:
@@ -177,15 +175,10 @@ class Server:
             file.writelines(f"{name} = '{value}'\n" for name, value in self._settings.items())
 
     def copy(self, source: "Server") -> None:
-        """Fill the data folder with a copy of another server, of which this one then is a standby."""
+        """Replace the data folder by a copy of another server's, of which this one then is a standby."""
+        shutil.rmtree(self.data, ignore_errors=True)
         how = ("--checkpoint=fast", "--no-sync", "--write-recovery-conf", "--wal-method=stream")
         self.run("pg_basebackup", "-h", HOST, "-p", str(source.port), "-U", "postgres", "-D", str(self.data), *how)
-
-    def rewind(self, source: "Server") -> None:
-        """Undo what another server does not have; this one then is a standby of it."""
-        options = f"host={HOST} port={source.port} user=postgres dbname=postgres"
-        how = ("--no-sync", "--write-recovery-conf", f"--source-server={options}")
-        self.run("pg_rewind", "-D", str(self.data), *how)
 
     def run(self, program: str, *arguments: str) -> None:
         """Run a program of Postgres; it can log in as the superuser."""

@@ -23,7 +23,7 @@ from support.postgres_server import DATABASE, READY, Server, account_of_servers,
 
 REQUIRED = "SPOTCONN_REQUIRE_POSTGRES"
 """Set where a missing server is a failure, as in CI."""
-PROGRAMS = ("initdb", "postgres", "pg_basebackup", "pg_ctl", "pg_isready", "pg_rewind")
+PROGRAMS = ("initdb", "postgres", "pg_basebackup", "pg_ctl", "pg_isready")
 LOGINS = {"app": "login", "app_bypass": "login bypassrls"}
 """Members of spotconn; their passwords are their names."""
 
@@ -60,6 +60,7 @@ class Pair:
 
     def set_synchronous(self, *, on: bool) -> None:
         """Let commits wait for the standby, which is there, or not."""
+        self.synchronous = on
         self.primary.set("synchronous_standby_names", "*" if on else None)
         if on:
             self.primary.wait_for("select bool_or(sync_state = 'sync') from pg_stat_replication")
@@ -79,10 +80,9 @@ class Pair:
         return self.primary
 
     def rejoin(self) -> None:
-        """Let the server that is no longer the primary begin anew as a standby, without what only it has."""
+        """Let the server that is not the primary begin anew as a standby, without what only it has."""
         self.standby.kill()
-        self.primary.execute("checkpoint")  # pg_rewind reads the timeline there
-        self.standby.rewind(self.primary)
+        self.standby.copy(self.primary)
         self.standby.start()
         self.wait_until_streaming()
         if self.synchronous:
