@@ -128,3 +128,25 @@ def inserted(server: Server) -> list[asyncpg.Record]:
         return rows
 
     return asyncio.run(insert())
+
+
+@pytest.mark.long
+async def test_of_several_hosts_the_one_promoted_last_is_found(
+    pair: Pair, accounts: SpotifyAccounts, spotify: FakeSpotify
+) -> None:
+    """The old primary stands first in the URL, takes writes and answered last; pool and listener leave it."""
+    (user,) = (row[0] for row in await asyncio.to_thread(inserted, pair.primary))
+    async with (
+        ConnectionStore.open(pair.dsn()) as store,
+        TokenManager(store, accounts, cache_ttl=9) as tokens,
+    ):
+        await connect(store, spotify, user)
+        await trusted(tokens, user)
+        await asyncio.to_thread(pair.wait_until_replayed)
+        await asyncio.to_thread(pair.promote)
+        async with ConnectionStore.open(pair.primary.dsn()) as elsewhere:
+            assert await elsewhere.delete(user)
+        assert await served_for(tokens, user) < 9 + 1
+        assert await store.pool.value(LIFE) == await asked(pair.primary, LIFE)
+        await until(lambda: feed_of(tokens)._subscription is not None and tokens._cache.trusted)
+        await passed(tokens)

@@ -117,10 +117,6 @@ class FaultProxy:
         """The same database through this proxy."""
         return dsn.replace(f":{self._named}/", f":{self._port}/")
 
-    def turn_to(self, port: int) -> None:
-        """Lead new connections to another server; those that stand go on as they are."""
-        self._target = port
-
     def hold(self, statement: bytes, *, answer: bool = False, skip: int = 0) -> Hold:
         """Hold the next execution of a statement whose text contains the given bytes.
 
@@ -145,6 +141,10 @@ class FaultProxy:
         replacement = Replacement(statement, old, new, answer=answer)
         self._replacements.append(replacement)
         return replacement
+
+    def turn_to(self, port: int) -> None:
+        """Lead new connections to another server, as HAProxy or a virtual address does; those that are open stay."""
+        self._target = port
 
     def cut(self) -> None:
         """Cut all connections; what is held of them is dropped."""

@@ -58,6 +58,11 @@ def search_hosts(connect: Connect, hosts: Sequence[Host], target: str | None, *,
     return connect_to_one
 
 
+def prefer_host(host: Host, hosts: Sequence[Host], target: str | None) -> None:
+    """Let searches among these hosts, with this target_session_attrs, begin with one of them."""
+    _order(tuple(hosts), "read-write" if target is None else target).move_to_front(host)
+
+
 class _Order:
     """The hosts, the one that has served last first.
 

@@ -9,9 +9,13 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any
 
+import asyncpg
+
 from spotconn._database.bound_pool import BoundPool
-from spotconn._database.pool import open_single
-from spotconn._database.single_hosts import single_hosts
+from spotconn._database.dsn import prepare
+from spotconn._database.host_search import prefer_host
+from spotconn._database.named_hosts import Host, named_hosts, named_target
+from spotconn._database.pool import keywords, open_single
 from spotconn._database.subscription import LIFE, OTHER_SERVER
 from spotconn.errors import DatabaseUnavailable
 
@@ -34,7 +38,8 @@ class ServerCheck:
 
     def __init__(self, pool: BoundPool, dsn: str, options: dict[str, Any], *, since: float) -> None:
         self._pool = pool
-        self._hosts = single_hosts(dsn, options)
+        self._dsn, self._options = prepare(dsn, options)
+        self._hosts: tuple[Host, ...] | None = None
         self._pool_seen = self._looked = since
 
     def age(self, now: float, *, period: float) -> float:
@@ -56,8 +61,8 @@ class ServerCheck:
         due = now - self._looked >= max(period, SHORTEST_PERIOD) * _EARLY
         async with asyncio.TaskGroup() as group:
             asking = group.create_task(_answer(self._pool.value(LIFE)))
-            looking = [group.create_task(_answer(self._look(*host))) for host in self._hosts] if due else []
-        found = _newest([shown for task in looking if (shown := task.result())], life)
+            looking = group.create_task(self._look_everywhere(life)) if due else None
+        found = looking.result() if looking else None
         pool_life = asking.result()
         if found not in {None, life} or pool_life not in {None, life}:
             raise DatabaseUnavailable(OTHER_SERVER, answered=True)
@@ -69,10 +74,28 @@ class ServerCheck:
             raise DatabaseUnavailable(UNKNOWN)
         return age
 
-    async def _look(self, dsn: str, options: dict[str, Any]) -> str | None:
+    async def _look_everywhere(self, life: str) -> str | None:
+        """Return the life of the server that new connections lead to; of several hosts, the one promoted last.
+
+        That one is asked first from then on.
+        """
+        if self._hosts is None:
+            self._hosts = await named_hosts(self._dsn, self._options, keywords(asyncpg.connect))
+        hosts = self._hosts
+        if len(hosts) < 2:  # noqa: PLR2004  none is named, or one
+            return await _answer(self._look({}))
+        any_server = {"target_session_attrs": "any"}
+        looks = [self._look({"host": host.name, "port": host.port} | any_server) for host in hosts]
+        lives = await asyncio.gather(*map(_answer, looks))
+        found = _newest([shown for shown in lives if shown], life)
+        if found not in {None, life}:
+            prefer_host(hosts[lives.index(found)], hosts, named_target(self._dsn, self._options))
+        return found
+
+    async def _look(self, place: dict[str, Any]) -> str | None:
         """Return the life of the server that a new connection leads to; None of a standby."""
         seconds = self._pool.timeout
-        pool = await open_single(dsn, options, seconds=seconds)
+        pool = await open_single(self._dsn, self._options | place, seconds=seconds)
         bound = BoundPool(pool, name="ConnectionStore", timeout=seconds)
         bound.checked = True
         try:
