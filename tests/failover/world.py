@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 from failover.ways import Way
 
-DETECTION = 2.0
-"""Seconds from a fault to the promotion, where the world itself decides."""
+DETECTION = 3.0
+"""Seconds from a fault to the promotion, where the world itself decides; more than `timing.SLOW`, or waits hide it."""
 
 
 class World(ABC):
