@@ -75,7 +75,7 @@ chaos: .venv/test-installed ## random faults over several processes, and what mu
 	PYTHONPATH=tests $(GUARD) $(BIN)/python -m chaos --seconds $(SECONDS) --seed $(SEED)
 
 # The long form waits for the library's own timeouts. OPTIONS="--scenarios hung --ways hosts proxy" plays what it names.
-failover: .venv/test-installed ## failovers of real servers, by each way of connecting; OPTIONS=--short
+failover: .venv/test-installed ## failovers of real servers, by each way of connecting; OPTIONS="--short --worlds two-servers"
 	PYTHONPATH=tests $(GUARD) $(BIN)/python -m failover $(OPTIONS)
 
 # The refresh protocol as a model for Spin, from the Debian packages spin and gcc. MODEL=all takes the large ones too.
@@ -97,7 +97,7 @@ check: .venv/dev-installed ## linters, types, import contracts, and all tests on
 	$(MAKE) long
 	$(MAKE) versions
 	$(MAKE) chaos SECONDS=60 SEED=26
-	$(MAKE) failover OPTIONS=--short
+	$(MAKE) failover OPTIONS="--short --worlds two-servers"
 
 # Needs an advisory source, so it is no part of `make check`; a package that is not found there fails (--strict).
 # Without --upgrade uv would keep the versions of the file that an earlier run has left.

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 from uuid import UUID
 
-from failover.timing import MARGIN, PERIOD, POOL_SIZE, SLOW, WINDOW, Timing
+from failover.timing import MARGIN, PERIOD, POOL_SIZE, SLOW, Timing
 from spotconn import ConnectionStore, SpotconnError, SpotifyAccounts, TokenManager, TryLater
 
 ENDING = 30.0
@@ -101,7 +101,7 @@ async def open_manager(stack: AsyncExitStack, settings: dict[str, Any], timing: 
         TokenManager(
             store,
             accounts,
-            refresh_window=WINDOW,
+            refresh_window=timing.window,
             expiry_margin=MARGIN,
             refresh_timeout=timing.refresh_timeout,
             lease=timing.lease,

@@ -11,7 +11,7 @@ from failover.history import Call, History
 from failover.processes import Process
 from failover.scenarios import Scenario
 from failover.sessions import Sessions
-from failover.timing import TOKEN_TTL, Timing
+from failover.timing import Timing
 from failover.users import Users
 from failover.ways import Way
 from failover.world import World
@@ -37,9 +37,9 @@ class Run:
         self._world = world
         self._scenario = scenario
         self._ways = ways
-        self._timing = timing
-        self._spotify = FakeSpotify(rotation=True, token_ttl=TOKEN_TTL)
-        self._users = Users(self._spotify, ways)
+        self._timing = timing.with_longer_tokens if scenario.loses_commits else timing
+        self._spotify = FakeSpotify(rotation=True, token_ttl=self._timing.token_ttl)
+        self._users = Users(self._spotify, ways, self._timing.token_ttl)
         self._sessions = Sessions()
         self._clients = {
             way.name: [

@@ -1,6 +1,6 @@
 """The timeouts that every client gets, and how long a scenario is observed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -13,9 +13,12 @@ class Timing:
         warm: of calls before the scenario.
         settles: from the end of the scenario's step to the disconnects.
         observed: from the disconnects to the end of the calls.
+        asleep: that a primary is frozen before it wakes.
         unreplicated: that a failover loses.
         delayed: that commits wait for a standby.
         away: that the database is.
+        token_ttl: of access tokens.
+        window: of the manager: with these two each user is refreshed every five seconds or so.
     """
 
     timeout: float
@@ -25,9 +28,16 @@ class Timing:
     warm: float
     settles: float
     observed: float
+    asleep: float
     unreplicated: float
     delayed: float
     away: float
+    token_ttl: int = 10
+    window: float = 5
+
+    @property
+    def with_longer_tokens(self) -> "Timing":
+        return replace(self, token_ttl=LONGER_TTL, window=LONGER_WINDOW)
 
     @property
     def longest_call(self) -> float:
@@ -36,8 +46,8 @@ class Timing:
 
 
 FULL = Timing(
-    timeout=5, refresh_timeout=10, lease=15, cache_ttl=30, warm=6, settles=3, observed=40, unreplicated=10, delayed=30,
-    away=90,
+    timeout=5, refresh_timeout=10, lease=15, cache_ttl=30, warm=6, settles=3, observed=40, asleep=40, unreplicated=10,
+    delayed=30, away=90,
 )  # fmt: skip
 """With the library's defaults."""
 SHORT = Timing(
@@ -48,13 +58,16 @@ SHORT = Timing(
     warm=3,
     settles=1,
     observed=9,
+    asleep=40,
     unreplicated=4,
     delayed=8,
     away=10,
 )
 
-TOKEN_TTL, WINDOW, MARGIN = 10, 5.0, 2.0
-"""Of access tokens, and of the manager: each user is refreshed every five seconds or so."""
+MARGIN = 2.0
+"""Of the manager, before the end of a token."""
+LONGER_TTL, LONGER_WINDOW = 60, 55.0
+"""Of tokens that outlive the outage: each user is refreshed every five to twenty seconds."""
 LASTING_TTL = 3600
 """Of the users who are disconnected: only a notification, or the end of the cache's trust, ends their tokens."""
 PERIOD = 0.5

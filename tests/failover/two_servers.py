@@ -23,7 +23,7 @@ server_connect_timeout = 3
 """By default PgBouncer asks a server that did not answer again after 15 seconds."""
 _REFUSE = f"alter database {DATABASE} allow_connections {{}}"
 # Those that listen run nothing of these.
-_END_POOLS = """
+END_POOLS = """
 select pg_terminate_backend(pid) from pg_stat_activity
 where usename like 'pool_%' or (usename like 'client_%' and query ~ '(refresh|get_access_token|as_user)')
 """
@@ -104,7 +104,7 @@ class TwoServers(World):
         await asyncio.to_thread(old.execute, _REFUSE.format("off"))
         async with asyncio.timeout(POOLS_END + 30):
             for _ in range(10):
-                await asyncio.to_thread(old.execute, _END_POOLS)
+                await asyncio.to_thread(old.execute, END_POOLS)
                 await asyncio.sleep(POOLS_END / 10)
 
     async def restart(self) -> None:

@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 
 from failover.client import open_manager
-from failover.timing import LASTING_TTL, TOKEN_TTL, USERS, VICTIMS, Timing
+from failover.timing import LASTING_TTL, USERS, VICTIMS, Timing
 from failover.ways import Way
 from spotconn import ConnectionStore, Profile
 from spotconn.testing import FakeSpotify
@@ -25,10 +25,12 @@ class Users:
     Args:
         spotify: strictly rotating.
         ways: those of the scenario.
+        ttl: seconds that an access token lives.
     """
 
-    def __init__(self, spotify: FakeSpotify, ways: Sequence[Way]) -> None:
+    def __init__(self, spotify: FakeSpotify, ways: Sequence[Way], ttl: int) -> None:
         self._spotify = spotify
+        self._ttl = ttl
         self.of: dict[str, list[UUID]] = {way.name: [] for way in ways}
 
     async def connect_all(self, dsn: str) -> None:
@@ -47,10 +49,10 @@ class Users:
     async def _connect(self, store: ConnectionStore, user: UUID, number: int) -> None:
         account = str(user)
         self._spotify.add_account(account)
-        ttl = TOKEN_TTL + number if number < USERS else LASTING_TTL  # so that not all are refreshed at once
+        ttl = self._ttl + number if number < USERS else LASTING_TTL  # so that not all are refreshed at once
         self._spotify._token_ttl = self._spotify._tokens._token_ttl = ttl
         grant = self._spotify.authorize(account)
-        self._spotify._token_ttl = self._spotify._tokens._token_ttl = TOKEN_TTL
+        self._spotify._token_ttl = self._spotify._tokens._token_ttl = self._ttl
         await store.save(user, grant, Profile(spotify_user_id=account))
 
     async def disconnect_victims(self, dsn: str) -> dict[str, dict[int, float]]:

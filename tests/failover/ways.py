@@ -59,12 +59,30 @@ TWO_SERVERS = (HOSTS, READ_WRITE, UVLOOP, PROXY, POOLER)
 """Those that a world of two servers has."""
 
 
+# Tokens of a run end after seconds; Spotify's live an hour, and are no longer young when they are refreshed.
+_NOT_YOUNG = (
+    """
+    create function failover.age() returns trigger language plpgsql as $$
+    begin
+        new.granted_at := least(new.granted_at, clock_timestamp() - interval '1 minute');
+        return new;
+    end
+    $$
+    """,
+    """
+    create trigger age before insert or update on spotconn.refresh_state
+    for each row when (new.granted_at is not null) execute function failover.age()
+    """,
+)
+
+
 def logins_sql(ways: Sequence[Way]) -> list[str]:
     """Return statements that make the logins and the table that they write, for the superuser, after the schema."""
     logins = sorted({login for way in ways for login in way.logins})
     return [
         "create schema failover",
         "create table failover.written (at timestamptz not null default clock_timestamp(), writer text not null)",
+        *_NOT_YOUNG,
         *(f"create role {login} login password '{scram_secret(login)}'" for login in logins),
         f"grant usage on schema failover to {', '.join(logins)}",
         f"grant insert on failover.written to {', '.join(logins)}",

@@ -21,6 +21,10 @@ DETECTION = 3.0
 """Seconds from a fault to the promotion, where the world itself decides; more than `timing.SLOW`, or waits hide it."""
 
 
+class Missing(Exception):
+    """A world lacks programs of the system; the text names them."""
+
+
 class World(ABC):
     """Servers that replicate.
 
@@ -73,6 +77,14 @@ class World(ABC):
 
     async def freeze(self) -> None:
         """Freeze the primary, as a machine that hangs: it accepts connections and says nothing; another takes over."""
+        raise NotImplementedError
+
+    async def wake(self, seconds: float) -> None:
+        """Freeze the primary, and let it go on after some seconds, when another one has taken over long ago."""
+        raise NotImplementedError
+
+    async def isolate(self) -> None:
+        """Cut the primary off from what decides who leads: it demotes itself, and another one takes over."""
         raise NotImplementedError
 
     async def split(self) -> None:
