@@ -229,12 +229,11 @@ async def test_a_store_that_is_closed(primary: Database, observer: asyncpg.Conne
 
 
 async def test_a_listener_whose_heartbeat_waits(primary: Database, observer: asyncpg.Connection) -> None:
-    """The session that listens is given up in the same way: what notifies waits for one lock of the whole server."""
+    """The first one notifies, which waits for one lock of the whole server: its session is given up in the same way."""
     other = await asyncpg.connect(primary.admin_dsn)
     async with opened(primary.dsn, synchronous_commit="off") as store:
         assert store.changes is not None
         async with Watch(primary) as watch, store.changes.subscribe(ConnectionCache(ttl=1, size=1)) as subscription:
-            await subscription.heartbeat()
             await other.execute("set synchronous_commit = on")
             change = "insert into auth.users (email) values ('c'); select pg_notify('another', '')"
             committing = asyncio.create_task(other.execute(change))

@@ -98,7 +98,8 @@ async def test_every_call_reads_by_an_index(open_copy: Open, plans: str) -> None
         assert long == set(IN_BATCHES)
         # A call that ends with an error is not counted, as each of this one does.
         assert await harness.never_called() == {"refuse_hidden"}, "add a call to CALLS"
-        assert statements() - harness.executed == set(), "add a call to CALLS"
+        begun = {text for text in statements() for executed in harness.executed if executed.startswith(text)}
+        assert statements() - begun == set(), "add a call to CALLS"
 
 
 UNIQUE = (

@@ -5,7 +5,7 @@ They are such as a project writes: a second factor, no anonymous users, `TO auth
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import NamedTuple
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from support.connections import connect, grant
 from support.database import Database
 from support.doctor import look
 from support.pgbouncer import pgbouncer
+from support.read_only import read_only
 
 TABLE = "public.spotify_connections"
 AAL = "(select current_setting('request.jwt.claims', true)::jsonb ->> 'aal') = 'aal2'"
@@ -434,15 +435,16 @@ async def _outcome(store: ConnectionStore, user: UUID) -> str:
     return "read"
 
 
-@pytest.mark.parametrize("setting", ["default_transaction_read_only", "session_replication_role"])
+@pytest.mark.parametrize("replica", [False, True], ids=["read-only", "replica"])
 async def test_a_read_only_server_tells_them_apart(
-    database: Database, admin: asyncpg.Connection, connected: list[Connected], users: list[UUID], setting: str
+    database: Database, admin: asyncpg.Connection, connected: list[Connected], users: list[UUID], *, replica: bool
 ) -> None:
     """So does one on which no foreign key is checked."""
-    settings = {setting: "on" if setting.startswith("default") else "replica"}
+    settings = {"session_replication_role": "replica"} if replica else {}
     async with (
         ConnectionStore.open(database.admin_dsn, server_settings=settings) as store,
         altered(admin, CASES["restrictive for select"]),
+        nullcontext() if replica else read_only(database),
     ):
         assert await _outcome(store, connected[0].user) == "RowSecurityError"
         assert await _outcome(store, users[2]) == "NotConnected"

@@ -340,6 +340,7 @@ async def _own_sql(harness: PlanHarness) -> None:
 async def _listening(harness: PlanHarness) -> None:
     assert harness.store.changes is not None
     async with harness.store.changes.subscribe(ConnectionCache(ttl=1, size=1)) as subscription:
+        subscription._session.add_query_logger(lambda record: harness.executed.add(record.query))
         await subscription.heartbeat()
 
 
@@ -359,7 +360,6 @@ CALLS: dict[str, Call] = {
     "ConnectionStore.fail_refresh": _failed,
     "ConnectionStore, where nothing is found": _found_none,
     "ConnectionStore.as_user": _own_sql,
-    "Subscription.heartbeat": _listening,
     "PendingConnects.put and take": _connecting,
     "ConnectionAdmin.expiring": lambda harness: _listed(harness.house.expiring(within=timedelta(days=30))),
     "ConnectionAdmin.failing": lambda harness: _listed(harness.house.failing()),
@@ -379,6 +379,8 @@ CALLS: dict[str, Call] = {
     **{f"doctor, {name}": partial(_examined, check) for name, check in CHECKS.items()},
     "doctor, decryption": partial(_examined, partial(check_decryption, environ=KEYS)),
     "doctor, why isolation fails": lambda harness: harness.probe.rows(ROLE_OF_THE_LIBRARY),
+    "Refreshes.server_life": lambda harness: harness.store.refreshes.server_life(),
+    "Subscription.heartbeat": _listening,
 }
 """All that the library does with the tables, and what a deleted user sets off."""
 

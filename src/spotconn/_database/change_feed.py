@@ -16,7 +16,7 @@ from spotconn._database.given_up import HOLD
 from spotconn._database.pool import open_single
 from spotconn._database.server_check import ServerCheck
 from spotconn._database.subscription import LASTING, OTHER_SERVER, ChangeHandler, Subscription
-from spotconn.errors import DatabaseUnavailable, SpotconnError
+from spotconn.errors import ConfigurationError, DatabaseUnavailable, SpotconnError
 
 _log = logging.getLogger("spotconn")
 
@@ -82,6 +82,7 @@ class ChangeFeed:
         self._task: asyncio.Task[None] | None = None
         self._subscription: Subscription | None = None
         self._database_back = asyncio.Event()
+        self._refused = False
 
     def add(self, handler: TrustingHandler) -> None:
         """Pass changes on to a handler from now on. May be repeated.
@@ -149,7 +150,11 @@ class ChangeFeed:
         try:
             session = await map_errors(pool.acquire(timeout=self._timeout))
             subscription = Subscription(self._pool, session, timeout=self._timeout)
-            await subscription.start(handler)
+            try:
+                await subscription.start(handler)
+            except ConfigurationError:
+                self._refused = True
+                raise
             yield subscription
         finally:
             await bound.end()
@@ -161,7 +166,7 @@ class ChangeFeed:
 
     async def _run(self) -> None:
         while self._needed:
-            passes = False
+            passes = self._refused = False
             self._database_back.clear()
             try:
                 await self._listen()
@@ -185,7 +190,7 @@ class ChangeFeed:
         self._backoff.longest = LONGEST_PAUSE if passes else REFUSED_PAUSE
         delay = self._backoff.next_pause()
         if not passes:
-            await asyncio.sleep(delay)
+            await asyncio.sleep(REFUSED_PAUSE if self._refused else delay)
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(delay):

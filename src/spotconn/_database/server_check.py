@@ -16,7 +16,8 @@ from spotconn._database.dsn import prepare
 from spotconn._database.host_search import prefer_host
 from spotconn._database.named_hosts import Host, named_hosts, named_target
 from spotconn._database.pool import keywords, open_single
-from spotconn._database.subscription import LIFE, OTHER_SERVER
+from spotconn._database.statements import SERVER_LIFE
+from spotconn._database.subscription import OTHER_SERVER
 from spotconn.errors import DatabaseUnavailable
 
 SHORTEST_PERIOD = 5.0
@@ -60,7 +61,7 @@ class ServerCheck:
         now = asyncio.get_running_loop().time()
         due = now - self._looked >= max(period, SHORTEST_PERIOD) * _EARLY
         async with asyncio.TaskGroup() as group:
-            asking = group.create_task(_answer(self._pool.value(LIFE)))
+            asking = group.create_task(_answer(self._pool.value(SERVER_LIFE)))
             looking = group.create_task(self._look_everywhere(life)) if due else None
         found = looking.result() if looking else None
         pool_life = asking.result()
@@ -99,7 +100,7 @@ class ServerCheck:
         bound = BoundPool(pool, name="ConnectionStore", timeout=seconds)
         bound.checked = True
         try:
-            life: str | None = await bound.value(LIFE)
+            life: str | None = await bound.value(SERVER_LIFE)
             await bound.close()
         finally:
             bound.terminate()

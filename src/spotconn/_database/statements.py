@@ -34,7 +34,7 @@ FAIL_REFRESH = (
     "select $1::uuid as user_id, failure, failed_at, retry_at from spotconn.fail_refresh($1, $2, $3, $4, $5, $6)"
 )
 ACT_AS = "select spotconn.act_as($1)"
-SERVER_LIFE = "select case when not pg_is_in_recovery() then pg_postmaster_start_time()::text end"
+SERVER_LIFE = "select spotconn.server_life()"
 SCHEMA_VERSION = "select spotconn.schema_version()"
 VERIFY = (
     "select pg_catalog.jsonb_build_array(spotconn.verify(), "

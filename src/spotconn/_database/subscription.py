@@ -23,7 +23,6 @@ QUEUE_FILLED = (
 )
 _ALL = "*"
 """The notification of a change of all rows."""
-LIFE = "select spotconn.server_life()"
 OTHER_SERVER = "the connection that listens for changes leads to another server than the one where changes are made"
 
 
