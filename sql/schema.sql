@@ -937,6 +937,16 @@ begin
 end
 $$;
 
+-- Writes an empty message into the WAL. A commit that has written something waits for the synchronous standby, and so for all
+-- that was committed before; one that has not, waits for nothing. What found nothing to do calls this before it says so: a
+-- write that was given up in that wait stands on this server alone, and a promotion of the standby would undo it.
+create or replace function spotconn.write_wal() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pg_catalog.pg_logical_emit_message(true, 'spotconn', '');
+end
+$$;
+
 -- One function per operation of the store. Each sets role and claims, then runs its statement, so a call is one
 -- statement, one round trip and one implicit transaction, and no caller can leave out the claims.
 
@@ -1447,6 +1457,7 @@ begin
                 perform spotconn.refuse_hidden('{SELECT,DELETE}');
             end if;
         end if;
+        perform spotconn.write_wal();
     end if;
     delete from spotconn.refresh_state as state where state.user_id = p_user_id;
     delete from spotconn.reminder as reminder where reminder.user_id = p_user_id;
@@ -1659,6 +1670,8 @@ begin
     answer.saved := found;
     if not answer.saved then
         perform spotconn.check_unchanged(p_user_id, p_replaced);
+        -- The row holds this grant already, or the caller drops it for what came first.
+        perform spotconn.write_wal();
     end if;
     taken := spotconn.fingerprint(standing.access_token) = p_held or not spotconn.is_token(standing.access_token)
         or spotconn.seconds_left(ends, spotconn.now()) > spotconn.seconds_left(standing.expires_at, spotconn.now());

@@ -176,7 +176,9 @@ class ConnectionAdmin:
             DatabaseUnavailable, SchemaMismatch: it ended early; run it again.
         """
         moment = since_in_utc(since)
-        return sum([len(rows) async for rows in self._database.batches(RECHECK, moment)])
+        found = sum([len(rows) async for rows in self._database.batches(RECHECK, moment)])
+        await self._database.confirm()
+        return found
 
     async def prune(
         self,

@@ -287,7 +287,7 @@ async def _failed(harness: PlanHarness) -> None:
 
 
 async def _found_none(harness: PlanHarness) -> None:
-    """Read a connection that is missing, and one that a policy of the project hides; fail a refresh that was saved."""
+    """Read and delete what is missing, read what a policy of the project hides; fail a refresh that was saved."""
     hide = f"create policy hide on {TABLES[0]} as restrictive for select using (spotify_user_id is null)"
     for user, policy in ((harness.new(), "select"), (harness.new(), hide), (harness.busy(), hide)):
         await harness.root.execute(policy)
@@ -295,6 +295,7 @@ async def _found_none(harness: PlanHarness) -> None:
             await harness.store.get(user)
             raise AssertionError(policy)
         await harness.root.execute(f"drop policy if exists hide on {TABLES[0]}")
+    assert not await harness.store.delete(harness.new())
     turn = await _turn(harness, harness.free())
     assert await harness.store.finish_refresh(turn, _grant(60))
     assert await harness.store.fail_refresh(turn, RefreshFailure()) is None

@@ -84,6 +84,7 @@ class AppAssignment:
             users = [str(row["user_id"]) for row in rows]
             await self._add_states(users)
             assigned += await self._assign(users)
+        await self._database.confirm()
         return assigned
 
     async def _add_states(self, users: list[str]) -> None:

@@ -198,6 +198,8 @@ class Migration:
                 present |= {candidate.row.user_id for candidate in new} - written - set(refused)
             for candidate in candidates:
                 yield self._outcome(candidate, chosen, present, refused, write=write)
+        if write:
+            await self._database.confirm()
 
     @staticmethod
     def _outcome(

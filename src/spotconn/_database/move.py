@@ -93,6 +93,8 @@ class Mover:
                 raise RefreshInProgress(text, retry_after=outcome)
             await asyncio.sleep(delay)
             waited += delay
+        if not outcome:
+            await self._database.confirm()
         return outcome
 
     async def _attempt(self, session: Session) -> bool | float:

@@ -103,6 +103,8 @@ class Prune:
             self._counts.update(await self._reasons(rows))
             if report is not None:
                 report(self._progress)
+        if self._write:
+            await self._database.confirm()
         return self._progress
 
     @property

@@ -144,6 +144,7 @@ class Rekey:
                     report(self.progress)
             await self._look()
             if not self._rest[State.OLD]:
+                await self._database.confirm()  # a key may be dropped then
                 return self.progress
         raise self._not_done()
 

@@ -73,6 +73,17 @@ class ServiceRole:
         """
         return await self.run(lambda session: map_errors(session.fetch(query, *args, timeout=TIMEOUT)))
 
+    async def confirm(self) -> None:
+        """Wait until the synchronous standby, if there is one, has all that was committed before.
+
+        A write that was given up in that wait stands on the primary alone, and what runs again finds it done. As
+        `spotconn.write_wal`, which service_role may not call.
+
+        Raises:
+            The same as `fetch`.
+        """
+        await self.fetch("select pg_catalog.pg_logical_emit_message(true, 'spotconn', '')")
+
     async def run(self, work: Callable[[Session], Awaitable[_T]]) -> _T:
         """Return the result of `work` in a transaction, which is begun anew where it was the victim of a deadlock.
 
