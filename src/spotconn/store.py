@@ -291,7 +291,7 @@ class ConnectionStore:
             SchemaMismatch, RowSecurityError: the block was not entered.
         """
         user_id = parse_user_id(user_id)
-        async with self.pool.acquire() as connection, borrow(connection, seconds=self.pool.timeout):
+        async with self.pool.acquire(once=True) as connection, borrow(connection, seconds=self.pool.timeout):
             await map_errors(connection.execute(statements.ACT_AS, user_id, timeout=self.pool.timeout))
             yield connection
 

@@ -214,7 +214,7 @@ async def test_what_comes_while_the_rows_are_locked_finds_none(
         await waits(admin, "operator")
         connecting = asyncio.create_task(connected(store, users[0]))
         beginning = asyncio.create_task(begun(store, users[1]))
-        await waits(admin, "app")
+        await waits(admin, "app", sessions=2)
         await admin.execute("select pg_advisory_unlock(33)")
         assert await pruning == PruneProgress(expired=2)
     finally:
@@ -224,9 +224,11 @@ async def test_what_comes_while_the_rows_are_locked_finds_none(
     assert await beginning is Outcome.GONE
 
 
-async def waits(admin: asyncpg.Connection, login: str) -> None:
-    pids = await admin.fetch("select pid from pg_stat_activity where usename = $1", login)
-    await until_waiting(admin, *[row["pid"] for row in pids])
+async def waits(admin: asyncpg.Connection, login: str, *, sessions: int = 1) -> None:
+    waiting: list[int] = []
+    while len(waiting) < sessions:
+        pids = await admin.fetch("select pid from pg_stat_activity where usename = $1", login)
+        waiting = await until_waiting(admin, *[row["pid"] for row in pids])
 
 
 async def connected(store: ConnectionStore, user: UUID) -> None:

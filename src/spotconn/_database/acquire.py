@@ -35,6 +35,7 @@ class acquire(AbstractAsyncContextManager[Session]):  # noqa: N801  used as a fu
         leaving: takes errors of the block, and says whether the server of the connection was left meanwhile.
         check: awaited with the connection before the block; what it raises ends the entry.
         given_up: takes a session whose block has failed; without it the exit waits for its end.
+        once: whether to end it after the block, however that ends.
 
     Raises:
         DatabaseUnavailable: none was free, or could be opened, in time.
@@ -53,6 +54,7 @@ class acquire(AbstractAsyncContextManager[Session]):  # noqa: N801  used as a fu
         leaving: ServerLeaving | None = None,
         check: Callable[[Session], Awaitable[None]] | None = None,
         given_up: GivenUp | None = None,
+        once: bool = False,
     ) -> None:
         self._pool = pool
         self._seconds = seconds
@@ -64,6 +66,7 @@ class acquire(AbstractAsyncContextManager[Session]):  # noqa: N801  used as a fu
         self._check = check
         self._alone = given_up is None
         self._given_up = given_up or GivenUp()
+        self._once = once
 
     async def __aenter__(self) -> Session:
         """Return the connection."""
@@ -91,7 +94,9 @@ class acquire(AbstractAsyncContextManager[Session]):  # noqa: N801  used as a fu
             if self._reuse and error is None and not stale and self._idle.put(session):
                 return
             self._idle.forget(session)
-        if isinstance(error, asyncio.CancelledError):
+        if self._once:
+            self._given_up.add(session)
+        elif isinstance(error, asyncio.CancelledError):
             await self._given_up.settle(self._pool, session)
         elif stale or (error is not None and _is_spent(session, error)):
             self._given_up.add(session)

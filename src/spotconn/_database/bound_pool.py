@@ -68,25 +68,30 @@ class BoundPool:
         other.leaving = self.leaving
         return other
 
-    def acquire(self, *, reuse: bool = False, seconds: float | None = None) -> AbstractAsyncContextManager[Session]:
+    def acquire(
+        self, *, reuse: bool = False, seconds: float | None = None, once: bool = False
+    ) -> AbstractAsyncContextManager[Session]:
         """Context manager: acquire a connection and release it at the end of the block.
 
         Args:
             reuse: whether the next block may have it first. Nothing may be left behind in it.
             seconds: to wait for it; None for `timeout`.
+            once: whether to end it after the block, however that ends.
 
         Raises:
             RuntimeError: in another process or event loop.
             DatabaseUnavailable: none was free, or could be opened, in time.
             ConfigurationError: codecs of the pool change values; looked at once.
         """
-        return self._acquire(reuse=reuse, seconds=seconds, check=None if self.checked else self._check)
+        check = None if self.checked else self._check
+        return self._acquire(reuse=reuse, seconds=seconds, once=once, check=check)
 
     def _acquire(
         self,
         *,
         reuse: bool,
         seconds: float | None = None,
+        once: bool = False,
         check: Callable[[Session], Awaitable[None]] | None = None,
     ) -> AbstractAsyncContextManager[Session]:
         self.affinity.check()
@@ -99,6 +104,7 @@ class BoundPool:
             leaving=self.leaving,
             check=check,
             given_up=self.given_up,
+            once=once,
         )
         return self._outages.watch(session)
 
