@@ -202,7 +202,7 @@ async def test_what_is_saved_before_the_rows_are_locked_stays(
 async def test_what_comes_while_the_rows_are_locked_finds_none(
     admin: asyncpg.Connection, store: ConnectionStore, house: ConnectionAdmin, users: list[UUID], database: Database
 ) -> None:
-    """A reconnect waits for the prune and is stored; a refresh waits and asks Spotify for nothing."""
+    """A reconnect waits for the prune and is stored; a refresh asks Spotify for nothing, before and after."""
     for user in users[:2]:
         await dead(admin, store, user)
     await admin.execute("create function public.wait() returns trigger language plpgsql as $$ begin perform "
@@ -213,22 +213,20 @@ async def test_what_comes_while_the_rows_are_locked_finds_none(
         pruning = asyncio.create_task(house.prune(dead_for=LONG, write=True))
         await waits(admin, "operator")
         connecting = asyncio.create_task(connected(store, users[0]))
-        beginning = asyncio.create_task(begun(store, users[1]))
-        await waits(admin, "app", sessions=2)
+        await waits(admin, "app")
+        assert await begun(store, users[1]) is Outcome.REFUSED
         await admin.execute("select pg_advisory_unlock(33)")
         assert await pruning == PruneProgress(expired=2)
     finally:
         await admin.execute("drop function public.wait cascade")
     await connecting
     assert (await store.get(users[0])).refresh_token == "refresh-new"
-    assert await beginning is Outcome.GONE
+    assert await begun(store, users[1]) is Outcome.GONE
 
 
-async def waits(admin: asyncpg.Connection, login: str, *, sessions: int = 1) -> None:
-    waiting: list[int] = []
-    while len(waiting) < sessions:
-        pids = await admin.fetch("select pid from pg_stat_activity where usename = $1", login)
-        waiting = await until_waiting(admin, *[row["pid"] for row in pids])
+async def waits(admin: asyncpg.Connection, login: str) -> None:
+    pids = await admin.fetch("select pid from pg_stat_activity where usename = $1", login)
+    await until_waiting(admin, *[row["pid"] for row in pids])
 
 
 async def connected(store: ConnectionStore, user: UUID) -> None:
