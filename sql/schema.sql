@@ -1534,7 +1534,6 @@ $$;
 do $$
 begin
     if pg_catalog.to_regtype('spotconn.refresh_turn') is null then
-        drop function if exists spotconn.begin_refresh(uuid, bytea, interval, text[]);
         create type spotconn.refresh_turn as (
             outcome text,
             lease_id uuid,
@@ -1556,8 +1555,11 @@ $$;
 
 -- Acquires the lease for the refresh of a connection whose access token p_seen the caller finds wanting, or says why not,
 -- as spotconn.decide_turn; gone: no row.
+-- p_lease_id: names the lease. A caller who got no answer asks again with the same: a lease of that name that stands is its own,
+-- for which Spotify has not been asked, and ends.
+drop function if exists spotconn.begin_refresh(uuid, bytea, interval, text[]);
 create or replace function spotconn.begin_refresh(
-    p_user_id uuid, p_seen bytea, p_lease interval, p_client_ids text[] default null
+    p_user_id uuid, p_seen bytea, p_lease interval, p_client_ids text[] default null, p_lease_id uuid default null
 )
 returns setof spotconn.refresh_turn
 language plpgsql set search_path = pg_catalog, pg_temp rows 1 as $$
@@ -1588,6 +1590,10 @@ begin
         end if;
         connection := found_row.connection;
         state := found_row.state;
+        if state.lease_id = p_lease_id then
+            state.leased_at := null;
+            state.lease_until := null;
+        end if;
         moment := spotconn.now();
         select decided.outcome, decided.retry_after, decided.client_ids
             into turn.outcome, turn.retry_after, turn.client_ids
@@ -1606,11 +1612,11 @@ begin
         end if;
         turn.outcome := 'busy';
     elsif turn.outcome = 'granted' then
-        turn.lease_id := pg_catalog.gen_random_uuid();
+        turn.lease_id := coalesce(p_lease_id, pg_catalog.gen_random_uuid());
         turn.lease_until := moment + p_lease;
         perform spotconn.enter_state(p_user_id, spotconn.fingerprint(connection.refresh_token));
         update spotconn.refresh_state as stored set
-            lapsed = stored.lapsed or stored.lease_id is not null,
+            lapsed = stored.lapsed or coalesce(stored.lease_id <> turn.lease_id, false),
             lease_id = turn.lease_id,
             leased_at = moment,
             lease_until = turn.lease_until

@@ -240,7 +240,7 @@ class Recorder:
     def now(self) -> float:
         return 0.0
 
-    def trust(self, sent: float) -> None:  # noqa: ARG002
+    def trust(self, sent: float, life: str) -> None:  # noqa: ARG002
         self.heartbeats += 1
 
     def invalidate(self, user_id: UUID) -> None:

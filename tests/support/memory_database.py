@@ -181,19 +181,22 @@ class MemoryDatabase:
         return shown and shown | {"previous_spotify_user_id": previous}
 
     def begin_refresh(
-        self, user_id: UUID, seen: bytes, lease: timedelta, client_ids: list[str] | None
+        self, user_id: UUID, seen: bytes, lease: timedelta, client_ids: list[str] | None, lease_id: UUID
     ) -> dict[str, Any]:
         answer: dict[str, Any] = dict.fromkeys(("user_id", "lease_id", "lease_until", "retry_after", "client_ids"))
         if self.row is None:
             return {**answer, "outcome": "gone"}
         now = self._clock()
         answer |= self._shown(user_id) or {}
-        answer["outcome"], answer["retry_after"] = decide(self.row, self._known(), seen.hex(), client_ids, now)
+        known = self._known()
+        if known is not None and known.lease_id == lease_id:
+            known = replace(known, leased_at=None, lease_until=None)
+        answer["outcome"], answer["retry_after"] = decide(self.row, known, seen.hex(), client_ids, now)
         if answer["outcome"] == "granted":
             answer["client_ids"] = apps_to_try(self._known(), client_ids)
             state = self._enter(fingerprint(self.row.refresh_token))
-            state.lapsed |= state.lease_id is not None
-            state.lease_id, state.leased_at = self._new_id(), now
+            state.lapsed |= state.lease_id not in {None, lease_id}
+            state.lease_id, state.leased_at = lease_id, now
             state.lease_until = now + lease.total_seconds()
             answer["lease_id"], answer["lease_until"] = state.lease_id, _moment(state.lease_until)
             answer["saves"], answer["family"] = state.saves, state.family

@@ -135,7 +135,7 @@ class Handler:
     def now(self) -> float:
         return time.time()
 
-    def trust(self, sent: float) -> None:  # noqa: ARG002
+    def trust(self, sent: float, life: str) -> None:  # noqa: ARG002
         self.heartbeats += 1
 
     def distrust(self) -> None:

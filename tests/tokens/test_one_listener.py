@@ -128,7 +128,7 @@ class Recorder:
         self.sent.append(time.monotonic())
         return self.sent[-1]
 
-    def trust(self, sent: float) -> None:
+    def trust(self, sent: float, life: str) -> None:  # noqa: ARG002
         self.trusted.append(sent)
 
     def invalidate(self, user_id: UUID) -> None: ...

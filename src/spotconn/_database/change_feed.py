@@ -46,8 +46,13 @@ class TrustingHandler(ChangeHandler, Protocol):
         """Return the time by the handler's own clock."""
         ...
 
-    def trust(self, sent: float) -> None:
-        """Handle a heartbeat: all changes before `sent`, a time by `now`, have been handled."""
+    def trust(self, sent: float, life: str) -> None:
+        """Handle a heartbeat: all changes before `sent`, a time by `now`, have been handled.
+
+        Args:
+            sent: when.
+            life: of the server where changes are made, as `spotconn.server_life` has it.
+        """
         ...
 
     def distrust(self) -> None:
@@ -227,7 +232,7 @@ class ChangeFeed:
                 self._backoff.failures = 0
                 _log.info("notifications of changes arrive")
             for handler in self._handlers.keys() & sent:
-                handler.trust(sent[handler] - age)
+                handler.trust(sent[handler] - age, life)
             await asyncio.sleep(SHORTEST_WAIT)
             await subscription.wait(seconds=max(interval - SHORTEST_WAIT, 0))
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 
@@ -18,6 +18,8 @@ from spotconn.errors import SchemaMismatch
 from spotconn.models import Connection, RecordedFailure, StoredTexts, TokenGrant, digest
 from spotconn.turns import RefreshFailure, RefreshTurn
 
+MOST_UNANSWERED = 10_000
+"""Users of whose last turn the answer was lost."""
 MOST_SAVES = 3
 """Attempts to save one grant where a rekey changes the stored text in between."""
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
@@ -34,6 +36,8 @@ class Refreshes:
     def __init__(self, pool: BoundPool, rows: RowConverter) -> None:
         self._pool = pool
         self._rows = rows
+        # Of each only one caller at a time, who takes it out, may ask with it.
+        self._unanswered: dict[UUID, UUID] = {}
 
     async def begin(self, user_id: UUID, seen: str, lease: float, client_ids: Iterable[str]) -> RefreshTurn:
         """Return the answer of the database to a process that found an access token wanting.
@@ -50,12 +54,22 @@ class Refreshes:
         apps = several(client_ids, name="client_ids")
         if not _FINGERPRINT.fullmatch(seen):
             raise ValueError("seen: expected the fingerprint of a connection")
-        row = await self._pool.row_of(
-            user_id, statements.BEGIN_REFRESH, bytes.fromhex(seen), timedelta(seconds=lease), list(apps) or None
-        )
+        values = bytes.fromhex(seen), timedelta(seconds=lease), list(apps) or None
+        lease_id = self._unanswered.pop(user_id, None) or uuid4()
+        try:
+            row = await self._pool.row_of(user_id, statements.BEGIN_REFRESH, *values, lease_id)
+        except BaseException:  # also a cancellation
+            self._keep(user_id, lease_id)
+            raise
         if row is None:
             raise SchemaMismatch(f"spotconn.begin_refresh gave no answer; {APPLY_SCHEMA}")
         return self._rows.turn(row, user_id)
+
+    def _keep(self, user_id: UUID, lease_id: UUID) -> None:
+        """Ask with the same lease the next time: it may have been granted, and the answer lost."""
+        self._unanswered.setdefault(user_id, lease_id)
+        if len(self._unanswered) > MOST_UNANSWERED:
+            del self._unanswered[next(iter(self._unanswered))]
 
     async def server_life(self) -> str | None:
         """Return what names the server that a session of the pool has, and its life; None on a standby."""

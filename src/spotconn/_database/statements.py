@@ -24,7 +24,7 @@ CHECK_SAVE = "select $1::uuid as user_id, spotconn.check_save($1, $2)"
 DELETE = "select $1::uuid as user_id, spotconn.delete_connection($1) as deleted"
 BEGIN_REFRESH = (
     f"select answer.outcome, answer.lease_id, answer.lease_until, answer.retry_after, answer.client_ids, {_COLUMNS} "
-    "from spotconn.begin_refresh($1, $2, $3, $4) as answer"
+    "from spotconn.begin_refresh($1, $2, $3, $4, $5) as answer"
 )
 FINISH_REFRESH = (
     f"select answer.saved, answer.recovered, {_COLUMNS} "

@@ -175,6 +175,7 @@ class Refresher:
                 self.saved.database_lost()
             raise
         self.saved.database_answered()
+        self.watch.start()
         return answer
 
     async def _other_stored(

@@ -77,8 +77,9 @@ class ConnectionSource:
         self.refreshes = SingleFlight[tuple[UUID, str], Replacement]("spotconn-refresh", "TokenManager")
         self.refresher = Refresher(store, apps, cache, emitter, affinity, times, clock=clock)
         changes = store.changes if cache.size else None
-        saved, backoffs = self.refresher.saved, (self.refresher.backoffs, self._background.backoffs)
-        self.subscriber = Subscriber(changes, cache, saved, backoffs, ttl=cache.ttl, clock=clock)
+        saved, watch = self.refresher.saved, self.refresher.watch
+        backoffs = self.refresher.backoffs, self._background.backoffs
+        self.subscriber = Subscriber(changes, cache, saved, watch, backoffs, ttl=cache.ttl, clock=clock)
         self.answers = WebAnswers(store, apps, emitter, clock=clock)
         self.observer: Observer = NOBODY
         affinity.call_after_fork(self.abandon)

@@ -8,6 +8,7 @@ from spotconn._stopwatch import Stopwatch
 from spotconn._tokens.cache import ConnectionCache
 from spotconn._tokens.local_backoff import LocalBackoffs
 from spotconn._tokens.saved_grants import SavedGrants
+from spotconn._tokens.server_watch import ServerWatch
 
 LARGEST_DRIFT = 1.0
 """Seconds by which the wall clock and the monotonic clock may disagree before cached entries are dropped."""
@@ -19,7 +20,8 @@ class Subscriber:
     Args:
         changes: the notifications, or None if the server cannot deliver them.
         cache: handles them.
-        saved: is compared with the rows when a new session listens: the server may be another one.
+        saved: is compared with the rows when a new session listens: others may have written meanwhile.
+        watch: is told the life of the server.
         backoffs: end for a user whose connection changes.
         ttl: seconds for which a heartbeat makes the cache trusted.
         clock: gives seconds since the epoch.
@@ -34,6 +36,7 @@ class Subscriber:
         changes: ChangeFeed | None,
         cache: ConnectionCache,
         saved: SavedGrants,
+        watch: ServerWatch,
         backoffs: Iterable[LocalBackoffs],
         *,
         ttl: float,
@@ -42,6 +45,7 @@ class Subscriber:
         self._changes = changes
         self._cache = cache
         self._saved = saved
+        self._watch = watch
         self._backoffs = tuple(backoffs)
         self._stopwatch = Stopwatch(clock)
         self._closed = False
@@ -76,12 +80,13 @@ class Subscriber:
         self._cache.clear()
         self._saved.compare()
 
-    def trust(self, sent: float) -> None:
+    def trust(self, sent: float, life: str) -> None:
         """Trust the cache for `ttl` seconds from the time at which a heartbeat was sent."""
         self._check_clock()
         if not self._cache.trusted:
             self._saved.compare()
         self._cache.trust(sent + self.ttl)
+        self._watch.tell(life)
 
     def distrust(self) -> None:
         """Stop trusting the cache."""
