@@ -17,6 +17,7 @@ import asyncpg
 import pytest
 
 from spotconn import ConnectionStore, DatabaseUnavailable, NotConnected, Profile
+from spotconn._database.given_up import GivenUp
 from spotconn._tokens.cache import ConnectionCache
 from support.connections import grant
 from support.database import SYSTEM_15, Database, serving
@@ -357,6 +358,30 @@ async def test_a_commit_of_which_nothing_is_known(
             await store.get(second)
         await refused(waiting.save(third, grant("z"), ALICE))
         assert (await store.save(third, grant("z"), ALICE)).access_token == "access-z"
+
+
+async def test_nothing_outlives_a_close_that_is_cancelled(primary: Database, observer: asyncpg.Connection) -> None:
+    """No task, and no connection with a request to cancel, where the server answers to nothing."""
+    async with FaultProxy(primary.server.port).serve() as proxy:
+        pool = await asyncpg.create_pool(proxy.dsn(primary.dsn), min_size=0, max_size=1)
+        given_up = GivenUp()
+        session = await pool.acquire()
+        call = asyncio.create_task(session.execute("select pg_sleep(600)"))
+        async with asyncio.timeout(SOON):
+            while not await observer.fetchval(f"select exists (select {WAITING})"):
+                await asyncio.sleep(0.02)
+        proxy.freeze()
+        call.cancel()
+        await asyncio.wait([call])
+        given_up.add(session)
+        closing = asyncio.create_task(given_up.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing])
+        async with asyncio.timeout(SOON):
+            while any("spotconn-" in repr(task) or "Connection._cancel" in repr(task) for task in asyncio.all_tasks()):
+                await asyncio.sleep(0.02)
+        pool.terminate()
 
 
 @pytest.mark.long

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import asyncpg
 import pytest
@@ -315,6 +315,16 @@ async def test_the_connect_of_the_caller_is_asked_for_each_host(database: Databa
         assert len(passwords) == 2
 
 
+async def test_the_connect_of_the_caller_may_need_no_name(database: Database) -> None:
+    """That of the URL may be known to nobody; with one host it is not among the options either."""
+
+    async def connect(*_args: Any, **options: Any) -> asyncpg.Connection:
+        assert not {"host", "port", "addresses"} & options.keys()
+        return await asyncpg.connect(database.dsn, **options)
+
+    assert await port_of("postgresql://app:app@unknown.invalid/spotconn", connect=connect) == database.server.port
+
+
 async def test_each_host_has_its_line_in_the_password_file(
     database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -384,19 +394,132 @@ async def test_a_host_of_wrong_settings_is_asked_once(database: Database) -> Non
 
 
 class _TwoAddresses:
-    """Mixed into a loop: its name service knows two addresses for a name."""
+    """Mixed into a loop: its name service knows two addresses for a name.
+
+    Attributes:
+        looked_up: the names that it was asked for.
+    """
+
+    looked_up: ClassVar[list[Any]] = []
 
     async def getaddrinfo(self, host: Any, *args: Any, **options: Any) -> list[Any]:
+        self.looked_up.append(host)
         loop: Any = super()
-        addresses = ("127.0.0.2", "127.0.0.1") if host == "two.invalid" else (host,)
+        if host == "slow.invalid":
+            await asyncio.sleep(TIMEOUT)
+        addresses = ("127.0.0.2", "127.0.0.1") if host == "two.invalid" else (host.replace("one.invalid", "127.0.0.1"),)
         return [info for address in addresses for info in await loop.getaddrinfo(address, *args, **options)]
 
 
-@pytest.mark.parametrize("of", ["asyncio", "uvloop"])
-def test_an_address_that_drops_packets_costs_no_timeout(prepared: Database, of: str) -> None:
-    """One host whose name has two addresses: the second is asked soon."""
-    uvloop = pytest.importorskip("uvloop") if of == "uvloop" else None
+@pytest.fixture(params=["asyncio", "uvloop"])
+def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
+    """Runs a loop with `_TwoAddresses`."""
+    uvloop = pytest.importorskip("uvloop") if request.param == "uvloop" else None
     loop: Any = type("Loop", (_TwoAddresses, uvloop.Loop if uvloop else asyncio.SelectorEventLoop), {})
+    _TwoAddresses.looked_up.clear()
+    with asyncio.Runner(loop_factory=loop) as runner:
+        yield runner
+
+
+def test_an_address_that_drops_packets_costs_no_timeout(prepared: Database, runner: asyncio.Runner) -> None:
+    """One host whose name has two addresses: the second is asked soon."""
     port = prepared.server.port
-    with dropping_port("127.0.0.2", port), asyncio.Runner(loop_factory=loop) as runner:
+    with dropping_port("127.0.0.2", port):
         assert runner.run(port_of(f"postgresql://app:app@two.invalid:{port}/spotconn")) == port
+
+
+@pytest.mark.parametrize("answer", ["hung", "57P03", "28P01"])
+@pytest.mark.parametrize("beside", ["", "127.0.0.3:9,"])
+def test_an_address_that_accepts_and_does_not_serve_costs_no_timeout(
+    prepared: Database, runner: asyncio.Runner, answer: str, beside: str
+) -> None:
+    """Frozen, or starting up: the other address of the name serves, and is asked first from then on."""
+    port = prepared.server.port
+
+    async def search() -> None:
+        async with Listener(SCRIPTED[answer]).serve("127.0.0.2", port) as first:
+            for _ in range(2):
+                assert await port_of(f"postgresql://app:app@{beside}two.invalid:{port}/spotconn") == port
+            assert (first.opened, first.open_now) == (1, 0)
+
+    runner.run(search())
+
+
+def test_a_cancelled_search_of_addresses_leaves_nothing_behind(prepared: Database, runner: asyncio.Runner) -> None:
+    """Cancelled after each step, among several hosts: no task, and no socket."""
+    port = prepared.server.port
+
+    async def search() -> None:
+        async with Listener().serve("127.0.0.2", port) as first, Listener().serve() as hung:
+            dsn = f"postgresql://app:app@two.invalid:{port},127.0.0.1:{hung.port}/spotconn"
+            before = asyncio.all_tasks()
+            steps = 0
+            while steps < 150:
+                host_search._order.cache_clear()
+                task = asyncio.create_task(open_pool(dsn, {"statement_cache_size": 0}, seconds=TIMEOUT))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+                if not task.cancelled():
+                    await close_pool(task.result())
+                steps += 1 + steps // 10
+            gc.collect()
+            async with asyncio.timeout(TIMEOUT):
+                while first.open_now or hung.open_now or asyncio.all_tasks() - before - first.tasks - hung.tasks:
+                    await asyncio.sleep(0.01)
+
+    runner.run(search())
+
+
+def test_a_name_service_that_hangs_for_one_host_does_not_hold_up_another(
+    prepared: Database, runner: asyncio.Runner
+) -> None:
+    """Its answer is a part of asking that host."""
+    port = prepared.server.port
+    assert runner.run(port_of(f"postgresql://app:app@slow.invalid:{port},127.0.0.1:{port}/spotconn")) == port
+
+
+@pytest.mark.parametrize(("host", "times"), [("127.0.0.1", 0), ("one.invalid", 1), ("two.invalid", 1)])
+def test_a_name_is_looked_up_once_for_each_connection(
+    prepared: Database, runner: asyncio.Runner, host: str, times: int
+) -> None:
+    """And an address never."""
+    port = prepared.server.port
+    runner.run(port_of(f"postgresql://app:app@{host}:{port}/spotconn"))
+    assert [name for name in _TwoAddresses.looked_up if name.endswith(".invalid")] == [host] * times
+
+
+def test_where_one_address_listens_its_answer_is_the_error(prepared: Database, runner: asyncio.Runner) -> None:
+    """As where ::1 is an address of the name, and the server has 127.0.0.1 only."""
+    dsn = f"postgresql://app:wrong@two.invalid:{prepared.server.port}/spotconn"
+    with pytest.raises(ConfigurationError, match=r"28P01\)"):
+        runner.run(open_pool(dsn, {"statement_cache_size": 0}, seconds=TIMEOUT))
+
+
+def test_addresses_that_all_refuse_are_named_in_the_error(prepared: Database, runner: asyncio.Runner) -> None:
+    """By their numbers."""
+    dsn = f"postgresql://app:wrong@two.invalid:{prepared.server.port}/spotconn"
+
+    async def search() -> None:
+        async with Listener(refusal("57P03")).serve("127.0.0.2", prepared.server.port):
+            text = r"^no address of the host serves: address 1: .*57P03\).*; address 2: .*28P01\)"
+            with pytest.raises(DatabaseUnavailable, match=text):
+                await open_pool(dsn, {"statement_cache_size": 0}, seconds=TIMEOUT)
+
+    runner.run(search())
+
+
+def test_tls_checks_the_name_and_not_the_address(prepared: Database, runner: asyncio.Runner, tmp_path: Path) -> None:
+    """With verify-full, where the first address hangs; a certificate for the address alone does not do."""
+
+    async def search(pem: Path) -> int:
+        async with tls_front(prepared.server.port, pem) as front, Listener().serve("127.0.0.2", front) as hung:
+            parameters = f"sslnegotiation=direct&sslmode=verify-full&sslrootcert={pem}"
+            found = await port_of(f"postgresql://app:app@two.invalid:{front}/spotconn?{parameters}", timeout=3.0)
+            assert hung.opened == 1
+            return found
+
+    assert runner.run(search(certificate(tmp_path, "two.invalid"))) == prepared.server.port
+    with pytest.raises(DatabaseUnavailable, match="another host name"):
+        runner.run(search(certificate(tmp_path, "other.invalid")))

@@ -37,8 +37,8 @@ class Listener:
         return sum(not writer.is_closing() for writer in self._writers)
 
     @asynccontextmanager
-    async def serve(self) -> AsyncGenerator["Listener"]:
-        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+    async def serve(self, address: str = "127.0.0.1", port: int = 0) -> AsyncGenerator["Listener"]:
+        server = await asyncio.start_server(self._connected, address, port)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self

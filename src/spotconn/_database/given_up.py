@@ -34,6 +34,7 @@ class GivenUp:
     def __init__(self) -> None:
         self._holding: _Tasks = set()
         self._requesting: _Tasks = set()
+        self._closed = False
 
     def add(self, session: "Session | asyncpg.Connection") -> None:
         """Cancel what runs in a session, and close it."""
@@ -64,6 +65,7 @@ class GivenUp:
             if self._holding:
                 await asyncio.wait(self._holding, timeout=2 * HOLD)
         finally:
+            self._closed = True
             late = [*self._holding, *self._requesting]
             for task in late:
                 task.cancel()
@@ -102,7 +104,11 @@ class GivenUp:
     def _cut(self, connection: asyncpg.Connection, requests: _Tasks) -> None:
         """Close a connection at once, and let its cancel requests go on, without a place in the pool."""
         connection.terminate()
-        if pending := {request for request in requests if not request.done()}:
+        pending = {request for request in requests if not request.done()}
+        if self._closed:  # nothing may outlive that
+            for request in pending:
+                request.cancel()
+        elif pending:
             self._start(self._requesting, _finish(pending))
 
 

@@ -122,7 +122,7 @@ async def _open(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.Po
     options = defaults | mapped_hooks(options)
     connect = protected(options.get("connect", asyncpg.connect))
     hosts = await named_hosts(dsn, options, keywords(asyncpg.connect))
-    if len(hosts) > 1:
+    if hosts:
         connect = search_hosts(connect, hosts, named_target(dsn, options), seconds=seconds)
     options["connect"] = connect
     pool: asyncpg.Pool | None = None

@@ -1,18 +1,13 @@
 """Connections that are kept from children of fork from their log-in on."""
 
 import asyncio
-import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from ipaddress import ip_address
 from typing import Any, cast
 
 import asyncpg
 
 from spotconn._affinity import Affinity, keep_from_children, kill_socket
-
-ADDRESS_TIMEOUT = 1.0
-"""Seconds for each address of a name but the last, or one that drops packets would take the whole time to connect."""
 
 Connect = Callable[..., Awaitable[asyncpg.Connection]]
 
@@ -24,10 +19,12 @@ class _ProtectedLoop:
 
     Args:
         loop: does everything else.
+        addresses: by the names for which they stand.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, addresses: Mapping[str, str]) -> None:
         self._loop = loop
+        self._addresses = addresses
         self._affinity = Affinity("pool", loop=loop)
         self._transports: list[Any] = []
 
@@ -40,9 +37,13 @@ class _ProtectedLoop:
         """Return an attribute of the loop itself."""
         return getattr(self._loop, name)
 
-    async def create_connection(self, factory: Callable[[], Any], *args: Any, **options: Any) -> Any:
+    async def create_connection(
+        self, factory: Callable[[], Any], host: Any = None, port: Any = None, **options: Any
+    ) -> Any:
         """Create a connection as the loop does, and protect it."""
         made: list[Any] = []
+        if options.get("ssl"):
+            options.setdefault("server_hostname", host)
 
         def recording() -> Any:
             made.append(factory())
@@ -50,31 +51,12 @@ class _ProtectedLoop:
             return made[-1]
 
         try:
-            return self._protected(await self._connect(recording, *args, **options))
+            address = self._addresses.get(host, host)
+            return self._protected(await self._loop.create_connection(recording, address, port, **options))
         except BaseException:
             for protocol in made:
                 _retrieve_later(protocol)
             raise
-
-    async def _connect(self, factory: Any, host: Any = None, port: Any = None, **options: Any) -> tuple[Any, Any]:
-        # Not `happy_eyeballs_delay`: uvloop lacks it, and asyncio loses a socket where it is cancelled.
-        addresses = await self._addresses(host, port)
-        if options.get("ssl"):
-            options.setdefault("server_hostname", host)
-        for address in addresses[:-1]:
-            with suppress(OSError):
-                async with asyncio.timeout(ADDRESS_TIMEOUT):
-                    return await self._loop.create_connection(factory, address, port, **options)
-        return await self._loop.create_connection(factory, addresses[-1], port, **options)
-
-    async def _addresses(self, host: Any, port: Any) -> list[Any]:
-        """Return the addresses of a name; what is none, or has one address, as it is."""
-        with suppress(ValueError):
-            ip_address(host)
-            return [host]
-        found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM) if host else []
-        addresses = list(dict.fromkeys(info[4][0] for info in found))
-        return addresses if len(addresses) > 1 else [host]
 
     async def create_unix_connection(self, *args: Any, **options: Any) -> Any:
         """Create a connection as the loop does, and protect it."""
@@ -125,10 +107,15 @@ def _retrieve(done: "asyncio.Future[object]") -> None:
 
 
 def protected(connect: Connect) -> Connect:
-    """Return a function like `asyncpg.connect` for the option `connect` of a pool."""
+    """Return a function like `asyncpg.connect` for the option `connect` of a pool.
 
-    async def connect_protected(*args: Any, loop: asyncio.AbstractEventLoop, **options: Any) -> asyncpg.Connection:
-        protected_loop = _ProtectedLoop(loop)
+    It has one more option, `addresses`: by the names for which they stand, so that no name service is asked for those.
+    """
+
+    async def connect_protected(
+        *args: Any, loop: asyncio.AbstractEventLoop, addresses: Mapping[str, str] | None = None, **options: Any
+    ) -> asyncpg.Connection:
+        protected_loop = _ProtectedLoop(loop, addresses or {})
         try:
             connection = await connect(*args, loop=protected_loop, **options)
         except BaseException:

@@ -24,6 +24,11 @@ def is_unknown_host(error: BaseException) -> bool:
     return isinstance(error, socket.gaierror) and error.errno in HOST_UNKNOWN
 
 
+def is_without_listener(error: BaseException) -> bool:
+    """Return whether nothing listens at an address, or no route leads there."""
+    return isinstance(error, ConnectionRefusedError) or (isinstance(error, OSError) and error.errno in _NO_ROUTE)
+
+
 def hook_failure(error: Exception) -> DatabaseUnavailable:
     """Return the error for one that a password callable or a hook of the caller's has raised."""
     return DatabaseUnavailable(
@@ -65,7 +70,7 @@ def _fault(error: Exception) -> str:
         return f"{name}: the TLS handshake failed, {error.reason}"
     if isinstance(error, ConnectionRefusedError):
         return f"{name}: nothing listens at host and port of the database URL"
-    if isinstance(error, OSError) and error.errno in _NO_ROUTE:
+    if is_without_listener(error):
         return f"{name}: no route to the host of the database URL; is its address one of IPv6, and this network IPv4?"
     return name
 
