@@ -69,6 +69,7 @@ def _state(path: Path) -> tuple[int, int, int]:
     return status.st_mode, status.st_uid, status.st_gid
 
 
+@pytest.mark.long
 @root_only
 @pytest.mark.skipif(postgres_binaries().parent.name != "pginstall", reason="only a wheel's programs can be moved")
 def test_links_planted_by_the_account_of_the_server_reach_nothing(base: Path, tmp_path: Path) -> None:

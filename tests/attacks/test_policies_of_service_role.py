@@ -91,6 +91,7 @@ async def test_a_login_by_itself_sees_no_row(managed: Managed, tenant: Tenant, l
     assert visible == []
 
 
+@pytest.mark.long
 async def test_the_login_of_the_service_does_not_become_service_role(managed: Managed, tenant: Tenant) -> None:
     """A service that answers users has no way to the policies that show every row."""
     session = await asyncpg.connect(managed.dsn("service"))

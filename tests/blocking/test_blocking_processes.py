@@ -44,6 +44,7 @@ def _line(stream: IO[str] | None) -> str:
     return stream.readline().strip()
 
 
+@pytest.mark.long
 def test_children_of_fork_serve_amid_the_calls_of_their_parent(harness: Harness) -> None:
     """Four children are forked while four threads are in calls, two of them while another thread holds all locks:
     each child has the tokens of its users from a manager of its own, ends in its way, and the parent has no error.
@@ -59,6 +60,7 @@ def test_children_of_fork_serve_amid_the_calls_of_their_parent(harness: Harness)
     assert all(harness.spotify.accepts_refresh(row["refresh_token"]) for row in stored)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scenario", ["end", "SIGINT", "SIGTERM", "daemon thread"])
 def test_a_process_that_ends_amid_a_refresh_saves_it(harness: Harness, scenario: str) -> None:
     """The main thread is not held up by the call it waits in, and the end of the process waits for the refresh."""

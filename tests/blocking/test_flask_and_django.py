@@ -58,6 +58,7 @@ def gunicorn(socket: Path, *options: str, **settings: str) -> Generator[httpx.Cl
         process.communicate()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("preload", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_the_flask_service_under_gunicorn(harness: Harness, tmp_path: Path, *, preload: bool) -> None:
     """Two workers with four threads each, also where the service was used before the fork: every request has its

@@ -274,6 +274,7 @@ async def test_a_login_without_service_role_is_told(command: Command, database: 
     assert "GRANT service_role TO" in said(result)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 async def test_a_rekey_is_stopped_with_ctrl_c_and_resumed(
     command: Command, environ: dict[str, str], admin: asyncpg.Connection

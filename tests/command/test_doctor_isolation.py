@@ -22,6 +22,7 @@ async def test_a_login_may_be_more_than_it_must(database: Database, admin: async
         await admin.execute("alter role spotconn nologin password null")
 
 
+@pytest.mark.long
 async def test_the_only_superuser_is_not_to_be_demoted() -> None:
     """Where the role spotconn is the server's first superuser, the remedy is another one; carried out, it is enough."""
     with EmbeddedPostgres() as server:

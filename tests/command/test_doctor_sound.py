@@ -76,6 +76,7 @@ async def test_the_search_path_of_the_login_does_not_matter(
         await superuser.execute("alter role app reset search_path")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("login", ["app", "platform"])
 async def test_of_a_read_only_database_only_that_is_said(
     project: Database, superuser: asyncpg.Connection, login: str

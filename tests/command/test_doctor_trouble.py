@@ -52,6 +52,7 @@ async def test_a_read_only_database_is_named(
     assert found["isolation"].text.endswith("cannot be tried, see writing")
 
 
+@pytest.mark.long
 async def test_a_replica_is_told_from_a_read_only_database() -> None:
     """The remedy is the primary; what a replica cannot do is left out."""
     with EmbeddedPostgres() as server:

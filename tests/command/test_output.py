@@ -128,6 +128,7 @@ async def test_the_version_is_printed(environ: dict[str, str]) -> None:
         assert (await invoke(environ, *arguments)).stdout == f"spotconn {__version__}\n"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "locale",
     [
@@ -147,6 +148,7 @@ async def test_a_process_in_a_plain_locale(
     assert (wrong.returncode, wrong.stderr.count("\n"), "\x1b" in wrong.stderr) == (2, 1, False)
 
 
+@pytest.mark.long
 @needs_full
 @pytest.mark.parametrize(
     ("redirection", "why"),

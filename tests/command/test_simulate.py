@@ -70,6 +70,7 @@ async def printed_by(*words: str, **settings: str) -> tuple[int | None, str, str
     return process.returncode, out.decode(), err.decode()
 
 
+@pytest.mark.long
 async def test_the_ten_lines_of_the_readme_without_spotify(
     database: Database, user: UUID, admin: asyncpg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

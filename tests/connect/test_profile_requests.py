@@ -206,6 +206,7 @@ async def test_stopped_in_whatever_way_it_leaves_nothing(prepared: Database, ope
                 await asyncio.sleep(0.02)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "settings", "named"),
     [

@@ -342,6 +342,7 @@ async def test_a_server_that_is_frozen(primary: Database, observer: asyncpg.Conn
         assert watch.most <= SIZE * 2
 
 
+@pytest.mark.long
 async def test_a_commit_of_which_nothing_is_known(
     primary: Database, observer: asyncpg.Connection, connected: list[UUID]
 ) -> None:

@@ -176,6 +176,7 @@ async def test_what_is_not_taken_is_closed(database: Database, second: EmbeddedP
     await admin.close()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("logins")
 async def test_a_cancelled_search_leaves_nothing_behind(
     database: Database, admin: asyncpg.Connection, second: EmbeddedPostgres

@@ -173,6 +173,7 @@ async def test_policies_that_bind_others_hide_nothing(
         await admin.execute(f"drop policy r on {TABLE}; drop policy s on {TABLE}")
 
 
+@pytest.mark.long
 async def test_the_policies_go_where_service_role_has_bypassrls(
     managed: Managed, stored: list[UUID], admin: asyncpg.Connection
 ) -> None:

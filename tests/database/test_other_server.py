@@ -150,43 +150,6 @@ async def test_a_server_with_a_later_promotion_counts_among_several_hosts(
         await check.compare(f"00000000 {lives[0]}", period=10)
 
 
-async def test_a_feed_that_is_restarted_listens_again(
-    tokens: TokenManager, ways: tuple[FaultProxy, FaultProxy], user: UUID
-) -> None:
-    """At each step of the way: while it connects, waits for its first heartbeat, or listens; twice each time."""
-    feed = feed_of(tokens)
-    ways[1].delay = 0.001  # so that it takes some steps to connect
-    for step in (0, 1, 2, 3, 5, 8, 13, 21, 34, 55):
-        feed.restart()
-        for _ in range(step):
-            await asyncio.sleep(0)
-        last = feed._subscription
-        feed.restart()
-        await until(lambda last=last: feed._subscription not in {None, last} and tokens._cache.trusted)  # type: ignore[misc]
-        await passed(tokens)
-        assert [task.get_name() for task in asyncio.all_tasks()].count("spotconn-subscriber") == 1
-    await trusted(tokens, user)
-
-
-async def test_a_restart_waits_for_no_answer_of_the_old_server(
-    tokens: TokenManager, ways: tuple[FaultProxy, FaultProxy]
-) -> None:
-    """It hangs in the middle of a heartbeat."""
-    feed = feed_of(tokens)
-    feed._timeout = 1000
-    subscription = feed._subscription
-    assert subscription is not None
-    subscription._timeout = 1000
-    ways[1].freeze()
-    asking = asyncio.create_task(subscription.heartbeat())
-    await asyncio.sleep(0)
-    feed.restart()
-    with pytest.raises(Exception, match=r"lost|closed|ended|ConnectionDoesNotExist"):
-        await asking
-    ways[1].thaw()
-    await until(lambda: feed._subscription not in {None, subscription})
-
-
 async def test_the_first_success_of_the_pool_ends_the_pause(
     tokens: TokenManager, ways: tuple[FaultProxy, FaultProxy], user: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +182,7 @@ async def test_what_does_not_pass_by_itself_is_not_asked_again_soon(
         await until(lambda: feed._backoff.failures == 1)
         for _ in range(3):
             feed.wake()
-            feed.restart()
+            feed.look()
             tokens._cache.invalidate(user)
             await tokens.get_valid_token(user)
         assert feed._subscription is None

@@ -98,6 +98,7 @@ async def crowd(dsn: str, url: str, users: list[UUID], **options: Any) -> list[l
     return await asyncio.gather(*clients, return_exceptions=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{}, {"statement_cache_size": 0}], ids=["detected", "declared"])
 async def test_many_clients_refresh_each_user_once(
     bouncer: PgBouncer, database: Database, admin: asyncpg.Connection, options: dict[str, Any]
@@ -114,6 +115,7 @@ async def test_many_clients_refresh_each_user_once(
     assert set(spotify.refreshes.values()) == {1}
 
 
+@pytest.mark.long
 async def test_with_a_statement_cache_most_fail(
     bouncer: PgBouncer, database: Database, admin: asyncpg.Connection
 ) -> None:
@@ -129,6 +131,7 @@ async def test_with_a_statement_cache_most_fail(
     assert worked == [right] * CLIENTS
 
 
+@pytest.mark.long
 async def test_many_users_at_once_are_never_crossed(
     bouncer: PgBouncer, database: Database, admin: asyncpg.Connection, spotify: FakeSpotify
 ) -> None:

@@ -76,6 +76,7 @@ def open_copy(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> Open:
     return opening
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "plans",
     ["force_generic_plan", *(pytest.param(mode, marks=pytest.mark.long) for mode in ("auto", "force_custom_plan"))],

@@ -303,6 +303,7 @@ async def test_a_stopped_rekey_is_resumed(
         assert ONLY_NEW.decrypt(row["refresh_token"], user_id=user, column="refresh_token") == refresh_token_of(user)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [20_000, pytest.param(100_000, marks=pytest.mark.long)])
 @pytest.mark.timeout(300)
 async def test_many_rows_beside_live_refreshes(

@@ -237,6 +237,7 @@ async def test_of_the_admin(primary: Database, observer: asyncpg.Connection, use
         await repeated(observer, work(admin, user, other))
 
 
+@pytest.mark.long
 async def test_the_schema_applied_again(primary: Database, observer: asyncpg.Connection) -> None:
     """It always writes: what is answered stands on the standby."""
     session = await asyncpg.connect(primary.admin_dsn, server_settings=DURABLE)

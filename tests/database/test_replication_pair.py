@@ -66,6 +66,7 @@ def test_what_replication_missed_is_lost_with_its_server() -> None:
             pair.primary.execute("create table made_read_only()")
 
 
+@pytest.mark.long
 async def test_a_frozen_server_accepts_and_says_nothing() -> None:
     """A connection to it is opened by the kernel and gets no answer; thawed, it answers."""
     with replicated() as pair:

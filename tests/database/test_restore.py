@@ -153,6 +153,7 @@ async def test_rows_without_their_users(server: EmbeddedPostgres, dsn: Dsn, targ
             await store.save(source[0], grant("b"), Profile(spotify_user_id="alice"))
 
 
+@pytest.mark.long
 async def test_a_server_without_the_roles(server: EmbeddedPostgres, dsn: Dsn, source: list[UUID]) -> None:
     """There a restore stops at the first policy, or goes on without; the doctor names what is missing, and applying the
     schema makes the roles. The service's login needs its membership again, and says so.
@@ -212,6 +213,7 @@ REPLICATED[True] = f"{REPLICATED[False]}, spotconn.refresh_state"
 ADD_USER = "insert into auth.users (id) values (gen_random_uuid()) returning id"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("with_state", [True, pytest.param(False, marks=pytest.mark.long)])
 async def test_a_logical_replica_that_is_promoted(server: EmbeddedPostgres, *, with_state: bool) -> None:
     """With the tables of both schemas published it goes on where the primary ended; with the table alone no app and no

@@ -27,6 +27,7 @@ def free_port() -> int:
     return port
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["tekore_client.py", pytest.param("spotipy_client.py", marks=pytest.mark.long)])
 async def test_the_clients_run_without_settings(name: str) -> None:
     """It works for a user with a good token and one with a token that has run out, also behind a proxy."""
@@ -36,6 +37,7 @@ async def test_the_clients_run_without_settings(name: str) -> None:
     assert "Bob listens to Cobalt, " in out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [
@@ -55,6 +57,7 @@ async def test_with_settings_users_have_to_be_named(name: str) -> None:
     assert "hush" not in out + err
 
 
+@pytest.mark.long
 async def test_the_service_runs_without_settings_and_ends_by_sigterm() -> None:
     """As a process of its own it serves one user, asks the other to connect, and leaves nothing running."""
     async with started("fastapi_app.py", PORT="0") as process:
@@ -103,6 +106,7 @@ def test_the_guide_counts_the_lines_of_the_flask_service() -> None:
     assert f"in {sum(bool(line.strip()) for line in service.splitlines())} lines, none of which" in guide
 
 
+@pytest.mark.long
 async def test_the_service_can_be_started_as_its_first_lines_say() -> None:
     """The command of uvicorn works from the folder of the project; here it gets as far as the database."""
     (command,) = re.findall(r"`uvicorn (.*?)`", (EXAMPLES / "fastapi_app.py").read_text())
@@ -116,6 +120,7 @@ async def test_the_service_can_be_started_as_its_first_lines_say() -> None:
     assert "hush" not in err.decode()
 
 
+@pytest.mark.long
 async def test_the_job_runs_without_settings() -> None:
     """Forty users, two of whom have to be asked."""
     status, out, err = await run("nightly_job.py")
@@ -137,6 +142,7 @@ async def test_a_job_that_gets_sigterm_says_how_far_it_came() -> None:
     await gone(helpers)
 
 
+@pytest.mark.long
 async def test_the_import_runs_without_settings() -> None:
     """It shows both sources and a refusal, and warns of nothing."""
     status, out, err = await run("import_tokens.py")
@@ -146,6 +152,7 @@ async def test_the_import_runs_without_settings() -> None:
     assert "3. Refused: spotipy's cache: refresh_token: " in out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [

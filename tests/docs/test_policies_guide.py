@@ -76,6 +76,7 @@ async def test_the_blocks_of_the_guide_hold_on_supabase(project: Project) -> Non
         assert await session.fetchval("select count(user_id) from public.spotify_connections") == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("language", BODIES)
 async def test_a_body_in_quotes_may_not_use_the_schema_auth(project: Project, language: str) -> None:
     """As the guide says: auth.uid() in a statement and in such a body fails on Supabase, and a definer's works."""

@@ -136,6 +136,7 @@ ADDRESSES = ["1@example.com", "refused@example.com", "jörg@example.com", "a@", 
 """In the order of the list; to those between the first and the last no letter can be sent."""
 
 
+@pytest.mark.long
 async def test_as_a_program(
     database: Database, store: ConnectionStore, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

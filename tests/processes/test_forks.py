@@ -218,6 +218,7 @@ async def test_children_do_not_disturb_their_parent(
         await children_leave_the_parent_alone(world, own)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("own", ["nothing", "client"])
 async def test_children_do_not_disturb_their_parent_over_tls(
     chief: str, admin: asyncpg.Connection, spotify: FakeSpotify, own: str, tmp_path: Path
@@ -287,6 +288,7 @@ async def settled(world: World) -> int:
     return bursts
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("waits_for", "own"),
     [("begin_refresh", "nothing"), ("begin_refresh", "pool"), ("Spotify", "nothing"), ("finish_refresh", "nothing")],

@@ -44,6 +44,7 @@ async def preloaded(socket: Path, **settings: str) -> AsyncGenerator[httpx.Async
         assert await asyncio.wait_for(process.wait(), 20) == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "start", [*range(SOME), *(pytest.param(n, marks=pytest.mark.long) for n in range(SOME, STARTS))]
 )

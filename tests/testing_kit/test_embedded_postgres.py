@@ -138,6 +138,7 @@ def test_a_signal_to_the_group_of_a_running_parent(binaries: Path, number: signa
         eventually(lambda: nothing_left(base))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sign", ["spotconn-*", "*/data/base/1/PG_VERSION"])
 def test_a_parent_killed_while_the_server_is_made(sign: str, base: Path) -> None:
     """Nothing is left when the parent gets SIGKILL at any point before the server is ready."""
@@ -147,6 +148,7 @@ def test_a_parent_killed_while_the_server_is_made(sign: str, base: Path) -> None
         eventually(lambda: nothing_left(base))
 
 
+@pytest.mark.long
 def test_a_parent_interrupted_while_initdb_runs(base: Path) -> None:
     """Nothing is left when the parent gets SIGINT during initdb."""
     with start_parent(SERVERS[0]) as parent:

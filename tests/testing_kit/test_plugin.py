@@ -200,6 +200,7 @@ def test_the_fixtures_hold_what_they_say(
     assert not list(open_folder.iterdir())
 
 
+@pytest.mark.long
 def test_loading_it_imports_nothing_else(pytester: pytest.Pytester) -> None:
     """A run that uses no fixture of it has the plugin, and neither the library nor what it needs."""
     pytester.makepyfile(
@@ -215,6 +216,7 @@ def test_loading_it_imports_nothing_else(pytester: pytest.Pytester) -> None:
     pytester.runpytest_subprocess(timeout=50).assert_outcomes(passed=1)
 
 
+@pytest.mark.long
 def test_without_the_extra_every_fixture_names_it(pytester: pytest.Pytester) -> None:
     """Where only the library is installed other tests run as ever, and a fixture says what to install."""
     pytester.makepyfile(sitecustomize=WITHOUT_EXTRA)

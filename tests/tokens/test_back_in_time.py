@@ -7,13 +7,22 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from spotconn import ConnectionStore, NotConnected, SpotifyAccounts, SpotifyUnavailable, TokenManager, events
+from spotconn import (
+    ConnectionStore,
+    NotConnected,
+    ReauthorizationRequired,
+    SpotifyAccounts,
+    SpotifyUnavailable,
+    TokenManager,
+    events,
+)
 from spotconn._tokens import saved_grants
 from spotconn.testing import FakeSpotify
 from support.backups import refreshed
 from support.connections import connect
 from support.database import Database
 from support.fault_proxy import FaultProxy
+from support.invariants import stored_row
 from support.listening import SOON, trusted, until
 
 
@@ -250,3 +259,16 @@ async def test_a_locked_row_holds_up_no_other_that_is_saved_again(
     async with asyncio.timeout(SOON):
         while (await store.get(users[0])).access_token != saved[0][1]:
             await asyncio.sleep(0.05)
+
+
+async def test_a_grant_of_a_user_who_has_disconnected_here_is_not_saved_again(
+    tokens: TokenManager, store: ConnectionStore, spotify: FakeSpotify, admin: asyncpg.Connection, user: UUID
+) -> None:
+    """Where a failover loses the disconnect, too, the row that is back gets no token that works."""
+    before, _ = await refreshed(store, tokens, spotify, admin, user)
+    await tokens.disconnect(user)
+    await before.restore(admin)
+    earlier = await stored_row(admin, user)
+    with pytest.raises(ReauthorizationRequired):
+        await tokens.get_valid_token(user)
+    assert await stored_row(admin, user) == earlier

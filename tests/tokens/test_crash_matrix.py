@@ -91,6 +91,7 @@ async def test_after_a_crash_another_process_serves_an_expired_user(
         assert await recorded(scene.admin, scene.user) == {"leased": False, "failure": None}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["single-use"])
 async def test_a_crash_delays_nobody_while_the_token_is_usable(
     point: Point, scene: Scene, kind: str, store: ConnectionStore, request: pytest.FixtureRequest

@@ -396,6 +396,7 @@ def test_the_text_of_an_error_of_the_callers_is_not_logged() -> None:
     assert str(SharedFailure(DatabaseUnavailable("no answer"))) == "DatabaseUnavailable: no answer"
 
 
+@pytest.mark.long
 async def test_an_error_of_the_callers_block_passes_as_it_is(setup: Setup) -> None:
     """What is raised inside `as_user` is the caller's: the same object, with its frames and what it was handling."""
     kept: list[LookupError] = []

@@ -393,6 +393,7 @@ async def test_a_foreign_write_beats_a_kept_grant(database: Database, statement:
             assert await scene.tokens.get_valid_token(scene.user) == "a"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", [away, half_open, terminate])
 async def test_a_lost_database_delays_nobody_who_has_a_usable_token(
     database: Database, fault: Callable[[FaultHarness], Awaitable[None]], caplog: pytest.LogCaptureFixture

@@ -17,6 +17,7 @@ UNHURRIED = 100.0
 """Seconds in which a busy machine refreshes a whole crowd: no lease lapses while its holder waits for a turn to run."""
 
 
+@pytest.mark.long
 async def test_a_fleet_refreshes_each_user_once(database: Database, admin: asyncpg.Connection) -> None:
     """Four processes that ask for 500 expired users at once make exactly 500 calls and get 2,000 valid tokens."""
     spotify = FakeSpotify(rotation=True, latency=(0.05, 0.3))
@@ -35,6 +36,7 @@ async def test_a_fleet_refreshes_each_user_once(database: Database, admin: async
     assert await admin.fetchval("select count(*) from spotconn.refresh_state where saves = 1") == len(users)
 
 
+@pytest.mark.long
 async def test_a_dead_connection_costs_no_calls(database: Database, admin: asyncpg.Connection) -> None:
     """A revoked connection asked for 10,000 times by four processes costs Spotify two calls at most."""
     spotify = FakeSpotify(rotation=True)

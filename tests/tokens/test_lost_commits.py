@@ -132,6 +132,7 @@ def incidents(caplog: pytest.LogCaptureFixture) -> list[str]:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("many", [60, pytest.param(200, marks=pytest.mark.long)])
 async def test_nobody_is_lost_and_nobody_has_to_connect_again(
     fleet: Fleet, pair: Pair, spotify: FakeSpotify, caplog: pytest.LogCaptureFixture, many: int
@@ -173,6 +174,7 @@ async def test_a_process_that_was_idle_meets_no_error_and_saves_again(
     assert sorted(fleet.restored) == sorted(users)
 
 
+@pytest.mark.long
 async def test_so_it_does_where_the_same_server_comes_back_with_earlier_data(
     fleet: Fleet, pair: Pair, spotify: FakeSpotify
 ) -> None:

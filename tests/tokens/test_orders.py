@@ -813,6 +813,7 @@ def new_loop(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEve
     return new
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scenario", CROWDS, ids=str)
 def test_a_caller_in_every_turn_of_a_real_loop(
     scenario: Scenario, new_loop: Callable[[], asyncio.AbstractEventLoop]

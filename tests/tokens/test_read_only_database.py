@@ -2,16 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 
-from spotconn import ConnectionStore, DatabaseUnavailable, SpotifyAccounts, TokenManager
+from spotconn import ConnectionStore, DatabaseUnavailable, NotConnected, SpotifyAccounts, TokenManager
 from spotconn._database.server_leaving import INTERVAL
 from spotconn.testing import FakeSpotify
 from support.connections import connect, stored_state
 from support.database import Database
+from support.listening import feed_of, until
 from support.read_only import read_only
 
 
@@ -78,3 +79,23 @@ async def test_a_disconnect_and_a_reconnect_are_not_carried_out(
             await tokens.replace_rejected(user, before.access_token)
         assert await tokens.get_valid_token(user) == before.access_token
     assert (await store.get(user)).failure is None
+
+
+async def test_the_listener_stays_where_its_server_is_the_only_one(
+    store: ConnectionStore, accounts: SpotifyAccounts, spotify: FakeSpotify, database: Database, user: UUID
+) -> None:
+    """The pool leaves its sessions again and again; the one that listens is at the same server and goes on."""
+    await connect(store, spotify, user, ttl=-1)
+    async with TokenManager(store, accounts) as tokens:
+        with pytest.raises(NotConnected):
+            await tokens.get_valid_token(uuid4())
+        await until(lambda: tokens._cache.trusted)
+        listening = feed_of(tokens)._subscription
+        async with read_only(database):
+            async with asyncio.timeout(30):
+                while store.pool.leaving.generation < 3:
+                    with pytest.raises(DatabaseUnavailable):
+                        await tokens.get_valid_token(user)
+                    await asyncio.sleep(0.05)
+            assert feed_of(tokens)._subscription is listening
+            assert tokens._cache.trusted

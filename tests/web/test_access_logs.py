@@ -62,6 +62,7 @@ async def logged(folder: Path, *command: str) -> str:
             await process.wait()
 
 
+@pytest.mark.long
 async def test_no_code_and_no_state_is_in_an_access_log(tmp_path: Path) -> None:
     """Of uvicorn, of gunicorn with a format of its own, and of gunicorn with uvicorn's worker; the rest is there."""
     (tmp_path / "service.py").write_text(APP)

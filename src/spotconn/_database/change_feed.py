@@ -75,7 +75,7 @@ class ChangeFeed:
     def __init__(self, pool: BoundPool, dsn: str, options: dict[str, Any]) -> None:
         self._store_pool = pool
         pool.on_return = self.wake
-        pool.on_leave = self.restart
+        pool.on_leave = self.look
         # Its observer would count the listener's waits among those of calls.
         self._pool = pool.beside()
         self._pool.checked = True  # the store looks
@@ -134,13 +134,10 @@ class ChangeFeed:
         """End a pause: the pool reaches the database again."""
         self._database_back.set()
 
-    def restart(self) -> None:
-        """Leave the session that listens, and begin another: the pool has left its server.
-
-        A pause stays as it is, so that a pool which does this again and again causes no logins.
-        """
+    def look(self) -> None:
+        """Send the next heartbeat at once: the pool has left its server, and may have another now."""
         if self._subscription is not None:
-            self._subscription.end()
+            self._subscription.wake()
 
     @asynccontextmanager
     async def subscribe(self, handler: ChangeHandler) -> AsyncGenerator[Subscription]:

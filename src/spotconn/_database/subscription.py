@@ -127,12 +127,6 @@ class Subscription:
         """End the wait under way, or the next one."""
         self._woken.set()
 
-    def end(self) -> None:
-        """End the session at once, also one that does not answer. What is awaited of it fails."""
-        self._end()
-        with suppress(asyncpg.InterfaceError):
-            self._session.terminate()
-
     async def _notify(self) -> str | None:
         """Send a notification from a session of the pool, and return the life of its server."""
         # Behind a transaction pooler, or at another database, only the session's own notifications would arrive.

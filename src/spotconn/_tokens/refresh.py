@@ -146,6 +146,7 @@ class Refresher:
     def on_write(self, user_id: UUID) -> None:
         """Handle that a user has connected or disconnected through this process, or may have."""
         self.unsaved.doubt(user_id)
+        self.saved.forget(user_id)  # a row that a failover brings back is not what the user has chosen last
         self._holder.doubt(user_id)
         self.backoffs.end(user_id)
 
