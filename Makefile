@@ -3,7 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Where the system can do it, a command dies with the make that started it, also by SIGKILL.
+# Where the system can do it, a command dies with the make that started it, also by SIGKILL. With a variable before it make
+# starts a shell, which `exec` then replaces: it would come between the two.
 GUARD := $(shell command -v setpriv >/dev/null 2>&1 && echo setpriv --pdeathsig KILL)
 
 # pyright would ask the package index for a newer one at each run.
@@ -42,7 +43,7 @@ example: .venv/examples-installed ## run one of the examples: NAME=tekore_client
 
 # From sql/ into src/spotconn/_command/expected_facts.tsv; a test says when it has to run.
 facts: .venv/test-installed ## write anew what the doctor compares the catalog of a database with
-	PYTHONPATH=src:tests $(GUARD) $(BIN)/python tests/support/expected_facts.py
+	PYTHONPATH=src:tests exec $(GUARD) $(BIN)/python tests/support/expected_facts.py
 
 # -rfEs: the end names what failed, and what is skipped with the reason, as browser tests on a system without Chromium.
 SELECT ?= not long
@@ -65,18 +66,18 @@ VERSION_TESTS := tests/database $(foreach part,facts sound,tests/command/test_do
 
 # The long form of the tests of the refresh protocol: more processes, more rounds, more steps, random faults.
 soak: .venv/test-installed ## half an hour of refreshes with random faults
-	SPOTCONN_SOAK=1 $(GUARD) $(BIN)/python -m pytest -v -s -m soak
-	SPOTCONN_SOAK=1 $(GUARD) $(BIN)/python -m pytest -v -s tests/tokens/test_state_machine.py
+	SPOTCONN_SOAK=1 exec $(GUARD) $(BIN)/python -m pytest -v -s -m soak
+	SPOTCONN_SOAK=1 exec $(GUARD) $(BIN)/python -m pytest -v -s tests/tokens/test_state_machine.py
 
 # The plan of faults is that of the seed, which is printed first; how tasks meet differs from run to run.
 SECONDS ?= 120
 SEED ?= 1
 chaos: .venv/test-installed ## random faults over several processes, and what must hold: SECONDS=120 SEED=1
-	PYTHONPATH=tests $(GUARD) $(BIN)/python -m chaos --seconds $(SECONDS) --seed $(SEED)
+	PYTHONPATH=tests exec $(GUARD) $(BIN)/python -m chaos --seconds $(SECONDS) --seed $(SEED)
 
 # The long form waits for the library's own timeouts. OPTIONS="--scenarios hung --ways hosts proxy" plays what it names.
 failover: .venv/test-installed ## failovers of real servers, by each way of connecting; OPTIONS="--short --worlds two-servers"
-	PYTHONPATH=tests $(GUARD) $(BIN)/python -m failover $(OPTIONS)
+	PYTHONPATH=tests exec $(GUARD) $(BIN)/python -m failover $(OPTIONS)
 
 # The refresh protocol as a model for Spin, from the Debian packages spin and gcc. MODEL=all takes the large ones too.
 MODEL ?= small

@@ -34,7 +34,8 @@ async def play(arguments: argparse.Namespace, world: World) -> list[History]:
         if not world.can(scenario.step):
             continue
         played = await Run(world, scenario, ways, timing).run()
-        print(table.plain(played) + "\n", flush=True)
+        texts = [f"MISSED {text}\n" for history in played for text in oracle.violations(history, timing)]
+        print(f"{table.plain(played)}\n{''.join(texts)}", flush=True)
         histories += played
     return histories
 

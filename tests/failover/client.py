@@ -32,7 +32,11 @@ class Lines(logging.Handler):
 
 
 class Callers:
-    """Makes the calls, each in a task of its own."""
+    """Makes the calls, each in a task of its own.
+
+    Attributes:
+        late: seconds that a call began after its time, at most: the machine was busy.
+    """
 
     def __init__(self, tokens: TokenManager, users: list[UUID]) -> None:
         self._tokens = tokens
@@ -41,6 +45,7 @@ class Callers:
         self.calls = 0
         self.bad: list[dict[str, Any]] = []
         self.slowest = 0.0
+        self.late = 0.0
         self.served: dict[int, float] = {}
 
     async def run(self, stopped: asyncio.Event) -> None:
@@ -52,8 +57,14 @@ class Callers:
             self._running.add(task)
             task.add_done_callback(self._running.discard)
             number += 1
+            self.late = max(self.late, time.monotonic() - due)
             due += pause
             await asyncio.sleep(due - time.monotonic())
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What happened, but for the calls that never ended."""
+        return {name: getattr(self, name) for name in ("calls", "bad", "slowest", "served", "late")}
 
     async def end(self) -> int:
         """Wait for the calls under way, and return how many do not end."""
@@ -124,8 +135,7 @@ async def main(settings: dict[str, Any]) -> None:
             stopped.set()
             await running
             hung = await callers.end()
-            result = {"calls": callers.calls, "bad": callers.bad, "slowest": callers.slowest, "served": callers.served}
-            print(json.dumps(result | {"hung": hung, "logged": lines.texts}), flush=True)
+            print(json.dumps(callers.result | {"hung": hung, "logged": lines.texts}), flush=True)
             await orders.read()
     transport.close()
 

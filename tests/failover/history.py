@@ -43,6 +43,7 @@ class History:
     Attributes:
         synchronous: whether commits wait for a standby.
         hangs: whether sessions that stand get no answer.
+        gives_up: whether refreshes are given up that the database has begun.
         began: when the first thing was done to the servers.
         calls: how many the client made.
         bad: those that were not served.
@@ -50,7 +51,7 @@ class History:
         hung: calls that had not ended long after the last was made.
         pool: writes of the bare pool, each as soon as a period is over.
         fresh: new connections with a write.
-        late: seconds that the machine let the process beside the client wait, at most.
+        late: seconds that the machine let the client, or the process beside it, wait, at most.
         disconnected: the victims, with the time.
         served: the time of the last call of each user that gave a token.
         connected_again: victims whose row came back.
@@ -65,6 +66,7 @@ class History:
     way: str
     synchronous: bool
     hangs: bool = False
+    gives_up: bool = False
     began: float = 0.0
     calls: int = 0
     bad: list[Call] = field(default_factory=list[Call])
@@ -87,6 +89,7 @@ class History:
         self.calls += result["calls"]
         self.bad += [Call(**call) for call in result["bad"]]
         self.slowest = max(self.slowest, result["slowest"])
+        self.late = max(self.late, result["late"])
         self.hung += result["hung"]
         for user, at in result["served"].items():
             self.served[int(user)] = max(at, self.served.get(int(user), 0.0))

@@ -8,15 +8,21 @@ from failover.timing import POOL_SIZE, Timing
 BESIDE = 1.0
 """Seconds that a client may need more than a new connection with a write does."""
 LATE = 1.0
-"""Seconds that a machine may take which is busy, beside those that it took from another process: `History.late`."""
+"""Seconds that a machine may take which is busy, beside those that it is known to have taken: `History.late`."""
 MOST_LINES = 40
 """Warnings of one client in one scenario: two for each of its users."""
+SESSIONS = POOL_SIZE + 2
+"""Of one client: the pool, the one that listens, and the short new connection that shows where it should."""
 
 
 def is_served_as_soon_as_a_new_connection(history: History, timing: Timing) -> Iterator[str]:
-    """Where a server hangs, a statement on a session that stands has to time out first."""
+    """Where a server hangs, a statement on a session that stands has to time out first.
+
+    A lease whose answer was given up in the wait for a standby is in the database, and nobody knows that it has it.
+    """
     mine, fresh = history.without_service, history.outage(history.fresh)
-    if mine > fresh + BESIDE + history.late + (timing.timeout if history.hangs else 0.0):
+    allowed = timing.timeout if history.hangs else timing.lease if history.gives_up else 0.0
+    if mine > fresh + BESIDE + history.late + allowed:
         yield f"{mine:.1f} s without service, a new connection {fresh:.1f} s"
 
 
@@ -49,7 +55,7 @@ def a_disconnect_lasts(history: History, _timing: Timing) -> Iterator[str]:
 
 
 def sessions_are_those_of_the_pool(history: History, _timing: Timing) -> Iterator[str]:
-    allowed = history.clients * (POOL_SIZE + 1)
+    allowed = history.clients * SESSIONS
     if history.sessions > allowed:
         yield f"{history.sessions} sessions on one server, the pool and the listener have {allowed}"
 

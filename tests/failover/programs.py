@@ -17,7 +17,7 @@ from typing import Any
 from support import folder_keeper
 from support.postgres_server import account_of_servers, owned_folder
 
-READY = 60.0
+READY = 120.0
 """Seconds for a program to be ready, and for a cluster to be what it is waited for to be."""
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin"
 LOW_PORTS = range(15_000, 32_000)

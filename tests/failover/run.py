@@ -49,7 +49,13 @@ class Run:
         }
         self._beside = Process("failover.beside", "the process beside the clients")
         self.histories = {
-            way.name: History(scenario.name, way.name, synchronous=scenario.synchronous, hangs=scenario.hangs)
+            way.name: History(
+                scenario.name,
+                way.name,
+                synchronous=scenario.synchronous,
+                hangs=scenario.hangs,
+                gives_up=scenario.gives_up,
+            )
             for way in ways
         }
 
@@ -124,7 +130,7 @@ class Run:
             history = self.histories[way.name]
             history.pool = [Call(**write) for write in beside["writes"].get(way.name, [])]
             history.fresh = [Call(**write) for write in beside["writes"].get(way.fresh, [])]
-            history.late = beside["late"]
+            history.late = max(history.late, beside["late"])
 
     async def _close(self, way: Way) -> None:
         """Let the clients of a way close everything."""

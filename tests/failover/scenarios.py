@@ -20,6 +20,7 @@ class Scenario:
         clients: processes of each way, which share its users; a failed call of one is one of the way.
         hangs: whether sessions that stand get no answer: a statement must time out before another server is asked.
         loses_commits: whether tokens outlive the outage: a process remembers what it has saved for as long as they.
+        gives_up: whether refreshes are given up that the database has begun: their leases have to end first.
         long: left out of the short form.
     """
 
@@ -30,6 +31,7 @@ class Scenario:
     clients: int = 1
     loses_commits: bool = False
     hangs: bool = False
+    gives_up: bool = False
     long: bool = False
 
 
@@ -39,7 +41,7 @@ SCENARIOS = (
     Scenario("hung", "freeze", lambda world, _: world.freeze(), hangs=True),
     Scenario("woken", "wake", lambda world, timing: world.wake(timing.asleep), hangs=True, loses_commits=True),
     Scenario("isolated", "isolate", lambda world, _: world.isolate()),
-    Scenario("split", "split", lambda world, _: world.split(), synchronous=False),
+    Scenario("split", "split", lambda world, _: world.split(), synchronous=False, loses_commits=True),
     Scenario("restarted", "restart", lambda world, _: world.restart(), long=True),
     Scenario("read-only", "turn_read_only", lambda world, _: world.turn_read_only()),
     Scenario("demoted", "demote", lambda world, _: world.demote(), long=True),
@@ -51,6 +53,6 @@ SCENARIOS = (
         clients=2,
         loses_commits=True,
     ),
-    Scenario("standby away", "delay_commits", lambda world, timing: world.delay_commits(timing.delayed)),
+    Scenario("standby away", "delay_commits", lambda world, timing: world.delay_commits(timing.delayed), gives_up=True),
     Scenario("away", "take_away", lambda world, timing: world.take_away(timing.away), long=True),
 )

@@ -36,7 +36,7 @@ def good() -> History:
         fresh=[Call(NOW, NOW + 0.1), failed(FAULT), failed(FAULT + 2)],
         disconnected={USERS: FAULT + 4},
         served={1: FAULT + 9, USERS: FAULT + 5},
-        sessions=11,
+        sessions=12,
         logged=["a warning"],
     )
 
@@ -76,7 +76,7 @@ BAD: dict[str, tuple[str, Callable[[History], object]]] = {
         lambda h: h.served.update({USERS: FAULT + 4 + SHORT.cache_ttl + 2}),
     ),
     "a disconnect undone": ("a_disconnect_lasts", lambda h: h.connected_again.append(USERS)),
-    "too many sessions": ("sessions_are_those_of_the_pool", lambda h: setattr(h, "sessions", 12)),
+    "too many sessions": ("sessions_are_those_of_the_pool", lambda h: setattr(h, "sessions", 13)),
     "a loud log": ("the_log_is_quiet", lambda h: h.logged.extend(["again"] * 320)),
     "a process that ended": ("the_run_is_sound", lambda h: h.problems.append("it ended")),
     "nothing served": ("the_run_is_sound", lambda h: h.served.clear()),
@@ -106,6 +106,17 @@ def test_a_server_that_hangs_costs_one_timeout() -> None:
     history.hangs = True
     assert oracle.violations(history, SHORT) == []
     history.bad.append(failed(FAULT + 4.5 + SHORT.timeout))
+    assert oracle.violations(history, SHORT)
+
+
+def test_a_lease_that_nobody_knows_has_to_end() -> None:
+    """It is allowed for where refreshes are given up, and no more than it."""
+    history = good()
+    history.bad.extend(failed(FAULT + 2 + at) for at in range(1, int(SHORT.lease) + 1))
+    assert oracle.violations(history, SHORT)
+    history.gives_up = True
+    assert oracle.violations(history, SHORT) == []
+    history.bad.extend(failed(FAULT + 4 + SHORT.lease + at) for at in range(2))
     assert oracle.violations(history, SHORT)
 
 
@@ -140,7 +151,7 @@ def test_the_tables_are_put_between_their_markers(tmp_path: Path) -> None:
     text = page.read_text()
     assert text.startswith(f"before\n\n{begin}\n\n| scenario | way |")
     assert text.endswith(f"|\n\n{end}\n\nafter\n")
-    assert "| killed | hosts | 2 of 900 | 2.0 | 2.5 | 2.5 | 3.0 | 0 | 1.0 | 11 | 1 |" in text
+    assert "| killed | hosts | 2 of 900 | 2.0 | 2.5 | 2.5 | 3.0 | 0 | 1.0 | 12 | 1 |" in text
     assert "old" not in text
     with pytest.raises(ValueError, match="clusters"):
         table.write(page, "clusters", [good()])

@@ -10,12 +10,14 @@ from uuid import UUID
 import asyncpg
 
 from failover.client import open_manager
-from failover.timing import LASTING_TTL, USERS, VICTIMS, Timing
+from failover.timing import LASTING_TTL, PERIOD, USERS, VICTIMS, Timing
 from failover.ways import Way
-from spotconn import ConnectionStore, Profile
+from spotconn import ConnectionStore, Profile, TryLater
 from spotconn.testing import FakeSpotify
 
 ADMIN_TIMEOUT = 20.0
+JUDGES = 30.0
+"""Seconds for users to be refreshed at the end; whose answer is to try later are asked again."""
 _AGE = "update public.spotify_connections set expires_at = spotconn.now() - interval '1 minute'"
 
 
@@ -75,8 +77,12 @@ class Users:
         settings: dict[str, Any] = {"dsn": dsn, "listen_dsn": None, "url": url}
         async with AsyncExitStack() as stack:
             tokens = await open_manager(stack, settings, timing)
-            everyone = [user for users in self.of.values() for user in users]
-            answers = {user: answer async for user, answer in tokens.get_valid_tokens(everyone)}
+            asked, answers = [user for users in self.of.values() for user in users], dict[UUID, Any]()
+            end = time.monotonic() + JUDGES
+            while asked and time.monotonic() < end:
+                answers |= {user: answer async for user, answer in tokens.get_valid_tokens(asked)}
+                asked = [user for user in asked if isinstance(answers[user], TryLater)]
+                await asyncio.sleep(PERIOD if asked else 0)
         return {
             name: {n: str(answers[user]) for n, user in enumerate(users) if not isinstance(answers[user], str)}
             for name, users in self.of.items()
