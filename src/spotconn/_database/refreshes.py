@@ -59,13 +59,13 @@ class Refreshes:
         try:
             row = await self._pool.row_of(user_id, statements.BEGIN_REFRESH, *values, lease_id)
         except BaseException:  # also a cancellation
-            self._keep(user_id, lease_id)
+            self._note_unanswered(user_id, lease_id)
             raise
         if row is None:
             raise SchemaMismatch(f"spotconn.begin_refresh gave no answer; {APPLY_SCHEMA}")
         return self._rows.turn(row, user_id)
 
-    def _keep(self, user_id: UUID, lease_id: UUID) -> None:
+    def _note_unanswered(self, user_id: UUID, lease_id: UUID) -> None:
         """Ask with the same lease the next time: it may have been granted, and the answer lost."""
         self._unanswered.setdefault(user_id, lease_id)
         if len(self._unanswered) > MOST_UNANSWERED:

@@ -38,7 +38,7 @@ class ServerWatch:
         self._task: asyncio.Task[None] | None = None
         self._closed = False
         self._life: str | None = None
-        self._changed_at = self._told_at = self._needed_until = -math.inf
+        self._changed_at = self._observed_at = self._needed_until = -math.inf
         self._look_again = False
 
     def start(self) -> None:
@@ -51,7 +51,7 @@ class ServerWatch:
             # In a context of its own: it outlives the call that starts it, and is no part of its trace.
             self._task = asyncio.create_task(self._watch(), name="spotconn-watch", context=Context())
 
-    def tell(self, life: str | None) -> None:
+    def observe(self, life: str | None) -> None:
         """Compare all grants with their rows where the server is another one than before.
 
         After the second time, too: commits may have been lost between a grant and the first.
@@ -59,7 +59,7 @@ class ServerWatch:
         Args:
             life: of the server, as `spotconn.server_life` has it; None of a standby.
         """
-        self._told_at = loop_time()
+        self._observed_at = loop_time()
         if life is None:
             return
         first, changed = self._life is None, life != self._life
@@ -80,7 +80,7 @@ class ServerWatch:
         """
         if self._life is None:  # nothing to compare it with
             return False
-        self.tell(await self._store.refreshes.server_life())
+        self.observe(await self._store.refreshes.server_life())
         return loop_time() - self._changed_at < LATELY
 
     async def aclose(self) -> None:
@@ -93,15 +93,15 @@ class ServerWatch:
 
     async def _watch(self) -> None:
         while self._saved.prune() and loop_time() < self._needed_until:
-            pause = self._told_at + INTERVAL - loop_time()
-            if pause <= 0:
+            delay = self._observed_at + INTERVAL - loop_time()
+            if delay <= 0:
                 await self._ask()
-                pause = INTERVAL
-            await asyncio.sleep(pause)
+                delay = INTERVAL
+            await asyncio.sleep(delay)
 
     async def _ask(self) -> None:
         try:
-            self.tell(await self._store.refreshes.server_life())
+            self.observe(await self._store.refreshes.server_life())
         except DatabaseUnavailable:
             self._saved.database_lost()
             self._needed_until = loop_time() + LASTING  # the server that answers next may be another one

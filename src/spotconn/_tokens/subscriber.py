@@ -86,7 +86,7 @@ class Subscriber:
         if not self._cache.trusted:
             self._saved.compare()
         self._cache.trust(sent + self.ttl)
-        self._watch.tell(life)
+        self._watch.observe(life)
 
     def distrust(self) -> None:
         """Stop trusting the cache."""
