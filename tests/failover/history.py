@@ -43,7 +43,6 @@ class History:
     Attributes:
         synchronous: whether commits wait for a standby.
         hangs: whether sessions that stand get no answer.
-        gives_up: whether refreshes are given up that the database has begun.
         began: when the first thing was done to the servers.
         calls: how many the client made.
         bad: those that were not served.
@@ -66,7 +65,6 @@ class History:
     way: str
     synchronous: bool
     hangs: bool = False
-    gives_up: bool = False
     began: float = 0.0
     calls: int = 0
     bad: list[Call] = field(default_factory=list[Call])

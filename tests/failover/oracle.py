@@ -16,12 +16,9 @@ SESSIONS = POOL_SIZE + 2
 
 
 def is_served_as_soon_as_a_new_connection(history: History, timing: Timing) -> Iterator[str]:
-    """Where a server hangs, a statement on a session that stands has to time out first.
-
-    A lease whose answer was given up in the wait for a standby is in the database, and nobody knows that it has it.
-    """
+    """Where a server hangs, a statement on a session that stands has to time out first."""
     mine, fresh = history.without_service, history.outage(history.fresh)
-    allowed = timing.timeout if history.hangs else timing.lease if history.gives_up else 0.0
+    allowed = timing.timeout if history.hangs else 0.0
     if mine > fresh + BESIDE + history.late + allowed:
         yield f"{mine:.1f} s without service, a new connection {fresh:.1f} s"
 

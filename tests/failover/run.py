@@ -54,7 +54,6 @@ class Run:
                 way.name,
                 synchronous=scenario.synchronous,
                 hangs=scenario.hangs,
-                gives_up=scenario.gives_up,
             )
             for way in ways
         }

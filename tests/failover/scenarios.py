@@ -20,7 +20,6 @@ class Scenario:
         clients: processes of each way, which share its users; a failed call of one is one of the way.
         hangs: whether sessions that stand get no answer: a statement must time out before another server is asked.
         loses_commits: whether tokens outlive the outage: a process remembers what it has saved for as long as they.
-        gives_up: whether refreshes are given up that the database has begun: their leases have to end first.
         long: left out of the short form.
     """
 
@@ -31,7 +30,6 @@ class Scenario:
     clients: int = 1
     loses_commits: bool = False
     hangs: bool = False
-    gives_up: bool = False
     long: bool = False
 
 
@@ -53,6 +51,6 @@ SCENARIOS = (
         clients=2,
         loses_commits=True,
     ),
-    Scenario("standby away", "delay_commits", lambda world, timing: world.delay_commits(timing.delayed), gives_up=True),
+    Scenario("standby away", "delay_commits", lambda world, timing: world.delay_commits(timing.delayed)),
     Scenario("away", "take_away", lambda world, timing: world.take_away(timing.away), long=True),
 )

@@ -109,17 +109,6 @@ def test_a_server_that_hangs_costs_one_timeout() -> None:
     assert oracle.violations(history, SHORT)
 
 
-def test_a_lease_that_nobody_knows_has_to_end() -> None:
-    """It is allowed for where refreshes are given up, and no more than it."""
-    history = good()
-    history.bad.extend(failed(FAULT + 2 + at) for at in range(1, int(SHORT.lease) + 1))
-    assert oracle.violations(history, SHORT)
-    history.gives_up = True
-    assert oracle.violations(history, SHORT) == []
-    history.bad.extend(failed(FAULT + 4 + SHORT.lease + at) for at in range(2))
-    assert oracle.violations(history, SHORT)
-
-
 def test_outages_far_apart_are_added_up() -> None:
     """One slow call long after the rest makes no outage of the time between."""
     history = good()
