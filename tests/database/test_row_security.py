@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from typing import Any
 from uuid import UUID
 
@@ -199,6 +200,35 @@ async def test_a_cancelled_block_leaves_nothing_behind(store: ConnectionStore, u
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await state_of(store) == before
+
+
+async def test_no_step_of_a_block_is_cancelled_so_that_its_session_stays(
+    database: Database, admin: asyncpg.Connection, user: UUID
+) -> None:
+    """Twice, soon after each other: the session ends on the server, with its transaction and its locks."""
+
+    async def block(small: ConnectionStore) -> None:
+        async with small.as_user(user) as connection:
+            await connection.execute("set search_path = other")
+            await connection.fetch("select 1")
+            await asyncio.sleep(0)
+
+    open_transaction = "select exists (select from pg_stat_activity where state ~ 'idle in transaction')"
+    async with ConnectionStore.open(database.dsn, max_size=1, statement_cache_size=100) as small:
+        for steps, again in product(range(60), (0, 1, 2, 4)):
+            async with small.pool.acquire():
+                pass  # so that there is a session
+            task = asyncio.create_task(block(small))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            for _ in range(again):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+        async with asyncio.timeout(10):
+            while await admin.fetchval(open_transaction):
+                await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("steps", range(0, 24, 2))

@@ -103,7 +103,11 @@ class GivenUp:
 
     def _cut(self, connection: asyncpg.Connection, requests: _Tasks) -> None:
         """Close a connection at once, and let its cancel requests go on, without a place in the pool."""
+        # asyncpg has no public API for it, and 0.30 leaves it open where a close is under way.
+        transport: asyncio.Transport | None = getattr(connection, "_transport", None)
         connection.terminate()
+        if transport is not None:
+            transport.abort()
         pending = {request for request in requests if not request.done()}
         if self._closed:  # nothing may outlive that
             for request in pending:

@@ -1,6 +1,6 @@
 """A session for the caller's own SQL in one transaction, which leaves nothing to the next user of the pool.
 
-The connection is closed at the end. Nothing less is certain: type codecs, query loggers, the state of procedural
+The store ends the connection. Nothing less is certain: type codecs, query loggers, the state of procedural
 languages and of the random generator cannot be looked up, or not be restored.
 
 Behind a transaction pooler the session of the server belongs to another client as soon as the transaction ends. So the
@@ -17,7 +17,6 @@ import asyncpg
 
 from spotconn._database.acquire import within
 from spotconn._database.errors import map_errors
-from spotconn._database.given_up import is_cancelling
 from spotconn._database.idle_sessions import Session
 from spotconn.errors import DatabaseUnavailable
 
@@ -63,7 +62,7 @@ _TRACKED_SETTINGS = ("application_name", "client_encoding", "DateStyle", "standa
 
 @asynccontextmanager
 async def borrow(session: Session, *, seconds: float) -> AsyncGenerator[None]:
-    """Context manager: a transaction after which the session is restored, for a pooler, and its connection closed.
+    """Context manager: a transaction after which the session is restored, for a pooler. The caller ends its connection.
 
     It commits at the end of the block. An exception rolls it back and passes through unchanged, as does an error of
     the commit.
@@ -78,21 +77,16 @@ async def borrow(session: Session, *, seconds: float) -> AsyncGenerator[None]:
     transaction = session.transaction()
     await map_errors(within(transaction.start(), seconds=seconds))
     try:
-        try:
-            yield
-        except BaseException:
-            with suppress(Exception):  # an error of the rollback would replace that of the block
-                await _end(session, transaction, f"{_ROLLBACK}; {restoring}", seconds=seconds)
-            raise
-        if connection.is_closed():
-            if _was_in_transaction(connection):
-                raise DatabaseUnavailable(_NOT_SAVED)
-        else:
-            await _commit(session, transaction, f"{_COMMIT}; {restoring}", seconds=seconds)
-    finally:
-        if not is_cancelling(connection):  # else the exit of `acquire` ends it
-            with suppress(Exception):  # it has been lost, or does not end in time: then it is cut
-                await connection.close(timeout=seconds)
+        yield
+    except BaseException:
+        with suppress(Exception):  # an error of the rollback would replace that of the block
+            await _end(session, transaction, f"{_ROLLBACK}; {restoring}", seconds=seconds)
+        raise
+    if connection.is_closed():
+        if _was_in_transaction(connection):
+            raise DatabaseUnavailable(_NOT_SAVED)
+    else:
+        await _commit(session, transaction, f"{_COMMIT}; {restoring}", seconds=seconds)
 
 
 async def _commit(session: Session, transaction: "Transaction", statements: str, *, seconds: float) -> None:
