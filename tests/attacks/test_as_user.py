@@ -1,5 +1,6 @@
 """What a block of `as_user` leaves to the next user of the pool: nothing. What it does not confine is documented."""
 
+import asyncio
 from uuid import UUID
 
 import asyncpg
@@ -49,6 +50,7 @@ async def test_the_next_user_of_the_pool_meets_nothing(database: Database, user:
                 {"normal": None}[end]
         except KeyError:
             assert end == "exception"
+        await asyncio.sleep(0)  # in which the end of the block itself is logged
         logged.clear()
         connection = await store.save(user, grant("a"), ALICE)
         assert (connection.access_token, connection.spotify_user_id) == ("access-a", "alice")

@@ -30,7 +30,7 @@ UNDELIVERED = (
     "the connection that listens for changes hears nothing in time: it was cut, leads to another database, or a "
     "transaction pooler is in between"
 )
-LASTING = frozenset({OTHER_SERVER, QUEUE_FILLED, UNDELIVERED})
+LASTING = frozenset({QUEUE_FILLED, UNDELIVERED})
 """Texts of errors where the database answers, and notifications do not arrive."""
 
 
