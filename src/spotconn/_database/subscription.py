@@ -102,10 +102,14 @@ class Subscription:
         """
         notified = None if self._confirmed else await self._notify()
         life, skipped = await self._ask()
-        self._count(skipped)
         self._check()
-        if not self._confirmed:
-            await self._await_notification(same_server=life == notified)
+        if notified is not None:
+            if life != notified[0]:  # looked at first: another server has another count
+                raise DatabaseUnavailable(OTHER_SERVER, answered=True)
+            self._count(notified[1])
+        self._count(skipped)
+        if notified is not None:
+            await self._await_notification()
         if life is None:
             raise DatabaseUnavailable("the connection that listens for changes leads to a standby")
         self._confirmed = True
@@ -127,19 +131,15 @@ class Subscription:
         """End the wait under way, or the next one."""
         self._woken.set()
 
-    async def _notify(self) -> str | None:
-        """Send a notification from a session of the pool, and return the life of its server."""
+    async def _notify(self) -> tuple[str | None, int | None]:
+        """Send a notification from a session of the pool, and return what `_ask` does, of its server."""
         # Behind a transaction pooler, or at another database, only the session's own notifications would arrive.
         query = "select spotconn.server_life(), spotconn.heartbeat($1)"
         async with self._pool.acquire() as other:
             row = await map_errors(other.fetchrow(query, self._nonce, timeout=self._timeout))
-        life, skipped = _answer(row)
-        self._count(skipped)
-        return life
+        return _answer(row)
 
-    async def _await_notification(self, *, same_server: bool) -> None:
-        if not same_server:
-            raise DatabaseUnavailable(OTHER_SERVER, answered=True)
+    async def _await_notification(self) -> None:
         with suppress(TimeoutError):
             await within(self._arrived.wait(), seconds=self._timeout)
         self._check()
