@@ -294,7 +294,7 @@ async def test_what_a_call_costs_through_it(
             got, before = proxy.round_trips - before, proxy.round_trips
             async with store.as_user(user):
                 pass
-            block = proxy.round_trips - before
+        block = proxy.round_trips - before  # the session of the block ends behind its back
     assert (saved, got, block) == (2, 2, 6)
 
 
