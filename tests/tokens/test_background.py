@@ -23,12 +23,6 @@ FAILED = "a refresh in the background failed"
 
 
 @pytest.fixture
-async def proxy(database: Database) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(database.server.port).serve() as serving:
-        yield serving
-
-
-@pytest.fixture
 async def tokens(database: Database, proxy: FaultProxy, accounts: SpotifyAccounts) -> AsyncIterator[TokenManager]:
     """One that reads each token anew."""
     async with (

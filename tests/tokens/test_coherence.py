@@ -31,12 +31,6 @@ Opening = Callable[..., Awaitable[TokenManager]]
 
 
 @pytest.fixture
-async def proxy(database: Database) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(database.server.port).serve() as serving:
-        yield serving
-
-
-@pytest.fixture
 async def opened(database: Database, accounts: SpotifyAccounts) -> AsyncIterator[Opening]:
     """Opens a manager over a store of its own."""
     async with AsyncExitStack() as stack:

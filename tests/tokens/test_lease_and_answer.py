@@ -4,7 +4,7 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from uuid import UUID
 
@@ -23,12 +23,6 @@ from support.token_worker import digest
 
 TIMEOUT = 1.0
 """Seconds for Spotify where the event loop stands still for longer."""
-
-
-@pytest.fixture
-async def proxy(database: Database) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(database.server.port).serve() as serving:
-        yield serving
 
 
 @contextmanager

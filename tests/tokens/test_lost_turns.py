@@ -18,12 +18,6 @@ Loss = Callable[[Awaitable[object]], Awaitable[None]]
 
 
 @pytest.fixture
-async def proxy(database: Database) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(database.server.port).serve() as serving:
-        yield serving
-
-
-@pytest.fixture
 async def own(database: Database, proxy: FaultProxy) -> AsyncIterator[ConnectionStore]:
     async with ConnectionStore.open(proxy.dsn(database.dsn), timeout=1) as opened:
         yield opened

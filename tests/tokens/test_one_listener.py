@@ -38,12 +38,6 @@ class Managers:
 
 
 @pytest.fixture
-async def proxy(database: Database) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(database.server.port).serve() as serving:
-        yield serving
-
-
-@pytest.fixture
 async def managers(database: Database, accounts: SpotifyAccounts, proxy: FaultProxy) -> AsyncIterator[Managers]:
     listen_dsn = f"{proxy.dsn(database.dsn)}?application_name=listening"
     async with AsyncExitStack() as stack:

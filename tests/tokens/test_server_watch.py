@@ -20,12 +20,6 @@ LIFE = b"select spotconn.server_life()"
 
 
 @pytest.fixture
-async def proxy(database: Database) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(database.server.port).serve() as serving:
-        yield serving
-
-
-@pytest.fixture
 async def tokens(database: Database, proxy: FaultProxy, accounts: SpotifyAccounts) -> AsyncIterator[TokenManager]:
     """One that caches nothing and does not listen."""
     async with (

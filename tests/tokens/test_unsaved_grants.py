@@ -23,12 +23,6 @@ from support.listening import until
 
 
 @pytest.fixture
-async def proxy(database: Database) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(database.server.port).serve() as serving:
-        yield serving
-
-
-@pytest.fixture
 async def behind(database: Database, proxy: FaultProxy) -> AsyncIterator[ConnectionStore]:
     """A store that hears soon that the database is away, and does not listen."""
     async with ConnectionStore.open(proxy.dsn(database.dsn), timeout=0.5, max_size=4) as store:

@@ -121,10 +121,10 @@ def is_reusable(session: Session) -> bool:
     connection = _connection(session)
     if connection is None or connection.is_closed():
         return False
-    return not is_cancelling(connection) and not connection.is_in_transaction()
+    return not _is_cancelling(connection) and not connection.is_in_transaction()
 
 
-def is_cancelling(connection: asyncpg.Connection) -> bool:
+def _is_cancelling(connection: asyncpg.Connection) -> bool:
     """Return whether a statement of a connection was cancelled and has not ended yet, as far as is known."""
     # asyncpg has no public API for it.
     protocol = getattr(connection, "_protocol", None)

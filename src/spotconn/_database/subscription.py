@@ -164,7 +164,7 @@ class Subscription:
         if self._lost:
             raise DatabaseUnavailable("the connection that listens for changes was lost")
 
-    def _end(self, _session: object = None) -> None:
+    def _end(self, _session: object) -> None:
         self._lost = True
         self._arrived.set()
         self._woken.set()
