@@ -15,6 +15,7 @@ from spotconn import ConnectFlow, ConnectionStore, SpotifyAccounts
 from spotconn.testing import FakeSpotify, postgres_binaries
 from support.consent import REDIRECT_URI, SCOPES
 from support.database import VERSIONS, Database, serving
+from support.open_transports import OpenTransports
 from support.printed_tables import print_tables
 
 pytest_plugins = ["pytester", "support.profile_site"]
@@ -25,9 +26,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items[:] = [item for item in items if item.get_closest_marker("soak") is None]
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     # Children take SIGINT as from a terminal, also where the run itself ignores it, as a job in the background does.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.pluginmanager.register(OpenTransports())
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
