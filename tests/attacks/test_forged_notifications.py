@@ -22,9 +22,9 @@ FLOOD = 2000
 @pytest.fixture
 async def stranger(database: Database, admin: asyncpg.Connection) -> AsyncIterator[asyncpg.Connection]:
     """A session of a login that has no right on any table."""
-    if not await admin.fetchval("select exists (select from pg_roles where rolname = 'stranger')"):
-        await admin.execute("create role stranger login password 'stranger'")
-    session = await asyncpg.connect(database.login_dsn("stranger"))
+    if not await admin.fetchval("select exists (select from pg_roles where rolname = 'forger')"):
+        await admin.execute("create role forger login password 'forger'")
+    session = await asyncpg.connect(database.login_dsn("forger"))
     yield session
     await session.close()
 

@@ -263,7 +263,7 @@ async def test_a_held_answer_does_not_keep_the_server_from_closing(fake: FakeSpo
     with fake.hold(before=True) as held:
         async with fake.serve() as url:
             accounts = SpotifyAccounts("demo-client", "demo-secret", accounts_url=url)
-            refreshing = asyncio.create_task(accounts.refresh(refresh_token, timeout=0.5))
+            refreshing = asyncio.create_task(accounts.refresh(refresh_token, timeout=5))
             await held.reached()
         with pytest.raises(SpotifyUnavailable):
             await refreshing

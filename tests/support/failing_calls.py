@@ -96,7 +96,7 @@ def manager(store: ConnectionStore, accounts: SpotifyAccounts) -> TokenManager:
 
 def hurry(setup: Setup) -> None:
     """Give each refresh that begins from now on little time at Spotify."""
-    set_times(setup.tokens, timeout=4 * SHORT)
+    set_times(setup.tokens, timeout=1)
 
 
 # What makes a call fail.

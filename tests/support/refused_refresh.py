@@ -13,7 +13,7 @@ async def failure(accounts: SpotifyAccounts) -> SpotconnError:
     """What a refresh raises: an error of the library, with nothing behind it."""
     async with accounts:
         with pytest.raises(SpotconnError) as raised:
-            await accounts.refresh(SECRET, timeout=0.4)
+            await accounts.refresh(SECRET, timeout=2)
     assert (raised.value.__cause__, raised.value.__context__) == (None, None)
     assert SECRET not in str(raised.value)
     return raised.value

@@ -247,7 +247,7 @@ async def test_no_answer_of_spotify(
         with pytest.raises(SpotifyUnavailable):
             await exported.instrument(tokens).get_valid_token(user)
     assert set(exported.points(RESPONSES)) == {("ConnectError", OWN_APP)}
-    async with TokenManager(store, accounts, refresh_timeout=0.2, lease=2) as tokens:
+    async with TokenManager(store, accounts, refresh_timeout=1, lease=2) as tokens:
         with spotify.hold() as held, pytest.raises(SpotifyUnavailable):
             await exported.instrument(tokens).get_valid_token(user)
         held.release()
