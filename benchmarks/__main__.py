@@ -21,6 +21,7 @@ from benchmarks import (
     cold,
     decrypt,
     imports,
+    listeners,
     memory,
     neighbours,
     pace,
@@ -32,6 +33,7 @@ from benchmarks import (
     starved,
     storm,
     table,
+    upkeep,
     warm,
     wire,
 )
@@ -40,7 +42,23 @@ from benchmarks.rounds import Figure
 from benchmarks.sizes import FULL, QUICK, Size
 from spotconn.testing import EmbeddedPostgres
 
-PARTS = (imports, wire, decrypt, warm, cold, callers, rows, starved, storm, pace, saving, memory, neighbours)
+PARTS = (
+    imports,
+    wire,
+    decrypt,
+    warm,
+    cold,
+    callers,
+    rows,
+    starved,
+    storm,
+    pace,
+    saving,
+    memory,
+    neighbours,
+    upkeep,
+    listeners,
+)
 ON_UVLOOP = (warm, cold, callers, pace)
 
 Loop = Callable[[], asyncio.AbstractEventLoop]

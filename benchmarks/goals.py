@@ -65,5 +65,7 @@ REPORTED = {
     "decrypt_share_crowd": "share of a token that is decrypting, 100 callers at once",
     "decrypt_crowd_vs_alone": "decrypting a token among 100 callers / in a loop that does nothing else",
     "notified_writes_vs_silent": "saved refreshes per second that notify, commits 5 ms slower / without trigger",
+    "wal_bytes_per_refresh": "bytes of WAL for a refresh, without whole pages",
+    "hot_share": "share of the updates of a refresh that touch no index",
 }
 """Figures without a goal that the page shows."""

@@ -23,6 +23,11 @@ class Size:
         tenant_calls: for each of the other users in one round.
         tenant_octets: of a big value.
         imports: fresh interpreters of each kind.
+        upkeep_users: whose tokens are refreshed in a round of what that leaves in the database.
+        listeners: sessions that listen beside a commit, the fewest first.
+        notified: commits beside each number of them.
+        fleet: processes that only listen.
+        fleet_seconds: for which they are observed: one period of their logins, at least 5.
     """
 
     rounds: int
@@ -40,6 +45,11 @@ class Size:
     tenant_calls: int
     tenant_octets: int
     imports: int
+    upkeep_users: int
+    listeners: tuple[int, ...]
+    notified: int
+    fleet: int
+    fleet_seconds: float
 
 
 FULL = Size(
@@ -58,6 +68,11 @@ FULL = Size(
     tenant_calls=25,
     tenant_octets=8_000_000,
     imports=31,
+    upkeep_users=5_000,
+    listeners=(0, 50, 100, 200),
+    notified=100,
+    fleet=100,
+    fleet_seconds=20,
 )
 QUICK = Size(
     rounds=2,
@@ -75,4 +90,9 @@ QUICK = Size(
     tenant_calls=2,
     tenant_octets=80_000,
     imports=1,
+    upkeep_users=20,
+    listeners=(0, 2),
+    notified=3,
+    fleet=3,
+    fleet_seconds=6,
 )

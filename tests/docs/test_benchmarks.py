@@ -15,6 +15,7 @@ import pytest
 from benchmarks import page
 from benchmarks.children import child
 from benchmarks.goals import GOALS, REPORTED, Goal
+from benchmarks.growth_page import MEASURED
 from benchmarks.imports import fresh
 from benchmarks.rounds import Rounds, each, interleaved, noting, together
 
@@ -60,6 +61,7 @@ def test_the_quick_form_gives_every_figure(tmp_path: Path) -> None:
     figures = {key: results[key] for key in KEYS} | results["extra"]
     assert [key for key, value in figures.items() if not (math.isfinite(value) and value > 0)] == []
     assert [key for key in figures if f"\n{key} " not in done.stdout] == []
+    assert [key for keys, *_ in MEASURED for key in keys.split(", ") if key not in figures] == []
     assert {"authlib", "google-auth", "tekore"} < results["peers"].keys()
     assert results["storm_calls_per_user"] == 1
     assert (results["round_trips_read"], results["round_trips_refresh"]) == (1, 3)
