@@ -12,6 +12,8 @@ TIMES = {
     "warm_tekore_us": "tekore's RefreshingToken.access_token, in a coroutine",
     "warm_google_auth_us": "google-auth's Credentials.valid and .token, in a coroutine",
     "warm_authlib_us": "authlib's AsyncOAuth2Client.ensure_active_token",
+    "blocking_us": "a cached token of BlockingTokens, without await",
+    "threadsafe_us": "asyncio.run_coroutine_threadsafe of a bare coroutine, from another thread",
     "cold_us": "a token from the database",
     "cold_held_fetchrow_us": "asyncpg's fetchrow on a connection that is held, as the superuser, without RLS",
     "cold_fetchrow_us": "asyncpg's pool.fetchrow, as the superuser, without RLS",

@@ -16,6 +16,13 @@ def lines(figures: Mapping[str, float]) -> Iterator[str]:
     for key, value in figures.items():
         if key not in keys:
             yield f"{key:<38}{shown(value):>9}"
+    if names := missed(figures):
+        yield f"\nMISSED: {', '.join(names)}"
+
+
+def missed(figures: Mapping[str, float]) -> list[str]:
+    """The figures that do not reach their goals."""
+    return [goal.key for goal in GOALS if not goal.reached(figures[goal.key])]
 
 
 def shown(value: float) -> str:

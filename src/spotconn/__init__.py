@@ -1,13 +1,17 @@
-"""Stored Spotify connections: a valid access token for a user, or one clear reason why not."""
+"""Stored Spotify connections: a valid access token for a user, or one clear reason why not.
 
+What only operators use is imported when it is first asked for.
+"""
+
+import importlib
 import logging
+import typing
 
-from spotconn._database.schema import schema_sql, schema_statements
 from spotconn._tokens.access_token import AccessToken
 from spotconn._tokens.freshness import Freshness, freshness
+from spotconn._tokens.status import ConnectionStatus, TokensProgress
 from spotconn._user_ids import UserId, integer_id, user_id
 from spotconn.accounts import SpotifyAccounts
-from spotconn.admin import ConnectionAdmin
 from spotconn.auth import SpotifyAuth
 from spotconn.authorizations import Authorization, Completed
 from spotconn.cipher import AesGcmSivCipher, TokenCipher
@@ -32,20 +36,16 @@ from spotconn.errors import (
     TryLater,
     UnknownUser,
 )
-from spotconn.importing import import_grant, verify_connection
 from spotconn.manager import TokenManager
 from spotconn.models import Connection, Profile, RecordedFailure, StoredTexts, TokenGrant, TokenSource
-from spotconn.overview import (
-    ConnectionOverview,
-    ConnectionStats,
-    ConnectionStatus,
-    MigratedRow,
-    PruneProgress,
-    RekeyProgress,
-    TokensProgress,
-)
 from spotconn.store import ConnectionStore
 from spotconn.turns import Outcome, RefreshFailure, RefreshTurn
+
+if typing.TYPE_CHECKING:
+    from spotconn._database.schema import schema_sql, schema_statements
+    from spotconn.admin import ConnectionAdmin
+    from spotconn.importing import import_grant, verify_connection
+    from spotconn.overview import ConnectionOverview, ConnectionStats, MigratedRow, PruneProgress, RekeyProgress
 
 __all__ = [
     "AccessToken",
@@ -108,3 +108,28 @@ __version__ = "0.1.0"
 
 # Quiet by default: what a library logs is shown where the program asks for it, and nowhere else.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+if not typing.TYPE_CHECKING:  # a checker would take any name for one of the package
+    _OF_OPERATORS = {
+        "ConnectionAdmin": "admin",
+        "ConnectionOverview": "overview",
+        "ConnectionStats": "overview",
+        "MigratedRow": "overview",
+        "PruneProgress": "overview",
+        "RekeyProgress": "overview",
+        "import_grant": "importing",
+        "schema_sql": "_database.schema",
+        "schema_statements": "_database.schema",
+        "verify_connection": "importing",
+    }
+
+    def __getattr__(name: str) -> object:
+        """Import a name of `_OF_OPERATORS`."""
+        if name not in _OF_OPERATORS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_OF_OPERATORS[name]}"), name)
+        return value
+
+    def __dir__() -> list[str]:
+        """Return all names, also those that are not imported yet."""
+        return sorted({*globals(), *__all__})

@@ -1,24 +1,27 @@
 """Growing, jittered pauses."""
 
 import random
-from dataclasses import dataclass
 
 
-@dataclass
 class Backoff:
     """The pause before the next attempt, which grows with each failure in a row.
 
-    Attributes:
+    Args:
         first: seconds of the first pause; each next one is twice as long, less a random half.
         longest: seconds of the longest pause.
+
+    Attributes:
+        first: as given.
+        longest: as given.
         until: when the pause ends, in seconds of the caller's clock.
         failures: failures in a row.
     """
 
-    first: float
-    longest: float
-    until: float = 0.0
-    failures: int = 0
+    def __init__(self, *, first: float, longest: float) -> None:
+        self.first = first
+        self.longest = longest
+        self.until = 0.0
+        self.failures = 0
 
     def remaining(self, now: float) -> float:
         """Return the seconds until the pause ends, or 0 if it is over."""

@@ -15,11 +15,11 @@ from spotconn._database.app_assignment import AppAssignment
 from spotconn._database.bound_pool import BoundPool
 from spotconn._database.migration import Migration, Options
 from spotconn._database.move import Mover
+from spotconn._database.overview_rows import overview, statistics
 from spotconn._database.pool import may_convert, open_pool
 from spotconn._database.prune import Prune
 from spotconn._database.rekey import Rekey
 from spotconn._database.reminders import Reminders
-from spotconn._database.rows import overview, statistics
 from spotconn._database.service_role import ServiceRole
 from spotconn._database.source_tokens import TokenReader
 from spotconn._database.statements import APPS, EXPIRING, FAILING, KEYS, RECHECK, STATS

@@ -15,13 +15,13 @@ from spotconn._tokens.batch_policy import Policy
 from spotconn._tokens.cache import ConnectionCache
 from spotconn._tokens.environment import opened
 from spotconn._tokens.source import ConnectionSource
+from spotconn._tokens.status import ConnectionStatus, TokensProgress
 from spotconn._tokens.stored_token import StoredToken
 from spotconn._tracebacks import exempt, scrubbed, scrubbed_context, scrubbed_method
 from spotconn._user_ids import UserId, parse_user_id
 from spotconn.accounts import SpotifyAccounts
 from spotconn.auth import SpotifyAuth
 from spotconn.errors import NotConnected, SpotconnError
-from spotconn.overview import ConnectionStatus, TokensProgress
 from spotconn.store import ConnectionStore
 
 _NO_SCOPES = ()  # the default of `scopes`: CPython has one empty tuple, and to compare its identity is cheapest
@@ -74,7 +74,7 @@ class TokenManager(Closing):
         on_event: events.Hook | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        times = Times(window=refresh_window, margin=expiry_margin, timeout=refresh_timeout, lease=lease)
+        times = Times(window=refresh_window, margin=expiry_margin, timeout=refresh_timeout, lease=lease).checked()
         check_cache(ttl=cache_ttl, size=cache_size)
         store.pool.affinity.check()
         self._apps = Apps(accounts, other_apps, retired_client_ids)
@@ -144,11 +144,11 @@ class TokenManager(Closing):
         # The hot path, which must not suspend; benchmarks/ measures it (warm_vs_limit).
         if scopes is _NO_SCOPES and min_ttl is None:
             try:
-                found = self._entries[user_id]
+                found, clock = self._entries[user_id], self._clock  # called as a method, 3.11 asks the class first
             except (KeyError, TypeError):
                 pass  # not cached, or a user id that is not hashable, which the checks below name
             else:
-                if found.since <= (now := self._clock()) < found.fresh_until and now < self._cache.trusted_until:
+                if found.since <= (now := clock()) < found.fresh_until and now < self._cache.trusted_until:
                     return found.access_token
                 del found
         try:

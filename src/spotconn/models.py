@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Protocol
 from uuid import UUID
 
@@ -36,6 +37,7 @@ def is_token(text: str) -> bool:
     return _TOKEN.fullmatch(text) is not None and text.lower() not in _NO_VALUES
 
 
+@lru_cache(maxsize=128)  # most users of an app have granted the same, and a cached token holds its scopes
 def read_scope(text: str | None) -> frozenset[str] | None:
     """Return the scopes that a text names, whichever program has written it; None where it says nothing.
 
@@ -153,14 +155,14 @@ class StoredTexts(Value):
 class StoredAccessToken:
     """An access token as it was read. It is no dataclass, which serializers would write out with the token.
 
-    `fingerprint` is that of its text as stored; the others are as in `Connection`.
+    `digest` is that of its text as stored; the others are as in `Connection`.
     """
 
-    __slots__ = ("access_token", "fingerprint", "remaining", "scope")
+    __slots__ = ("access_token", "digest", "remaining", "scope")
 
-    def __init__(self, access_token: str, fingerprint: str, remaining: float, scope: frozenset[str] | None) -> None:
+    def __init__(self, access_token: str, digest: bytes, remaining: float, scope: frozenset[str] | None) -> None:
         self.access_token: str = access_token
-        self.fingerprint: str = fingerprint
+        self.digest: bytes = digest
         self.remaining: float = remaining
         self.scope: frozenset[str] | None = scope
 

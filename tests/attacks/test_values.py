@@ -89,7 +89,7 @@ def test_no_dump_holds_a_token(value: BaseModel) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [StoredAccessToken("SECRET-a", "f", 1.0, None), StoredToken("SECRET-a", "f", 1.0, None)]
+    "value", [StoredAccessToken("SECRET-a", b"d", 1.0, None), StoredToken("SECRET-a", b"d", 1.0, None)]
 )
 def test_no_serializer_knows_the_tokens_of_the_inside(value: object) -> None:
     """They are no dataclasses, so that no serializer writes them out unasked."""

@@ -10,7 +10,8 @@ import asyncpg
 import pytest
 
 from spotconn import ConnectionStore, Outcome, Profile, RowSecurityError, SchemaMismatch, TokenGrant
-from spotconn._database.schema import SCHEMA_VERSION, read_sql
+from spotconn._database.schema import read_sql
+from spotconn._database.schema_version import SCHEMA_VERSION
 from spotconn.models import fingerprint
 from spotconn.testing import EmbeddedPostgres, apply_schema
 from support.connections import content

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from spotconn import ConnectFailed, ConnectionStore, Outcome, RefreshFailure, SchemaMismatch
-from spotconn._database import schema, statements
+from spotconn._database import schema_version, statements
 from spotconn._database.pending_connects import Claim, PendingConnect
 from spotconn._database.schema import read_sql
 from spotconn.models import fingerprint
@@ -312,7 +312,7 @@ async def test_an_old_process_says_that_it_must_be_upgraded(
     """One that starts beside version 3 ends with that text; it asks for the version as this library does."""
     await apply_schema(dsn(), plain_postgres=False)
     assert await old.session.fetchval(statements.SCHEMA_VERSION) == 3
-    monkeypatch.setattr(schema, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(schema_version, "SCHEMA_VERSION", 2)
     text = "the database has version 3 of the schema, this library needs 2: upgrade spotconn"
     with pytest.raises(SchemaMismatch, match=f"^{text}$"):
         async with ConnectionStore.open(dsn("app"), max_size=1):

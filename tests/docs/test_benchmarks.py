@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks import page
+from benchmarks import page, table
 from benchmarks.children import child
 from benchmarks.goals import GOALS, REPORTED, Goal
 from benchmarks.growth_page import MEASURED
@@ -25,7 +25,6 @@ KEYS = {
     "warm_vs_authlib",
     "cold_vs_fetchrow",
     "cold_vs_held_fetchrow",
-    "cold_vs_transaction",
     "cold_vs_transaction_1ms",
     "crowd_100_vs_pool_fetchrow",
     "crowd_10_vs_pool_fetchrow",
@@ -85,6 +84,16 @@ def test_a_goal_is_reached_or_missed(bound: Literal["at most", "at least", "exac
     """A figure below, at and above its limit."""
     goal = Goal("key", "what", bound, 2)
     assert [goal.reached(value) for value in (1.9, 2, 2.1)] == reached
+
+
+def test_a_run_names_the_goals_that_it_misses() -> None:
+    """The last line of the table names them, each once; where none is missed there is no such line."""
+    good = {goal.key: goal.limit for goal in GOALS}
+    assert table.missed(good) == []
+    assert "MISSED" not in "\n".join(table.lines(good))
+    bad = good | {"warm_vs_limit": 1.41, "storm_calls_per_user": 1.5}
+    assert table.missed(bad) == ["warm_vs_limit", "storm_calls_per_user"]
+    assert list(table.lines(bad))[-1] == "\nMISSED: warm_vs_limit, storm_calls_per_user"
 
 
 def test_a_ratio_is_the_median_within_the_rounds() -> None:

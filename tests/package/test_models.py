@@ -142,6 +142,12 @@ def test_scopes_are_read_in_every_form(text: str) -> None:
     assert read_scope(text) == SCOPES
 
 
+def test_users_with_the_same_scopes_share_them() -> None:
+    """A cached token holds its scopes, and most users of an app have granted the same."""
+    text = "user-top-read user-read-email"
+    assert read_scope(text) is read_scope(text.upper().lower())
+
+
 @pytest.mark.parametrize(
     "text", [None, " ", "\n", ",", "[]", "{}", '""', "null", "None", "[null]", "undefined"], ids=repr
 )

@@ -15,7 +15,7 @@ STALE = START + 3300
 
 def stored(minutes: int = 60) -> StoredToken:
     """A token that ends so many minutes after the start."""
-    return StoredToken(f"access-{minutes}", "", START + 60 * minutes, None)
+    return StoredToken(f"access-{minutes}", b"", START + 60 * minutes, None)
 
 
 @pytest.fixture

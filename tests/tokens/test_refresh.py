@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
@@ -160,7 +159,7 @@ async def test_shutdown_is_bounded(
     await connect(store, spotify, user, ttl=-1)
     tokens = TokenManager(store, accounts, refresh_timeout=0.2, lease=0.5)
     refresher = tokens._source.refresher
-    refresher._times = refresher._holder._times = replace(refresher._times, timeout=30, lease=31)
+    refresher._times = refresher._holder._times = refresher._times._replace(timeout=30, lease=31)
     with spotify.hold() as held:
         caller = asyncio.create_task(tokens.get_valid_token(user))
         await held.reached()

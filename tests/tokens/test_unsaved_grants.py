@@ -107,7 +107,7 @@ async def test_of_two_grants_the_one_asked_for_later_stays(
         TokenGrant(access_token=text, refresh_token=text, expires_at=before.expires_at) for text in ("first", "second")
     ]
     first, second = (
-        UnsavedGrant(turn, grant, "app", Stopwatch(), StoredToken(grant.access_token, "", 0.0, None))
+        UnsavedGrant(turn, grant, "app", Stopwatch(), StoredToken(grant.access_token, b"", 0.0, None))
         for grant in grants
     )
     unsaved = tokens._source.refresher.unsaved

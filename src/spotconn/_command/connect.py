@@ -19,11 +19,11 @@ from spotconn._command.one_user import write_status
 from spotconn._command.output import print_line
 from spotconn._settings import read_redirect_uri
 from spotconn._tokens.environment import opened
+from spotconn._tokens.status import ConnectionStatus
 from spotconn.connect import ConnectFlow
 from spotconn.errors import SpotconnError, TryLater, UnknownUser
 from spotconn.manager import TokenManager
 from spotconn.models import Connection
-from spotconn.overview import ConnectionStatus
 
 BROWSER_TIMEOUT = 10.0
 """Seconds until a browser counts as open. Some programs end with their window only."""

@@ -10,9 +10,9 @@ from spotconn._command.console import open_admin, open_store, run
 from spotconn._command.output import plain, write_field, write_json, write_line
 from spotconn._printable import LONGEST_FIELD, LONGEST_SCOPES
 from spotconn._settings import read_retired_client_ids
+from spotconn._tokens.status import ConnectionStatus
 from spotconn.errors import NotConnected
 from spotconn.manager import TokenManager
-from spotconn.overview import ConnectionStatus
 
 
 def status(user: User, *, as_json: Json = False) -> None:

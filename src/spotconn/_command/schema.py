@@ -18,7 +18,8 @@ from spotconn._database.application import apply, level, look
 from spotconn._database.errors import APPLY_SCHEMA
 from spotconn._database.idle_sessions import Session
 from spotconn._database.pool import close_pool, open_pool
-from spotconn._database.schema import SCHEMA_VERSION, check_version, files_to_apply, schema_sql
+from spotconn._database.schema import files_to_apply, schema_sql
+from spotconn._database.schema_version import SCHEMA_VERSION, check_version
 from spotconn._database.verification import check_encoding
 from spotconn._printable import counted, printable
 from spotconn._settings import read_database_url, read_timeout

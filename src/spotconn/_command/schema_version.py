@@ -3,7 +3,7 @@
 from spotconn._command.finding import Finding
 from spotconn._command.probe import Probe
 from spotconn._database.errors import APPLY_SCHEMA
-from spotconn._database.schema import SCHEMA_VERSION
+from spotconn._database.schema_version import SCHEMA_VERSION
 from spotconn.errors import SchemaMismatch
 
 SUBJECT = "schema"

@@ -3,9 +3,9 @@
 import re
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
+from typing import NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -58,8 +58,7 @@ def read_time(text: str | None) -> datetime | None:
         return None
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """How the rows of the table are read.
 
     Attributes:

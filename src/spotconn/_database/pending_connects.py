@@ -7,9 +7,8 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 from pydantic import TypeAdapter
@@ -32,8 +31,7 @@ _NOBODY = UUID(int=0)
 """Stands in the associated data of a ciphertext for the user of an authorization without one."""
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """What a callback shows of who has started its authorization.
 
     Attributes:
@@ -43,14 +41,17 @@ class Claim:
         cookie: the value of the cookie, if any.
     """
 
-    state: str = field(repr=False)
+    state: str
     binding: Binding
     user_id: UUID | None = None
-    cookie: str | None = field(default=None, repr=False)
+    cookie: str | None = None
+
+    def __repr__(self) -> str:
+        """Return no value: state and cookie are secrets."""
+        return "<Claim>"
 
 
-@dataclass(frozen=True)
-class PendingConnect:
+class PendingConnect(NamedTuple):
     """A started authorization.
 
     Attributes:
@@ -61,9 +62,13 @@ class PendingConnect:
     """
 
     user_id: UUID | None
-    code_verifier: str = field(repr=False)
+    code_verifier: str
     scopes: Sequence[str] | None = None
-    data: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    data: Mapping[str, str] = {}
+
+    def __repr__(self) -> str:
+        """Return no value: the code verifier is a secret."""
+        return "<PendingConnect>"
 
 
 class PendingConnects:

@@ -16,11 +16,10 @@ from spotconn.models import (
     StoredAccessToken,
     StoredTexts,
     TokenGrant,
-    fingerprint,
+    digest,
     is_token,
     read_scope,
 )
-from spotconn.overview import ConnectionOverview, ConnectionStats
 from spotconn.turns import Outcome, RefreshTurn
 
 
@@ -74,9 +73,9 @@ class RowConverter:
             spotify_user_id=row["spotify_user_id"],
             access_token=access_token,
             refresh_token=self._decrypt(row["refresh_token"], user_id, "refresh_token"),
-            expires_at=_aware(row["expires_at"]),
+            expires_at=aware(row["expires_at"]),
             remaining=_remaining(row, access_token),
-            connected_at=_connected_at(row),
+            connected_at=connected_at(row),
             display_name=row["display_name"],
             email=row["email"],
             scope=read_scope(row["scope"]),
@@ -100,7 +99,7 @@ class RowConverter:
         access_token = self._decrypt(text, user_id, "access_token")
         return StoredAccessToken(
             access_token=access_token,
-            fingerprint=fingerprint(text),
+            digest=digest(text),
             remaining=_remaining(row, access_token),
             scope=read_scope(row["scope"]),
         )
@@ -163,35 +162,6 @@ def scope_text(scope: frozenset[str] | None) -> str | None:
     return None if scope is None else " ".join(sorted(scope))
 
 
-def overview(row: asyncpg.Record) -> ConnectionOverview:
-    """Return the overview of a row."""
-    return ConnectionOverview(
-        user_id=row["user_id"],
-        spotify_user_id=row["spotify_user_id"],
-        display_name=row["display_name"],
-        email=row["email"],
-        connected_at=_connected_at(row),
-        expires_at=_aware(row["expires_at"]),
-        client_id=row["client_id"],
-        failure=recorded_failure(row),
-        asked_at=row["asked_at"],
-    )
-
-
-def statistics(states: list[asyncpg.Record], keys: list[asyncpg.Record], apps: list[asyncpg.Record]) -> ConnectionStats:
-    """Return the counts of the rows of `STATS`, `KEYS` and `APPS`."""
-    by_key = {(row["marked"], row["key"]): row["count"] for row in keys}
-    by_app = {row["client_id"]: row["count"] for row in apps}
-    return ConnectionStats(
-        **states[0],
-        plain_text=by_key.pop((False, None), 0),
-        damaged=by_key.pop((True, None), 0),
-        by_key={key: count for (_, key), count in by_key.items()},
-        app_unknown=by_app.pop(None, 0),
-        by_app=by_app,
-    )
-
-
 def recorded_failure(row: asyncpg.Record) -> RecordedFailure | None:
     """Return the failure recorded in a row, if there is one."""
     if row["failure"] is None:
@@ -205,11 +175,12 @@ def _remaining(row: asyncpg.Record, access_token: str) -> float:
     return remaining if is_token(access_token) else min(remaining, 0.0)
 
 
-def _connected_at(row: asyncpg.Record) -> datetime | None:
+def connected_at(row: asyncpg.Record) -> datetime | None:
+    """Return when the user of a row authorized, if that is known."""
     moment: datetime | None = row["connected_at"]
-    return None if moment is None else _aware(moment)
+    return None if moment is None else aware(moment)
 
 
-def _aware(moment: datetime) -> datetime:
+def aware(moment: datetime) -> datetime:
     """Return a time with its time zone: UTC for that of a column without one."""
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

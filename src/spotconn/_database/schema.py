@@ -1,4 +1,4 @@
-"""The version of the schema, and the SQL files that ship with the library."""
+"""The SQL files that ship with the library."""
 
 import re
 from importlib.resources import files
@@ -6,12 +6,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Literal
 
-from spotconn._database.errors import APPLY_SCHEMA
 from spotconn._database.users_table import UsersTable
-from spotconn.errors import SchemaMismatch
-
-SCHEMA_VERSION = 3
-"""The version of the schema that this library needs, as `spotconn.schema_version()` returns it."""
 
 SqlFile = Literal[
     "users_check.sql",
@@ -32,15 +27,6 @@ _PART = re.compile(
     r"|[^-'\"$;]+|.",
     re.DOTALL,
 )
-
-
-def check_version(version: int) -> None:
-    """Raise SchemaMismatch unless the database has the version that this library needs."""
-    if version != SCHEMA_VERSION:
-        raise SchemaMismatch(
-            f"the database has version {version} of the schema, this library needs {SCHEMA_VERSION}: "
-            + (APPLY_SCHEMA if version < SCHEMA_VERSION else "upgrade spotconn")
-        )
 
 
 def read_sql(name: SqlFile) -> str:

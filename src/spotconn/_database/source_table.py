@@ -2,8 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import asyncpg
 
@@ -53,8 +52,7 @@ _UUID = "'^[0-9a-fA-F]{8}(-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}$'"
 _INTEGERS = ("smallint", "integer", "bigint")
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A column of the table.
 
     Attributes:
@@ -68,8 +66,7 @@ class Column:
     type: str
 
 
-@dataclass(frozen=True)
-class SourceTable:
+class SourceTable(NamedTuple):
     """Another table or view, and which of its columns hold what.
 
     Attributes:

@@ -1,7 +1,7 @@
 """The table of users that auth.users is to follow, as a caller names it."""
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _NAME = r'[A-Za-z_][A-Za-z0-9_$]*|"(?:[^"\x00]|"")+"'
 _USERS = re.compile(rf"\s*({_NAME})\s*\.\s*({_NAME})\s*\(\s*({_NAME})\s+([A-Za-z][A-Za-z0-9 ]*?)\s*\)\s*")
@@ -20,8 +20,7 @@ _TYPES = {
 }
 
 
-@dataclass(frozen=True)
-class UsersTable:
+class UsersTable(NamedTuple):
     """A table of users.
 
     Attributes:

@@ -8,7 +8,7 @@ from spotconn._database import statements
 from spotconn._database.bound_pool import BoundPool
 from spotconn._database.errors import APPLY_SCHEMA
 from spotconn._database.read_only import check_writable
-from spotconn._database.schema import check_version
+from spotconn._database.schema_version import check_version
 from spotconn._printable import shown
 from spotconn.errors import ConfigurationError, RowSecurityError, SchemaMismatch
 

@@ -1,22 +1,21 @@
 """A client secret that stands in a file."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from spotconn.errors import ConfigurationError
 
 
-@dataclass(frozen=True)
 class SecretFile:
     """Reads a client secret from a file each time that it is called, without the blank space around it.
 
-    Attributes:
+    Args:
         path: of the file.
         variable: that names it, for errors.
     """
 
-    path: str
-    variable: str
+    def __init__(self, path: str, variable: str) -> None:
+        self._path = path
+        self._variable = variable
 
     def __call__(self) -> str:
         """Return the secret.
@@ -25,8 +24,8 @@ class SecretFile:
             ConfigurationError: the file cannot be read; the text names the variable.
         """
         try:
-            return Path(self.path).read_text(encoding="ascii").strip()
+            return Path(self._path).read_text(encoding="ascii").strip()
         except (OSError, ValueError) as error:
             problem = type(error).__name__
         # Outside of the handler: a UnicodeDecodeError holds what the file does.
-        raise ConfigurationError(f"the file of {self.variable} cannot be read ({problem})")
+        raise ConfigurationError(f"the file of {self._variable} cannot be read ({problem})")

@@ -1,7 +1,7 @@
 """The apps of a manager: which of them refreshes a connection, and what there is to say where none does."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 from spotconn._arguments import several
@@ -21,8 +21,7 @@ from spotconn.events import AppRefusal
 from spotconn.models import Connection, TokenGrant
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(NamedTuple):
     """A grant of Spotify.
 
     Attributes:
@@ -36,8 +35,7 @@ class Granted:
     requested: Stopwatch
 
 
-@dataclass(frozen=True, slots=True)
-class NotGranted:
+class NotGranted(NamedTuple):
     """What came of a request without a grant.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 from spotconn._arguments import several
 from spotconn._spotify.retry import READING_TIME
@@ -11,8 +11,7 @@ MAX_MIN_TTL = 3000.0
 """Seconds: the most that a caller may ask of a token's remaining life; Spotify's tokens live 3600."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Times:
+class Times(NamedTuple):
     """The times that a `TokenManager` keeps, in seconds.
 
     Attributes:
@@ -20,9 +19,6 @@ class Times:
         margin: before its end in which it is not served.
         timeout: for Spotify's answer, and to wait for another process that refreshes.
         lease: after which another process may take over a refresh.
-
-    Raises:
-        ValueError: one is out of range; the text names the argument of the constructor.
     """
 
     window: float
@@ -30,13 +26,18 @@ class Times:
     timeout: float
     lease: float
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
+    def checked(self) -> Self:
+        """Return the times.
+
+        Raises:
+            ValueError: one is out of range; the text names the argument of the manager.
+        """
         _check(self.margin >= 0, "expiry_margin: expected 0 or more seconds")
         _check(self.window >= self.margin, "refresh_window: expected no less than expiry_margin")
         _check(self.timeout > 0, "refresh_timeout: expected more than 0 seconds")
         least = self.timeout + READING_TIME
         _check(self.lease > least, f"lease: expected more than refresh_timeout and {READING_TIME} seconds")
+        return self
 
 
 def check_cache(*, ttl: float, size: int) -> None:

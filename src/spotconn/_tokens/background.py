@@ -1,7 +1,6 @@
 """Refreshes that nobody waits for: how they pause after failures, and what is logged of those."""
 
 import logging
-from dataclasses import dataclass, field
 from uuid import UUID
 
 from spotconn._backoff import Backoff
@@ -18,7 +17,6 @@ QUIET = 60.0
 """Seconds from one warning of a kind to the next."""
 
 
-@dataclass(slots=True)
 class _Outage:
     """Failures of one kind since the last success.
 
@@ -28,12 +26,12 @@ class _Outage:
         failures: since then.
     """
 
-    quiet_until: float = 0.0
-    warned: bool = False
-    failures: int = 0
+    def __init__(self) -> None:
+        self.quiet_until = 0.0
+        self.warned = False
+        self.failures = 0
 
 
-@dataclass(slots=True)
 class BackgroundRefreshes:
     """Holds back refreshes in the background after failures: those of one user, and all while the database fails.
 
@@ -43,10 +41,11 @@ class BackgroundRefreshes:
         backoffs: by user.
     """
 
-    backoffs: LocalBackoffs = field(default_factory=LocalBackoffs)
-    _database: Backoff = field(default_factory=lambda: Backoff(first=FIRST_PAUSE, longest=LONGEST_PAUSE))
-    _probing: bool = False
-    _outages: dict[str, _Outage] = field(default_factory=dict[str, _Outage])
+    def __init__(self) -> None:
+        self.backoffs = LocalBackoffs()
+        self._database = Backoff(first=FIRST_PAUSE, longest=LONGEST_PAUSE)
+        self._probing = False
+        self._outages: dict[str, _Outage] = {}
 
     def begin(self, user_id: UUID, fingerprint: str) -> bool:
         """Return whether to refresh a token, named by its fingerprint, now; then `ended` must follow."""

@@ -15,12 +15,12 @@ from uuid import UUID
 from spotconn._affinity import Affinity
 from spotconn._stopwatch import loop_time
 from spotconn._tokens.batch_policy import Answer, Policy
+from spotconn._tokens.status import TokensProgress
 from spotconn._tokens.stored_token import StoredToken
 from spotconn._tokens.throttle_wait import ThrottleWait
 from spotconn._tokens.user_ids import UserIdReader, UserIds
 from spotconn._tracebacks import Failure, renewed
 from spotconn.errors import DatabaseUnavailable, NotConnected, SpotconnError
-from spotconn.overview import TokensProgress
 from spotconn.store import ConnectionStore
 
 _log = logging.getLogger("spotconn")

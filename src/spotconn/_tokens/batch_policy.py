@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 from spotconn._spotify.marks import Mark, has_mark
@@ -18,8 +18,7 @@ from spotconn.errors import ConfigurationError, OtherApp, RowSecurityError, Sche
 _FOR_ALL = (ConfigurationError, SchemaMismatch, RowSecurityError)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What is there to hand out for a user.
 
     Attributes:
@@ -38,21 +37,25 @@ class Answer:
         return self.found.access_token if isinstance(self.found, StoredToken) else self.found
 
 
-@dataclass(frozen=True)
 class Policy:
     """How one user is served.
 
-    Attributes:
+    Args:
         source: gets another token than a stored one that is due.
         apps: of the manager: a fault of one of several does not concern all users.
         times: of the manager.
         clock: gives seconds since the epoch.
+
+    Attributes:
+        source: as given.
+        clock: as given.
     """
 
-    source: ConnectionSource
-    apps: Apps
-    times: Times
-    clock: Callable[[], float]
+    def __init__(self, source: ConnectionSource, apps: Apps, times: Times, clock: Callable[[], float]) -> None:
+        self.source = source
+        self._apps = apps
+        self._times = times
+        self.clock = clock
 
     def from_row(self, user_id: UUID, found: StoredToken | SpotconnError) -> Answer | None:
         """Return the answer from the row alone, or None if a refresh is due."""
@@ -79,14 +82,14 @@ class Policy:
 
     def _answer(self, user_id: UUID, token: StoredToken) -> Answer:
         # One that was granted for less than the margin is the best there is until it ends.
-        until = token.ends - self.times.margin
+        until = token.ends - self._times.margin
         return Answer(user_id, token, until if self.clock() < until else token.ends)
 
     def _is_of_some(self, error: SpotconnError) -> bool:
         """Return whether an error is that of one user, or of one of several apps."""
         if isinstance(error, OtherApp) or has_mark(error, Mark.OF_ONE_CALL):
             return True
-        return len(self.apps.accounts) > 1 and has_mark(error, Mark.OF_ONE_APP)
+        return len(self._apps.accounts) > 1 and has_mark(error, Mark.OF_ONE_APP)
 
     def _freshness(self, stored: StoredToken) -> Freshness:
-        return freshness_of(stored.ends - self.clock(), window=self.times.window, margin=self.times.margin)
+        return freshness_of(stored.ends - self.clock(), window=self._times.window, margin=self._times.margin)

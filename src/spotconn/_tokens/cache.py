@@ -27,7 +27,7 @@ class CacheEntry(StoredToken):
     __slots__ = ("fresh_until", "since", "until")
 
     def __init__(self, token: StoredToken, *, since: float, fresh_until: float, until: float) -> None:
-        super().__init__(token.access_token, token.fingerprint, token.ends, token.scope)
+        super().__init__(token.access_token, token.digest, token.ends, token.scope)
         self.since = since
         self.fresh_until = fresh_until
         self.until = until

@@ -20,7 +20,7 @@ from spotconn._tokens.server_watch import ServerWatch
 from spotconn._tokens.stored_token import StoredToken, reauthorization
 from spotconn._tokens.unsaved_grants import UnsavedGrant, UnsavedGrants
 from spotconn.errors import ConfigurationError, DatabaseUnavailable, SpotconnError, SpotifyUnavailable
-from spotconn.models import Connection, TokenGrant, fingerprint, is_token
+from spotconn.models import Connection, TokenGrant, digest, fingerprint, is_token
 from spotconn.store import ConnectionStore
 from spotconn.turns import RefreshFailure, RefreshTurn
 
@@ -251,6 +251,5 @@ def _unexpected(error: Exception) -> SpotifyUnavailable:
 def _granted_token(stored: Connection, grant: TokenGrant, requested_at: float) -> StoredToken:
     """Return the token of a grant that is not saved yet."""
     scope = stored.scope if grant.scope is None else grant.scope
-    return StoredToken(
-        grant.access_token, fingerprint(grant.access_token), requested_at + (grant.expires_in or 0.0), scope
-    )
+    ends = requested_at + (grant.expires_in or 0.0)
+    return StoredToken(grant.access_token, digest(grant.access_token), ends, scope)

@@ -1,7 +1,7 @@
 """Backoff that only this process observes, user by user and for the tokens of one row of each."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 from spotconn._backoff import Backoff
@@ -12,8 +12,7 @@ MOST_BACKOFFS = 10_000
 LONGEST_PAUSE = 30.0
 
 
-@dataclass(slots=True)
-class _Held:
+class _Held(NamedTuple):
     about: frozenset[str]
     error: SpotconnError
     backoff: Backoff

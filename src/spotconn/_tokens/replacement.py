@@ -1,14 +1,14 @@
 """The values of a refresh: what is to be replaced, and what came in its place."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 from spotconn._stopwatch import Stopwatch
 from spotconn._tokens.stored_token import StoredToken
 
 
-@dataclass(slots=True)
-class Replacement:
+class Replacement(NamedTuple):
     """What came in place of a token found wanting.
 
     Attributes:
@@ -22,7 +22,7 @@ class Replacement:
     retry_after: float | None = None
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Attempt:
     """One try to replace a token of a user.
 

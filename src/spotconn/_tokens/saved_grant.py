@@ -11,7 +11,7 @@ LOST_DIGITS = timedelta(seconds=1)
 """What a date may differ by and still be that of the same authorization; a user takes longer for two."""
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class SavedGrant:
     """The last grant of a user.
 

@@ -3,7 +3,7 @@
 from typing import Self
 
 from spotconn.errors import ReauthorizationRequired
-from spotconn.models import Connection, RecordedFailure, StoredAccessToken
+from spotconn.models import Connection, RecordedFailure, StoredAccessToken, digest
 
 
 class StoredToken:
@@ -11,16 +11,16 @@ class StoredToken:
 
     Args:
         access_token: for the Web API.
-        fingerprint: of its text as stored; of the token itself where it is not saved yet.
+        digest: of its text as stored; of the token itself where it is not saved yet.
         ends: when it ends, in seconds since the epoch by the clock of this process.
         scope: the granted scopes; None where they were never recorded.
     """
 
-    __slots__ = ("access_token", "ends", "fingerprint", "scope")
+    __slots__ = ("access_token", "digest", "ends", "scope")
 
-    def __init__(self, access_token: str, fingerprint: str, ends: float, scope: frozenset[str] | None) -> None:
+    def __init__(self, access_token: str, digest: bytes, ends: float, scope: frozenset[str] | None) -> None:
         self.access_token: str = access_token
-        self.fingerprint: str = fingerprint
+        self.digest: bytes = digest  # a third of the size of its hexadecimal, for each cached user
         self.ends: float = ends
         self.scope: frozenset[str] | None = scope
 
@@ -33,7 +33,13 @@ class StoredToken:
             read_at: a moment before the read, in seconds since the epoch by the clock of this process. The clock of
                 the database has counted what is left, so an offset between the two does not matter.
         """
-        return cls(stored.access_token, stored.fingerprint, read_at + stored.remaining, stored.scope)
+        name = digest(stored.texts.access_token) if isinstance(stored, Connection) else stored.digest
+        return cls(stored.access_token, name, read_at + stored.remaining, stored.scope)
+
+    @property
+    def fingerprint(self) -> str:
+        """The name of the token by its content, as `Connection.fingerprint`."""
+        return self.digest.hex()
 
 
 def reauthorization(failure: RecordedFailure | None) -> ReauthorizationRequired | None:

@@ -29,7 +29,7 @@ STOP_TIMEOUT = 1.0
 """Seconds that a cancelled attempt has to end."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class UnsavedGrant:
     """A grant of Spotify for a turn at a refresh.
 

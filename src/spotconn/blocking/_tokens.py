@@ -13,6 +13,7 @@ from spotconn._arguments import checked_scopes
 from spotconn._spotify.redirect import UrlObject
 from spotconn._tokens.access_token import AccessToken
 from spotconn._tokens.environment import check_options
+from spotconn._tokens.status import ConnectionStatus
 from spotconn._tracebacks import scrubbed, scrubbed_method
 from spotconn._user_ids import UserId, parse_user_id
 from spotconn.authorizations import Authorization, Completed
@@ -22,7 +23,6 @@ from spotconn.blocking._services import FlowOptions, Opener, Services, opened_se
 from spotconn.events import Hook
 from spotconn.manager import TokenManager
 from spotconn.models import Connection
-from spotconn.overview import ConnectionStatus
 
 T = TypeVar("T")
 
