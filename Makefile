@@ -152,10 +152,10 @@ installed-%: .venv/dist-installed
 	$(into_copy) "$(wildcard dist/*.whl)[$(EXTRAS)]" --group test
 	$(test_copy)
 
-# The same, with the lowest version of each package that pyproject.toml names.
+# The same, with the lowest version of each package that pyproject.toml names, and on httpx: with httpx2 are the others.
 lowest-%: .venv/dist-installed
 	$(without_src)
-	$(into_copy) --resolution lowest-direct --requirements pyproject.toml --all-extras --group test
+	$(into_copy) --resolution lowest-direct --requirements pyproject.toml $(LOWEST_EXTRAS) --group test
 	$(into_copy) --no-deps $(wildcard dist/*.whl)
 	$(test_copy)
 
@@ -164,6 +164,9 @@ define without_src
 	git ls-files -z --cached --others --exclude-standard ':!src' | tar -c --null -T - | tar -x -C build/$@
 	PYENV_VERSION=$* python$* -m venv --without-pip build/$@/.venv
 endef
+
+comma := ,
+LOWEST_EXTRAS = $(patsubst %,--extra %,$(filter-out httpx2,$(subst $(comma), ,$(EXTRAS))))
 
 into_copy = $(BIN)/uv pip install --quiet --python build/$@/.venv
 
@@ -182,7 +185,7 @@ clean: ## remove all that these have made, .venv too
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The extras for users, and the group of what the project needs for it.
-EXTRAS := cli,crypto,otel,testing,uvloop,web
+EXTRAS := cli,crypto,httpx2,otel,testing,uvloop,web
 .venv/%-installed: pyproject.toml | .venv/bin/activate
 	@$(call install,--editable ".[$(EXTRAS)]" --group $*)
 	@touch $@

@@ -44,6 +44,7 @@ GOALS = (
     Goal("round_trips_refresh", "round trips of a refresh of a row not read before, on the wire", "exactly", 3),
     Goal("storm_calls_per_user", "calls of Spotify for each user whom 4 processes ask for at once", "exactly", 1),
     Goal("storm_vs_httpx", "refreshes per second of one process / bare httpx POSTs per second", "at least", 0.85),
+    Goal("storm_vs_httpx2", "the same with httpx2 / bare httpx2 POSTs per second", "at least", 0.85),
     Goal(
         "refresh_writes_vs_silent", "saved refreshes per second, commits 5 ms slower / without trigger", "at least", 0.8
     ),

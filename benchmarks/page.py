@@ -25,8 +25,10 @@ TIMES = {
     "crowd_100_fetchrow_us": "asyncpg's pool.fetchrow, 100 callers at once",
     "crowd_100_cpu_us": "processor time of a token, 100 callers at once",
     "crowd_100_fetchrow_cpu_us": "processor time of pool.fetchrow, 100 callers at once",
-    "refresh_us": "a refresh, 100 at once",
+    "refresh_us": "a refresh with httpx, 100 at once",
     "post_us": "a bare POST of httpx, 100 at once",
+    "refresh_httpx2_us": "a refresh with httpx2, 100 at once",
+    "post_httpx2_us": "a bare POST of httpx2, 100 at once",
 }
 
 

@@ -11,7 +11,7 @@ from authlib.integrations.httpx_client import AsyncOAuth2Client
 from google.auth.transport import Request
 from google.oauth2.credentials import Credentials
 
-PACKAGES = ("asyncpg", "authlib", "google-auth", "httpx", "pydantic", "tekore", "tenacity", "uvloop")
+PACKAGES = ("asyncpg", "authlib", "google-auth", "httpx", "httpx2", "pydantic", "tekore", "tenacity", "uvloop")
 HOUR = 3600
 
 Fresh = Callable[[object], Awaitable[object]]

@@ -18,7 +18,7 @@ from support.database import VERSIONS, Database, serving
 from support.open_transports import OpenTransports
 from support.printed_tables import print_tables
 
-pytest_plugins = ["pytester", "support.profile_site"]
+pytest_plugins = ["pytester", "support.http_libraries", "support.profile_site"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,7 +20,9 @@ _E = TypeVar("_E", bound=BaseException)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_HIDDEN = frozenset({"spotconn", "asyncpg", "httpx", "httpcore", "h11", "anyio", "pydantic", "tenacity"})
+_HIDDEN = frozenset(
+    {"spotconn", "asyncpg", "httpx", "httpx2", "httpcore", "httpcore2", "h11", "anyio", "pydantic", "tenacity"}
+)
 """Packages whose frames may hold a token or a secret."""
 _EXEMPT = "__exempt_from_scrubbing__"
 

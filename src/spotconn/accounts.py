@@ -7,8 +7,6 @@ from functools import partial
 from typing import Literal, TypeVar
 from uuid import UUID
 
-import httpx
-
 from spotconn._affinity import Affinity, Closing
 from spotconn._arguments import is_client_id
 from spotconn._observer import NOBODY
@@ -18,6 +16,7 @@ from spotconn._spotify.app_refusals import AppRefusals
 from spotconn._spotify.authorization import GrantType, authorization_request_url, base_url
 from spotconn._spotify.client_secret import ClientSecret
 from spotconn._spotify.http import HttpClient, Response
+from spotconn._spotify.http_library import AsyncClient
 from spotconn._spotify.marks import Mark, has_mark
 from spotconn._spotify.retry import BeginBy, is_not_processed, may_pass, retry
 from spotconn._stopwatch import loop_time
@@ -43,8 +42,9 @@ class SpotifyAccounts(Closing):
         client_secret: of a confidential client, sent as HTTP Basic; None for a public client, which authenticates
             with PKCE alone (RFC 7636). A function is called in a thread at the first use, and again when Spotify
             refuses what it returned: another secret is used at once. It must return within seconds.
-        http: a client to use instead of an own one; it stays open on `aclose()`. Its hooks are called. What a response
-            hook raises, as with `raise_for_status`, does not count: the answer of Spotify has been read before.
+        http: an `AsyncClient` of httpx or httpx2 to use instead of an own one; it stays open on `aclose()`. Its hooks
+            are called. What a response hook raises, as with `raise_for_status`, does not count: the answer of Spotify
+            has been read before.
         accounts_url: base URL of the accounts service.
         api_url: base URL of the Web API.
         clock: returns seconds since the epoch; the expiry of granted access tokens is computed from it.
@@ -66,7 +66,7 @@ class SpotifyAccounts(Closing):
         client_id: str,
         client_secret: str | Callable[[], str] | None = None,
         *,
-        http: httpx.AsyncClient | None = None,
+        http: AsyncClient | None = None,
         accounts_url: str = "https://accounts.spotify.com",
         api_url: str = "https://api.spotify.com",
         clock: Callable[[], float] = time.time,
@@ -254,22 +254,24 @@ class SpotifyAccounts(Closing):
             return await self._send_grant_request(grant_type, form, begin_by, await self.secret.auth())
 
     async def _send_grant_request(
-        self, grant_type: GrantType, form: dict[str, str], begin_by: BeginBy, auth: httpx.BasicAuth | None
+        self, grant_type: GrantType, form: dict[str, str], begin_by: BeginBy, auth: str | None
     ) -> TokenGrant:
         data = {"grant_type": grant_type, **form}
         if auth is None:
             data["client_id"] = self._client_id
         now = self._clock()
         status, headers, body = await self._send(
-            "POST", f"{self._accounts_url}/api/token", begin_by, data=data, auth=auth
+            "POST", f"{self._accounts_url}/api/token", begin_by, authorization=auth, data=data
         )
         return read_grant(status, headers, body, now=now, grant_type=grant_type, client_id=self._client_id)
 
     async def _request_profile(self, access_token: str, begin_by: BeginBy) -> Profile:
-        authorization = {"Authorization": f"Bearer {access_token}"}
+        authorization = f"Bearer {access_token}"
         self.affinity.check()
         async with self._admission.admitted(Kind.PROFILE, begin_by):
-            status, headers, body = await self._send("GET", f"{self._api_url}/v1/me", begin_by, headers=authorization)
+            status, headers, body = await self._send(
+                "GET", f"{self._api_url}/v1/me", begin_by, authorization=authorization
+            )
             self.refusals.record(status, body)
             return read_profile(status, headers, body, now=self._clock())
 
@@ -279,11 +281,9 @@ class SpotifyAccounts(Closing):
         url: str,
         begin_by: BeginBy,
         *,
-        headers: dict[str, str] | None = None,
+        authorization: str | None,
         data: dict[str, str] | None = None,
-        auth: httpx.Auth | None = None,
     ) -> Response:
         observed = self.observer.asking(self._client_id)
-        return await self._http.send(
-            method, url, begin_by=begin_by, observed=observed, headers=headers, data=data, auth=auth
-        )
+        headers = {} if authorization is None else {"Authorization": authorization}
+        return await self._http.send(method, url, begin_by=begin_by, observed=observed, headers=headers, data=data)

@@ -1,19 +1,17 @@
 """A stored connection as the authentication of an asynchronous HTTP client: httpx, or its continuation httpx2."""
 
 import logging
-import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from contextlib import suppress
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Self
+from functools import partial
+from typing import Any
 from uuid import UUID
-
-import httpx
 
 from spotconn._arguments import several
 from spotconn._printable import shown
 from spotconn._spotify.app_answers import FORBIDDEN, TOO_MANY_REQUESTS
 from spotconn._spotify.authorization import base_url
+from spotconn._spotify.http_library import Auth, classes, library
 from spotconn._spotify.read_bodies import when_read
 from spotconn._user_ids import UserId, parse_user_id
 from spotconn.models import TokenSource
@@ -30,20 +28,8 @@ _log = logging.getLogger("spotconn")
 
 ASYNC_ONLY = "SpotifyAuth needs an AsyncClient: what may have to be refreshed cannot be had without awaiting"
 
-if TYPE_CHECKING:
-    import httpx2
 
-    class _Auth(httpx.Auth, httpx2.Auth):
-        """The class that both clients accept; made at run time, as httpx2 may not be installed."""
-
-        def auth_flow(self, request: Any) -> Generator[Any, Any, None]: ...
-        def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]: ...
-        def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]: ...
-else:
-    _Auth = httpx.Auth
-
-
-class SpotifyAuth(_Auth):
+class SpotifyAuth(Auth):
     """Sends the access token of one user with the requests of a client: `httpx.AsyncClient(auth=SpotifyAuth(...))`.
 
     Requests to the Web API carry the user's token. A request that is answered with 401 is repeated once with another
@@ -55,7 +41,7 @@ class SpotifyAuth(_Auth):
     The token is sent to https://api.spotify.com and to the services in `allow` only: requests to other hosts are sent
     without it, also those that a redirect leads to.
 
-    It works with httpx, and with httpx2 if the program imports that before it makes the object.
+    It works with httpx and with httpx2, whichever the library itself uses.
 
     Args:
         source: of the tokens; a `TokenManager`.
@@ -72,13 +58,6 @@ class SpotifyAuth(_Auth):
         SpotconnError: on a request, if there is no token; the same as `TokenManager.get_valid_token`.
     """
 
-    if not TYPE_CHECKING:
-
-        def __new__(cls, *_args: object, **_options: object) -> Self:
-            """Make an instance of the `Auth` of each client: a client accepts instances of its own only."""
-            other = sys.modules.get("httpx2")
-            return super().__new__(cls if other is None else _with_base(cls, other.Auth))
-
     def __init__(
         self, source: TokenSource, user_id: UserId, *, scopes: Iterable[str] = (), allow: Iterable[str] = ()
     ) -> None:
@@ -87,7 +66,7 @@ class SpotifyAuth(_Auth):
         self._user_id = parse_user_id(user_id)
         self._scopes = several(scopes, name="scopes")
         urls = (API_URL, *several(allow, name="allow"))
-        self._origins = frozenset(_origin(httpx.URL(base_url(url, name="allow"))) for url in urls)
+        self._origins = frozenset(_origin(library.URL(base_url(url, name="allow"))) for url in urls)
 
     def __repr__(self) -> str:
         """Return the user whose token is sent."""
@@ -169,12 +148,4 @@ def _bearer(request: Any) -> str:
 
 def _is_repeatable(request: Any) -> bool:
     """Return whether the body is in memory; any other stream may be used up."""
-    return isinstance(request.stream, (httpx.ByteStream, sys.modules.get("httpx2", httpx).ByteStream))
-
-
-@cache
-def _with_base(kind: type, base: type) -> type:
-    """Return a class that is derived from both."""
-    if issubclass(kind, base):
-        return kind
-    return type(kind.__name__, (kind, base), {"__module__": kind.__module__, "__doc__": kind.__doc__})
+    return isinstance(request.stream, classes("ByteStream"))

@@ -204,7 +204,7 @@ async def test_nothing_secret_is_logged_or_answered(
 ) -> None:
     """Neither code, state nor cookie, in any log of the service, with success and with errors."""
     caplog.set_level(logging.DEBUG)
-    for browsers in ("httpx", "httpcore"):
+    for browsers in ("httpx", "httpx2", "httpcore", "httpcore2"):
         caplog.set_level(logging.WARNING, logger=browsers)
     async with service.browser(user) as browser:
         callback = await browser.connect()

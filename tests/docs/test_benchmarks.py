@@ -34,6 +34,7 @@ KEYS = {
     "round_trips_refresh",
     "storm_calls_per_user",
     "storm_vs_httpx",
+    "storm_vs_httpx2",
     "refresh_writes_vs_silent",
     "starved_read_p99_ms",
     "rows_1m_vs_1k",

@@ -3,20 +3,17 @@
 import asyncio
 import base64
 import logging
-import math
 import socket
 import time
 import traceback
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from email.utils import formatdate
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import httpx
 import pytest
 
-from spotconn._spotify import clients as _clients
 from spotconn._spotify.decoding import LARGEST_BODY
 from spotconn.accounts import SpotifyAccounts
 from spotconn.errors import (
@@ -289,22 +286,6 @@ async def test_cancellation() -> None:
                 await accounts.refresh("secret-rt", timeout=0.1)
 
 
-async def test_a_call_cancelled_at_any_moment_leaves_room_for_the_next() -> None:
-    """httpcore keeps a connection of a call that is cancelled at the wrong moment; other calls do not wait for it."""
-    async with spotify(answer(200, GRANT)) as (accounts, _):
-        for steps in range(30):
-            for _ in range(_clients.CALLS):
-                task = asyncio.create_task(accounts.refresh("secret-rt"))
-                for _ in range(steps):
-                    await asyncio.sleep(0)
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
-            await accounts.refresh("secret-rt", timeout=AMPLE)
-        assert accounts._http.own is not None
-        assert list(accounts._http.own._calls.values()) == [0]
-
-
 async def test_no_cookie_is_kept() -> None:
     """A cookie set in one user's answer is not sent with the next user's request."""
     async with spotify(answer(200, GRANT, Set_Cookie="sp=1; Path=/")) as (accounts, served):
@@ -313,68 +294,13 @@ async def test_no_cookie_is_kept() -> None:
     assert all("cookie" not in headers for _, headers, _ in served.requests)
 
 
-async def test_a_given_client_stays_open() -> None:
+async def test_a_given_client_stays_open(http_library: Any) -> None:
     """A client given to the constructor is used and left open, and its own manners do not apply."""
-    async with httpx.AsyncClient(follow_redirects=True, auth=("other", "person")) as http:
+    async with http_library.AsyncClient(follow_redirects=True, auth=("other", "person")) as http:
         async with spotify(answer(200, GRANT), secret=None, http=http) as (accounts, served):
             await accounts.refresh("secret-rt")
         assert not http.is_closed
     assert "authorization" not in served.requests[0][1]
-
-
-async def test_own_clients_are_few_in_quiet_and_many_in_a_storm() -> None:
-    """One call after the other has one client; what one pool of httpcore would take is spread over several."""
-    async with spotify(answer(200, GRANT)) as (accounts, _):
-        assert accounts._http.own is not None
-        for _ in range(3):
-            await accounts.refresh("secret-rt")
-        assert len(accounts._http.own._calls) == 1
-        await asyncio.gather(*[accounts.refresh("secret-rt") for _ in range(50)])
-        assert len(accounts._http.own._calls) == math.ceil(50 / _clients.CALLS)
-        assert set(accounts._http.own._calls.values()) == {0}
-
-
-async def test_own_clients_are_closed() -> None:
-    """aclose() closes the clients that were made here, and may be called twice; no other is made after it."""
-    async with spotify(answer(200, GRANT)) as (accounts, _):
-        await accounts.refresh("secret-rt")
-        await accounts.aclose()
-        await accounts.aclose()
-        assert accounts._http.own is not None
-        (client,) = accounts._http.own._calls
-        assert client.is_closed
-        with pytest.raises(RuntimeError, match="closed"):
-            await accounts.refresh("secret-rt")
-
-
-async def request_of(listener: socket.socket) -> socket.socket:
-    """The connection over which the next request has begun to come."""
-    loop = asyncio.get_running_loop()
-    listener.settimeout(0)
-    async with asyncio.timeout(20):
-        peer, _ = await loop.sock_accept(listener)
-        assert await loop.sock_recv(peer, 1) == b"P"
-    return peer
-
-
-async def test_a_close_that_is_cancelled_closes_all_the_same() -> None:
-    """aclose() closes all clients, also if one of them fails."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        accounts = SpotifyAccounts("app", accounts_url=url_of(silent))
-        calls = [asyncio.create_task(accounts.refresh("secret-rt")) for _ in range(3 * _clients.CALLS)]
-        peers = [await request_of(silent) for _ in calls]
-        closing = asyncio.create_task(accounts.aclose())
-        await asyncio.sleep(0)
-        closing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await closing
-        assert accounts._http.own is not None
-        assert [client.is_closed for client in accounts._http.own._calls] == [True] * 3
-        for call in calls:
-            call.cancel()
-        await asyncio.wait(calls)
-        for peer in peers:
-            peer.close()
 
 
 @pytest.mark.parametrize(

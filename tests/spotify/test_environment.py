@@ -1,22 +1,24 @@
 """TLS and proxies as a host sets them: what is right works, and what is wrong is named when the process starts."""
 
 import os
+import ssl
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import certifi
 import httpx
 import pytest
 
 from spotconn import ConfigurationError, SpotifyAccounts, TokenManager
-from spotconn._spotify.environment import proxy_setting
+from spotconn._spotify.environment import proxy_setting, tls_context
 from spotconn.testing import FakeSpotify
 from support.listening import until
 from support.tls import certificate, name_for_openssl, tls_front
 from support.upstream import upstream
 
-SPOTIFY = httpx.URL("https://accounts.spotify.com")
+SPOTIFY = "https://accounts.spotify.com"
 SECRET = "proxy-secret"
 
 
@@ -111,6 +113,18 @@ async def test_what_is_right_works(environ: dict[str, str], monkeypatch: pytest.
         pass
 
 
+def test_a_path_is_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base URL of an address and a number goes through the proxy, too; httpx2 would read it as a network."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    SpotifyAccounts("app", accounts_url="https://10.1.2.3/accounts", api_url="https://10.1.2.3/24")
+
+
+def test_the_library_in_use_does_not_choose_the_certificates() -> None:
+    """Those of certifi are trusted, with httpx2 as with httpx."""
+    those = ssl.create_default_context(cafile=certifi.where())
+    assert tls_context().get_ca_certs(binary_form=True) == those.get_ca_certs(binary_form=True)
+
+
 EXEMPTIONS = {
     "": (),
     "*": ("https://accounts.spotify.com", "https://api.spotify.com", "https://[fd00::1]:8443", "https://10.1.2.3"),
@@ -133,7 +147,7 @@ def test_no_proxy_exempts_what_it_names(
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     monkeypatch.setenv("NO_PROXY", no_proxy)
     every = ("https://accounts.spotify.com", "https://api.spotify.com", "https://[fd00::1]:8443", "https://10.1.2.3")
-    assert tuple(url for url in every if proxy_setting(httpx.URL(url)) is None) == direct
+    assert tuple(url for url in every if proxy_setting(url) is None) == direct
 
 
 def test_the_variable_is_named_as_it_is_spelled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,9 @@ import spotconn
 from spotconn import SpotconnError
 from support.leak_detector import chain
 
-LIBRARY = frozenset({"spotconn", "asyncpg", "httpx", "httpcore", "h11", "anyio", "pydantic", "tenacity"})
+LIBRARY = frozenset(
+    {"spotconn", "asyncpg", "httpx", "httpx2", "httpcore", "httpcore2", "h11", "anyio", "pydantic", "tenacity"}
+)
 PATIENCE = 20.0
 """Seconds after which a caller that has not ended never will."""
 

@@ -157,9 +157,13 @@ def run(example: pytest.Pytester, *files: str, loops: str = "function") -> pytes
     """Run what is there, or these files, as its own project would; any warning is an error."""
     scopes = (f"asyncio_default_{what}_loop_scope={loops}" for what in ("fixture", "test"))
     options = [word for option in ("asyncio_mode=strict", *scopes) for word in ("-o", option)]
-    # Of the TestClient of Starlette 1.3.
-    older = "ignore:The anyio.abc.BlockingPortal alias is deprecated:DeprecationWarning"
-    return example.runpytest_subprocess("-W", "error", "-W", older, *options, *files, timeout=110)
+    # Of the TestClient of Starlette 1.3, and of the later ones where httpx2 is not installed.
+    ignored = [
+        "ignore:The anyio.abc.BlockingPortal alias is deprecated:DeprecationWarning",
+        "ignore:Using `httpx` with `starlette.testclient` is deprecated",
+    ]
+    warnings = [word for each in ("error", *ignored) for word in ("-W", each)]
+    return example.runpytest_subprocess(*warnings, *options, *files, timeout=110)
 
 
 @pytest.mark.long
@@ -209,7 +213,7 @@ def test_loading_it_imports_nothing_else(pytester: pytest.Pytester) -> None:
 
         def test_modules():
             assert "_spotconn_pytest" in sys.modules
-            heavy = {"spotconn", "asyncpg", "httpx", "pydantic", "starlette", "tenacity", "uvicorn"}
+            heavy = {"spotconn", "asyncpg", "httpx", "httpx2", "pydantic", "starlette", "tenacity", "uvicorn"}
             assert heavy & set(sys.modules) == set()
         """
     )

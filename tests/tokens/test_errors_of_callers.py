@@ -144,7 +144,9 @@ def check_library(caller: Caller, failure: Failure, setup: Setup) -> None:
     """Check that no frame of the library shows below the public call, and no token anywhere."""
     assert list(caller.links()) == [caller.error], "the errors of asyncpg and httpx hold what was sent"
     for link in caller.links():
-        shown = [frame for frame in library_frames(link) if not frame.f_globals["__name__"].startswith("httpx.")]
+        shown = [
+            frame for frame in library_frames(link) if not frame.f_globals["__name__"].startswith(("httpx.", "httpx2."))
+        ]
         assert failure.name in LISTS or {frame.f_code.co_name for frame in shown} <= PUBLIC_FRAMES
     assert caller.error is not None
     said = text_of(caller.error)

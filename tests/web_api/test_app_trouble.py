@@ -7,8 +7,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
-import httpx
-import httpx2
 import pytest
 
 from spotconn import ConfigurationError, ConnectionStore, SpotifyAccounts, SpotifyAuth, TokenManager, events
@@ -68,9 +66,9 @@ def told() -> Told:
     return Told()
 
 
-@pytest.fixture(params=[httpx, httpx2], ids=["httpx", "httpx2"])
+@pytest.fixture
 async def service(
-    request: pytest.FixtureRequest, store: ConnectionStore, spotify: FakeSpotify, told: Told
+    http_library: Any, store: ConnectionStore, spotify: FakeSpotify, told: Told
 ) -> AsyncIterator[Service]:
     """With each of the two clients."""
     clock = FakeClock(1_800_000_000.0)
@@ -83,7 +81,7 @@ async def service(
         tokens = await stack.enter_async_context(
             TokenManager(store, apps[0], other_apps=apps[1:], on_event=told, clock=clock)
         )
-        http = await stack.enter_async_context(request.param.AsyncClient(base_url=url, timeout=60))
+        http = await stack.enter_async_context(http_library.AsyncClient(base_url=url, timeout=60))
         yield Service(tokens, clock, http)
 
 

@@ -5,11 +5,10 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-import httpx
-
 from spotconn._affinity import Affinity
 from spotconn._observer import NOBODY
 from spotconn._spotify.answers import read_app_answer, read_grant, seconds_until
+from spotconn._spotify.authorization import basic_authorization
 from spotconn._spotify.http import HttpClient
 from spotconn._spotify.retry import BeginBy, may_pass, retry
 from spotconn.errors import ConfigurationError, SpotifyUnavailable
@@ -106,8 +105,8 @@ class _AppCheck:
                 url,
                 begin_by=begin_by,
                 observed=NOBODY.asking(self._client_id),
+                headers={"Authorization": basic_authorization(self._client_id, client_secret)},
                 data={"grant_type": "client_credentials"},
-                auth=httpx.BasicAuth(self._client_id, client_secret),
             )
             self.offset = clock_offset(headers, sent, self._clock())
             grant = read_grant(

@@ -73,6 +73,14 @@ def authorization_request_url(
     return f"{accounts_url}/authorize?{urlencode(query, quote_via=quote)}"
 
 
+def basic_authorization(client_id: str, client_secret: str) -> str:
+    """Return the Authorization header of a confidential client (RFC 6749, section 2.3.1; RFC 7617).
+
+    As Spotify documents it, neither of the two is percent-encoded before.
+    """
+    return "Basic " + base64.b64encode(f"{client_id}:{client_secret}".encode()).decode("ascii")
+
+
 def base_url(value: str, *, name: str) -> str:
     """Return the base URL of a service without its trailing slash.
 

@@ -7,9 +7,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
-import httpx
-
 from spotconn._spotify.admission import Admission
+from spotconn._spotify.authorization import basic_authorization
 from spotconn._spotify.marks import Mark, marked
 from spotconn._stopwatch import loop_time
 from spotconn._tracebacks import renewed
@@ -45,7 +44,7 @@ class ClientSecret:
         self._read_secret = secret if callable(secret) else None
         self._admission = admission
         self._value: str | None = None
-        self._auth: httpx.BasicAuth | None = None
+        self._auth: str | None = None
         self._failure: ConfigurationError | None = None
         self._reading: asyncio.Task[None] | None = None
         self._began = -math.inf
@@ -58,8 +57,8 @@ class ClientSecret:
         """Whether there is a secret."""
         return self._auth is not None or self._read_secret is not None
 
-    async def auth(self) -> httpx.BasicAuth | None:
-        """Return the authentication with the secret as it was last read; None for a public client.
+    async def auth(self) -> str | None:
+        """Return the Authorization header with the secret as it was last read; None for a public client.
 
         Raises:
             ConfigurationError: it could not be read yet; the text gives the reason.
@@ -76,16 +75,16 @@ class ClientSecret:
         if self._admission.is_refused:
             await self.replace(self._auth, since=loop_time() - REREAD_INTERVAL)
 
-    async def replace(self, refused: httpx.BasicAuth | None, *, since: float) -> bool:
+    async def replace(self, refused: str | None, *, since: float) -> bool:
         """Return whether there is another secret than the one that Spotify has refused.
 
         Args:
-            refused: the authentication that was sent.
+            refused: the Authorization header that was sent.
             since: when it was sent; a reading that began earlier does not count.
         """
-        if self._auth is refused and self._read_secret is not None:
+        if self._auth == refused and self._read_secret is not None:
             await self._read(since)
-        return self._auth is not refused
+        return self._auth != refused
 
     def close(self) -> None:
         """Wait no longer for a reading that is under way."""
@@ -126,7 +125,7 @@ class ClientSecret:
             self.changes += 1
             self._admission.forget_refusals()
             _log.info("another client secret of the app %s was read, and is used from now on", self._client_id)
-        self._value, self._auth = secret, httpx.BasicAuth(self._client_id, secret)
+        self._value, self._auth = secret, basic_authorization(self._client_id, secret)
         return None
 
 

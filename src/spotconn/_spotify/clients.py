@@ -1,8 +1,6 @@
-"""Clients of httpx for many calls at once.
+"""Clients for many calls at once: one, or with httpx several with few connections each.
 
-The time that httpcore takes for one call grows with the connections and calls of its pool, because it looks through
-all of them. So many calls share several clients with few connections each. The first ones are preferred, so that a
-quiet process has one client and a warm connection.
+The first ones are preferred, so that a quiet process has one client and a warm connection.
 """
 
 import ssl
@@ -10,15 +8,12 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-
-import httpx
+from urllib.parse import urlsplit
 
 from spotconn._spotify.environment import proxy_of, proxy_setting, tls_context
+from spotconn._spotify.http_library import CALLS_PER_CLIENT, IDLE_PER_CLIENT, library
 
-CALLS = 4
-"""Calls under way at once that one client takes, each over a connection of its own."""
-
-_UNLIMITED = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+_LIMITS = library.Limits(max_connections=None, max_keepalive_connections=IDLE_PER_CLIENT)
 
 
 class Clients:
@@ -31,14 +26,14 @@ class Clients:
             at the wrong moment, and no call may have to wait for such a one.
     """
 
-    def __init__(self, make: Callable[[], httpx.AsyncClient]) -> None:
+    def __init__(self, make: Callable[[], library.AsyncClient]) -> None:
         self._make = make
         self._calls = {make(): 0}
 
     @contextmanager
-    def borrow(self) -> Generator[httpx.AsyncClient]:
+    def borrow(self) -> Generator[library.AsyncClient]:
         """Context manager: borrow a client for one call."""
-        client = next((one for one, calls in self._calls.items() if calls < CALLS), None)
+        client = next((one for one, calls in self._calls.items() if calls < CALLS_PER_CLIENT), None)
         if client is None:
             client = self._make()
         self._calls[client] = self._calls.get(client, 0) + 1
@@ -54,28 +49,33 @@ class Clients:
                 closing.push_async_callback(client.aclose)
 
 
-def client_factory(*base_urls: str) -> Callable[[], httpx.AsyncClient]:
+def client_factory(*base_urls: str) -> Callable[[], library.AsyncClient]:
     """Return a function that makes a client for these base URLs.
 
     Raises:
         ConfigurationError: the environment sets TLS, or a proxy for one of them, in a way that cannot be used.
     """
     # Plain http is for this host only: a proxy of the environment would read it.
-    secure = [url for url in base_urls if httpx.URL(url).scheme == "https"]
+    secure = [_origin(url) for url in base_urls if urlsplit(url).scheme == "https"]
     # Shared, as to load the certificates takes longer than all the rest. One without any trusts no server.
     context = tls_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    settings = {url: proxy_setting(httpx.URL(url)) for url in secure}
+    settings = {url: proxy_setting(url) for url in secure}
     proxies = {url: proxy_of(setting) for url, setting in settings.items() if setting is not None}
     return partial(_client, context, proxies)
 
 
-def _client(context: ssl.SSLContext, proxies: Mapping[str, httpx.Proxy]) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        limits=_UNLIMITED,
+def _origin(url: str) -> str:
+    # For what is proxied the path does not count, and httpx2 would read one such as /24 as that of a network.
+    return urlsplit(url)._replace(path="").geturl()
+
+
+def _client(context: ssl.SSLContext, proxies: Mapping[str, library.Proxy]) -> library.AsyncClient:
+    return library.AsyncClient(
+        limits=_LIMITS,
         # One client serves many users: a cookie set for one must not be sent for the next.
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         mounts={
-            url: httpx.AsyncHTTPTransport(verify=context, limits=_UNLIMITED, proxy=proxy)
+            url: library.AsyncHTTPTransport(verify=context, limits=_LIMITS, proxy=proxy)
             for url, proxy in proxies.items()
         },
         verify=context,

@@ -7,9 +7,9 @@ token may be in one. `httpx` would undo any number of encodings, each in one pie
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
-import httpx
-
+from spotconn._spotify.http_library import PassedStream, classes
 from spotconn.errors import SpotifyUnavailable
 
 LARGEST_BODY = 64 * 1024
@@ -21,13 +21,16 @@ _GZIP_WINDOW = 16 + zlib.MAX_WBITS  # with the header and the trailer of gzip (R
 _MEMBER = b"\x1f"
 
 
-def limit(response: httpx.Response) -> None:
-    """Have a response that was not read yet decoded within `LARGEST_BODY` bytes, and not by httpx.
+def limit(response: Any) -> None:
+    """Have a response that was not read yet decoded within `LARGEST_BODY` bytes, and not by its client.
+
+    Args:
+        response: of a client of either library.
 
     Raises:
         SpotifyUnavailable: it is encoded in another way than once with gzip.
     """
-    if response.is_stream_consumed or not isinstance(response.stream, httpx.AsyncByteStream):
+    if response.is_stream_consumed or not isinstance(response.stream, classes("AsyncByteStream")):
         return
     encodings = response.headers.get_list("content-encoding", split_commas=True)
     names = {name.strip().lower() for name in encodings}
@@ -47,7 +50,7 @@ def _unchanged(chunk: bytes) -> Iterator[bytes]:
     yield chunk
 
 
-class _LimitedStream(httpx.AsyncByteStream):
+class _LimitedStream(PassedStream):
     """A stream that is decoded, and ends with SpotifyUnavailable once it is too long.
 
     Args:
@@ -55,8 +58,8 @@ class _LimitedStream(httpx.AsyncByteStream):
         decode: yields what a chunk decodes to, in pieces of at most `LARGEST_BODY` bytes.
     """
 
-    def __init__(self, stream: httpx.AsyncByteStream, decode: Callable[[bytes], Iterator[bytes]]) -> None:
-        self._stream = stream
+    def __init__(self, stream: Any, decode: Callable[[bytes], Iterator[bytes]]) -> None:
+        super().__init__(stream)
         self._decode = decode
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -68,9 +71,6 @@ class _LimitedStream(httpx.AsyncByteStream):
                 decoded += len(piece)
                 check_size(decoded)
                 yield piece
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
 
 
 class _Gunzip:

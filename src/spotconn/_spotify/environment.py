@@ -1,6 +1,7 @@
 """TLS and proxies as the environment of the host sets them. Errors name the variable and never its value.
 
-httpx reads the same variables. It fails on some that other clients take, and its errors do not name the variable.
+The HTTP library reads the same variables. It fails on some that other clients take, and its errors do not name the
+variable. Which certificates are trusted does not depend on it: httpx2 by itself would take those of the system.
 """
 
 import importlib.util
@@ -9,10 +10,10 @@ import re
 import ssl
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-import httpx
-
+from spotconn._spotify.http_library import library
 from spotconn.errors import ConfigurationError
 
 _SOCKS = {"socks5", "socks5h"}
@@ -28,13 +29,22 @@ def tls_context() -> ssl.SSLContext:
     Raises:
         ConfigurationError: one of these variables, or SSLKEYLOGFILE, names what cannot be used.
     """
-    if not os.environ.get("SSL_CERT_FILE") and (folders := os.environ.get("SSL_CERT_DIR")):
+    file, folders = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    if not file and folders:
         _check_folders(folders)
     try:
-        return httpx.create_ssl_context()
+        return _context(file, folders)
     except OSError as error:  # ssl.SSLError is one
         failure = _tls_failure(error)
     raise failure
+
+
+def _context(file: str | None, folders: str | None) -> ssl.SSLContext:
+    import certifi  # noqa: PLC0415  the import of the library does not wait for it
+
+    if not file and folders:
+        return ssl.create_default_context(capath=folders)
+    return ssl.create_default_context(cafile=file or certifi.where())
 
 
 def _check_folders(folders: str) -> None:
@@ -86,19 +96,19 @@ class ProxySetting(NamedTuple):
     value: str
 
 
-def proxy_setting(url: httpx.URL) -> ProxySetting | None:
+def proxy_setting(url: str) -> ProxySetting | None:
     """Return the proxy that the environment sets for a URL, or None: HTTPS_PROXY, ALL_PROXY and NO_PROXY.
 
     They are read as urllib does. On Windows and macOS the settings of the system count where there are no variables.
     """
-    settings = getproxies()
-    scheme = next((scheme for scheme in (url.scheme, "all") if settings.get(scheme)), None)
-    if scheme is None or proxy_bypass(f"{url.host}:{url.port or 443}"):
+    settings, parts = getproxies(), urlsplit(url)
+    scheme = next((scheme for scheme in (parts.scheme, "all") if settings.get(scheme)), None)
+    if scheme is None or proxy_bypass(f"{parts.hostname}:{parts.port or 443}"):
         return None
     return ProxySetting(_variable(f"{scheme}_proxy"), settings[scheme])
 
 
-def proxy_of(setting: ProxySetting) -> httpx.Proxy:
+def proxy_of(setting: ProxySetting) -> library.Proxy:
     """Return the proxy of a setting.
 
     Raises:
@@ -120,14 +130,14 @@ def proxy_of(setting: ProxySetting) -> httpx.Proxy:
             f'{setting.variable} names a SOCKS proxy, which needs a package: pip install "httpx[socks]". Or list '
             ".spotify.com in NO_PROXY to do without the proxy"
         )
-    return httpx.Proxy(url)
+    return library.Proxy(url)
 
 
-def _parsed(value: str) -> httpx.URL | None:
+def _parsed(value: str) -> library.URL | None:
     """Return the URL of a proxy; None also if it ends early, as with a `#`, `?` or `/` in the password."""
     try:
-        url = httpx.URL(value if "://" in value else f"http://{value}")
-    except httpx.InvalidURL:
+        url = library.URL(value if "://" in value else f"http://{value}")
+    except library.InvalidURL:
         return None
     whole = url.raw_path in {b"", b"/"} and not url.fragment
     return url if whole and url.host and (url.port or 0) <= _HIGHEST_PORT else None

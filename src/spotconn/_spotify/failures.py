@@ -9,18 +9,18 @@ import ssl
 from collections.abc import Iterator
 from typing import TypeVar, cast
 
-import httpx
-
+from spotconn._spotify.http_library import classes
 from spotconn._spotify.marks import Mark, marked
 from spotconn.errors import ConfigurationError, SpotifyUnavailable
 
 _E = TypeVar("_E", bound=BaseException)
 
-_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+# By name, of either library.
+_UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError")
+_PROXY = "the proxy refused to connect; check HTTPS_PROXY, with its user and password"
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (socket.gaierror, "its name, or that of a proxy, cannot be resolved; check the DNS and HTTPS_PROXY of this host"),
     (ConnectionRefusedError, "the connection was refused; check firewalls and proxies on the way"),
-    (httpx.ProxyError, "the proxy refused to connect; check HTTPS_PROXY, with its user and password"),
 )
 # OpenSSL's names for what no repetition changes: the two sides have no version of TLS, or no cipher, in common.
 _NOTHING_IN_COMMON = {
@@ -38,13 +38,13 @@ def failure_of(error: BaseException, host: str) -> SpotifyUnavailable | Configur
         error: as the client, one of its hooks or its transport has raised it.
         host: to which the request was to go.
     """
-    if isinstance(error, httpx.DecodingError):
+    if isinstance(error, classes("DecodingError")):
         return SpotifyUnavailable("Spotify gave an unreadable answer: its encoding is broken")
     causes = tuple(_causes(error))
     if (fixed := _fault_of_settings(causes, host)) is not None:
         return marked(fixed, Mark.NOT_PROCESSED)
     failure = SpotifyUnavailable(f"no answer from {host}: {_reason(causes)}", answered=False)
-    return marked(failure, Mark.NOT_PROCESSED) if isinstance(error, _UNSENT) else failure
+    return marked(failure, Mark.NOT_PROCESSED) if isinstance(error, classes(*_UNSENT)) else failure
 
 
 def _fault_of_settings(causes: tuple[BaseException, ...], host: str) -> ConfigurationError | None:
@@ -70,6 +70,8 @@ def _reason(causes: tuple[BaseException, ...]) -> str:
     for kind, text in _REASONS:
         if _first(causes, kind) is not None:
             return text
+    if _first(causes, classes("ProxyError")) is not None:
+        return _PROXY
     name = type(causes[0]).__name__
     if (damaged := _first(causes, ssl.SSLError)) is not None:
         stated = _tls_reason(damaged) or type(damaged).__name__
@@ -83,7 +85,7 @@ def _tls_reason(error: ssl.SSLError | None) -> str | None:
     return reason if re.fullmatch(r"[A-Z0-9_]+", reason) else None
 
 
-def _first(causes: tuple[BaseException, ...], kind: type[_E]) -> _E | None:
+def _first(causes: tuple[BaseException, ...], kind: type[_E] | tuple[type[_E], ...]) -> _E | None:
     return next((cause for cause in causes if isinstance(cause, kind)), None)
 
 

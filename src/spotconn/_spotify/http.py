@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any, Literal, NamedTuple
-
-import httpx
+from urllib.parse import urlsplit
 
 from spotconn._affinity import Affinity, keep_from_children
 from spotconn._spotify.clients import Clients, client_factory
 from spotconn._spotify.decoding import check_size, limit
 from spotconn._spotify.failures import failure_of
+from spotconn._spotify.http_library import AsyncClient
 from spotconn._spotify.marks import Mark, marked
 from spotconn._spotify.retry import BeginBy
 from spotconn.errors import ConfigurationError, SpotifyUnavailable
@@ -20,7 +20,7 @@ from spotconn.errors import ConfigurationError, SpotifyUnavailable
 # Not compressed, so that a small answer cannot unpack into a large one.
 _HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
 # Who waits for the answer bounds the time: a timer of the client would throw away an answer that has arrived.
-_TIMEOUT = httpx.Timeout(None, connect=5)
+_TIMEOUT = (5.0, None, None, None)  # to connect, to read, to write, for a connection of the pool
 _BEFORE_BYTES = (".connect_tcp.started", ".start_tls.started", ".send_request_headers.started")
 
 
@@ -28,7 +28,7 @@ class Response(NamedTuple):
     """The parts of an answer that are read."""
 
     status: int
-    headers: httpx.Headers
+    headers: Mapping[str, str]
     body: bytes
 
 
@@ -36,17 +36,17 @@ class HttpClient:
     """Sends requests over a given client, or over `Clients` of its own.
 
     Args:
-        given: the client to use, which stays open on `aclose()`; None for own ones.
+        given: the client of either library to use, which stays open on `aclose()`; None for own ones.
         base_urls: of the services, for own clients.
 
     Attributes:
         own: the clients to close; None if one was given.
     """
 
-    def __init__(self, given: httpx.AsyncClient | None, affinity: Affinity, *base_urls: str) -> None:
+    def __init__(self, given: AsyncClient | None, affinity: Affinity, *base_urls: str) -> None:
         self._affinity = affinity
         self.own: Clients | None = None
-        self._borrow: Callable[[], AbstractContextManager[httpx.AsyncClient]]
+        self._borrow: Callable[[], AbstractContextManager[AsyncClient]]
         if given is None:
             self.own = Clients(client_factory(*base_urls))
             self._borrow = self.own.borrow
@@ -62,7 +62,6 @@ class HttpClient:
         observed: AbstractContextManager[Callable[[int], None]],
         headers: Mapping[str, str] | None = None,
         data: dict[str, str] | None = None,
-        auth: httpx.Auth | None = None,
     ) -> Response:
         """Send one request and read its answer. Redirects are not followed.
 
@@ -73,7 +72,6 @@ class HttpClient:
             observed: entered around the request; gives what is called with the status of the answer.
             headers: added to those that every request has.
             data: the form to send.
-            auth: how the request is authenticated.
 
         Raises:
             SpotifyUnavailable: the network or the client failed, or the answer is too large or badly encoded. It is
@@ -91,7 +89,7 @@ class HttpClient:
                     url,
                     headers={**_HEADERS, **(headers or {})},
                     data=data,
-                    auth=auth,
+                    auth=None,  # not that of a client of the caller's own
                     follow_redirects=False,
                     timeout=_TIMEOUT,
                     extensions={"trace": partial(self._trace, begin_by)},
@@ -107,11 +105,11 @@ class HttpClient:
         except (GeneratorExit, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001  a client of the caller's may raise anything, as pytest.fail does
-            failure = failure_of(error, httpx.URL(url).host)
+            failure = failure_of(error, urlsplit(url).hostname or "")
         if read.answer is not None:  # whatever a hook of the caller's has raised since
             return read.answer
         self._affinity.check_home()
-        # Raised outside of the handler: as __context__ the error of httpx would hold the request with its tokens.
+        # Raised outside of the handler: as __context__ the error of the client would hold the request with its tokens.
         raise failure
 
     async def aclose(self) -> None:
@@ -120,7 +118,7 @@ class HttpClient:
             await self.own.aclose()
 
     async def _trace(self, begin_by: BeginBy, event: str, info: Mapping[str, Any]) -> None:
-        """Protect new connections from forks; send nothing in a child, nor too late. Called by httpcore ("trace")."""
+        """Protect new connections from forks; send nothing in a child, nor too late. Called for "trace"."""
         if event.endswith(_BEFORE_BYTES):
             # The process may have forked, or stood still, while it connected.
             self._affinity.check_home()
@@ -134,7 +132,7 @@ def _protect(stream: object) -> None:
         keep_from_children(stream)
 
 
-def _open(given: httpx.AsyncClient) -> AbstractContextManager[httpx.AsyncClient]:
+def _open(given: AsyncClient) -> AbstractContextManager[AsyncClient]:
     if given.is_closed:
         closed = ConfigurationError(
             "the http client given to SpotifyAccounts is closed: close it after the last call, or let SpotifyAccounts "
@@ -144,12 +142,10 @@ def _open(given: httpx.AsyncClient) -> AbstractContextManager[httpx.AsyncClient]
     return nullcontext(given)
 
 
-def _with_first_hook(
-    client: httpx.AsyncClient, hook: Callable[[httpx.Response], Awaitable[object]]
-) -> httpx.AsyncClient:
+def _with_first_hook(client: AsyncClient, hook: Callable[[Any], Awaitable[object]]) -> AsyncClient:
     """Return a client over the same connections that calls `hook` with a response before other hooks, if it has any.
 
-    A hook that raises has httpx close the response, which may hold the only good refresh token, before it is read.
+    A hook that raises has the client close the response, which may hold the only good refresh token, before it is read.
     """
     hooks = client.event_hooks
     if not hooks["response"] or hasattr(client, "__del__"):  # a copy that is collected could close the connections
@@ -171,7 +167,7 @@ class _Reader:
         self.on_status: Callable[[int], None]
         self.answer: Response | None = None
 
-    async def __call__(self, response: httpx.Response) -> Response:
+    async def __call__(self, response: Any) -> Response:
         """Read the response. Other hooks can still read it.
 
         Raises:

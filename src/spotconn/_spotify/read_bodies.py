@@ -1,12 +1,10 @@
 """The body of a response of httpx or httpx2, once somebody else has read it."""
 
 import asyncio
-import sys
-from collections.abc import AsyncIterator, Callable
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
-import httpx
+from spotconn._spotify.http_library import PassedStream
 
 
 def when_read(response: Any, report: Callable[[bytes], object]) -> None:
@@ -19,7 +17,7 @@ def when_read(response: Any, report: Callable[[bytes], object]) -> None:
     try:
         body = response.content
     except RuntimeError:  # of either client: it is not read yet
-        response.stream = _closing_stream(_base_of(response))(response.stream, lambda: _report_later(response, report))
+        response.stream = _ClosingStream(response.stream, lambda: _report_later(response, report))
     else:  # a hook of the caller's has read it
         report(body)
 
@@ -37,7 +35,7 @@ def _report_if_read(response: Any, report: Callable[[bytes], object]) -> None:
     report(body)
 
 
-class _ClosingStream:
+class _ClosingStream(PassedStream):
     """A stream that calls a function when it is closed.
 
     Args:
@@ -46,25 +44,9 @@ class _ClosingStream:
     """
 
     def __init__(self, stream: Any, on_close: Callable[[], object]) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._on_close = on_close
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return aiter(self._stream)
-
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        await super().aclose()
         self._on_close()
-
-
-def _base_of(response: Any) -> type:
-    """Return the class of streams that the client of a response accepts."""
-    other = sys.modules.get("httpx2")
-    module = other if other is not None and isinstance(response, other.Response) else httpx
-    stream: type = module.AsyncByteStream
-    return stream
-
-
-@cache
-def _closing_stream(base: type) -> Any:
-    return type(_ClosingStream.__name__, (_ClosingStream, base), {"__module__": __name__})
