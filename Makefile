@@ -64,8 +64,8 @@ versions: .venv/test-installed .venv/npm-installed ## the tests of the database 
 VERSION_TESTS := tests/database $(foreach part,facts sound,tests/command/test_doctor_$(part).py) \
     $(foreach part,cipher dsn pgbouncer tls_settings value_types,--ignore=tests/database/test_$(part).py)
 
-# The long form of the tests of the refresh protocol: more processes, more rounds, more steps, random faults.
-soak: .venv/test-installed ## half an hour of refreshes with random faults
+# The long form of the tests of the refresh protocol: more processes, more rounds, more steps, random faults. And a month.
+soak: .venv/test-installed ## refreshes with random faults, and a simulated month; 40 minutes
 	SPOTCONN_SOAK=1 exec $(GUARD) $(BIN)/python -m pytest -v -s -m soak
 	SPOTCONN_SOAK=1 exec $(GUARD) $(BIN)/python -m pytest -v -s tests/tokens/test_state_machine.py
 

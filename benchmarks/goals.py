@@ -72,6 +72,8 @@ REPORTED = {
     "threadsafe_vs_awaited": "asyncio.run_coroutine_threadsafe of a bare coroutine / awaited cached token",
     "decrypt_share_crowd": "share of a token that is decrypting, 100 callers at once",
     "decrypt_crowd_vs_alone": "decrypting a token among 100 callers / in a loop that does nothing else",
+    "warm_1m_vs_1k": "cached token of one of 1,000,000 cached users / of 1,000",
+    "cache_1m_step_ms": "ms of the longest step of a cache of 1,000,000",
     "notified_writes_vs_silent": "saved refreshes per second that notify, commits 5 ms slower / without trigger",
     "wal_bytes_per_refresh": "bytes of WAL for a refresh, without whole pages",
     "hot_share": "share of the updates of a refresh that touch no index",

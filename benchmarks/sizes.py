@@ -19,6 +19,7 @@ class Size:
         starved_refreshes: that hang at once.
         starved_rounds: bursts of them.
         cached_users: in one process's cache.
+        large_cache: users in one of very many, put there without the database.
         tenant_rounds: interleaved ones of a tenant's attacks.
         tenant_calls: for each of the other users in one round.
         tenant_octets: of a big value.
@@ -41,6 +42,7 @@ class Size:
     starved_refreshes: int
     starved_rounds: int
     cached_users: int
+    large_cache: int
     tenant_rounds: int
     tenant_calls: int
     tenant_octets: int
@@ -64,6 +66,7 @@ FULL = Size(
     starved_refreshes=200,
     starved_rounds=10,
     cached_users=100_000,
+    large_cache=1_000_000,
     tenant_rounds=5,
     tenant_calls=25,
     tenant_octets=8_000_000,
@@ -86,6 +89,7 @@ QUICK = Size(
     starved_refreshes=8,
     starved_rounds=1,
     cached_users=50,
+    large_cache=100,
     tenant_rounds=1,
     tenant_calls=2,
     tenant_octets=80_000,

@@ -148,7 +148,7 @@ class TokenManager(Closing):
             except (KeyError, TypeError):
                 pass  # not cached, or a user id that is not hashable, which the checks below name
             else:
-                if found.since <= (now := clock()) < found.fresh_until and now < self._cache.trusted_until:
+                if found.since <= (now := clock()) < found.fresh_until and now < found.trust.until:
                     return found.access_token
                 del found
         try:

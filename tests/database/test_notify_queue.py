@@ -164,7 +164,7 @@ async def test_a_change_that_was_skipped_between_two_heartbeats_ends_the_trust(
         assert feed_of(tokens)._subscription is subscription
         assert tokens._cache.trusted, "no heartbeat has come in between"
         await until(lambda: feed_of(tokens)._subscription is not subscription)
-        ends = tokens._cache.entries[user].until
+        ends = tokens._cache.entries[user].trust.until
         await until(lambda: tokens._cache.trusted)
         await served_for(tokens, user)
         assert time.time() < ends + 1

@@ -29,13 +29,15 @@ select * from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timesta
 """
 
 
-async def connect_many(admin: asyncpg.Connection, spotify: FakeSpotify, ttls: Sequence[float]) -> list[UUID]:
+async def connect_many(
+    admin: asyncpg.Connection, spotify: FakeSpotify, ttls: Sequence[float], *, first: int = 0
+) -> list[UUID]:
     """New users, each connected to the account "account-N" of the fake; the access tokens end `ttls` seconds from now.
 
-    N is the place in the list, which begins with 0.
+    N is the place in the list, which begins with `first`.
     """
     users = [uuid4() for _ in ttls]
-    names = [f"account-{n}" for n in range(len(ttls))]
+    names = [f"account-{first + n}" for n in range(len(ttls))]
     grants = [spotify.authorize(spotify.add_account(name).spotify_user_id) for name in names]
     ends = [datetime.now(UTC) + timedelta(seconds=ttl) for ttl in ttls]
     tokens = ([grant.access_token for grant in grants], [grant.refresh_token for grant in grants])

@@ -55,6 +55,14 @@ class Exported:
         """The calls for a token by outcome, or by the type of their error and "error"."""
         return self.points("spotconn.token.requests")
 
+    def series(self) -> int:
+        """The number of all combinations of attributes of all metrics."""
+        return sum(len(metric.data.data_points) for metric in self.metrics().values())
+
+    def clear(self) -> None:
+        """Drop the spans that have ended; metrics have no end."""
+        self._spans.clear()
+
     def spans(self, name: str) -> list[ReadableSpan]:
         """The spans of a name that have ended."""
         return [span for span in self._spans.get_finished_spans() if span.name == name]

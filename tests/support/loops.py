@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, for what must run beside the one that a test uses."""
+"""Event loops of the tests: one in a thread of its own, and one whose clock is set forward."""
 
 import asyncio
 import threading
@@ -31,3 +31,16 @@ def loop_thread() -> Generator[LoopThread]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+class SteppedLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock can be set forward, so that its timers are due.
+
+    Attributes:
+        ahead: seconds by which it is.
+    """
+
+    ahead = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead

@@ -1,11 +1,12 @@
 """The cache of a process: time is an argument, and what is heard during a read decides about it."""
 
 import math
+import time
 from uuid import UUID, uuid4
 
 import pytest
 
-from spotconn._tokens.cache import ConnectionCache
+from spotconn._tokens.cache import SWEPT, ConnectionCache
 from spotconn._tokens.stored_token import StoredToken
 
 START = 1_800_000_000.0
@@ -62,10 +63,8 @@ def test_what_was_trusted_at_a_loss_lives_until_the_trust_would_have_ended(cache
     assert cache.trusted_until == math.inf
     cache.distrust()
     cache.trust(STALE)
-    entry = cache.entries[user]
-    assert entry.until == entry.fresh_until == START + TTL
-    assert cache.get(user, START + TTL - 1)
-    assert not cache.get(user, START + TTL)
+    for at, served in ((TTL - 1, True), (TTL, False)):
+        assert bool(cache.get(user, START + at)) == bool(cache.fresh(user, START + at)) == served
 
 
 def test_what_is_read_after_a_loss_lives_for_the_ttl(cache: ConnectionCache, user: UUID) -> None:
@@ -87,6 +86,80 @@ def test_a_loss_makes_nothing_live_longer(cache: ConnectionCache, user: UUID) ->
     cache.trust(STALE)
     cache.distrust()
     assert cache.entries[user].until == START + TTL
+
+
+def test_after_several_losses_each_entry_ends_with_the_trust_in_which_it_was_read(cache: ConnectionCache) -> None:
+    """Also where all were within one ttl. A clear ends them all, and what is read after it counts."""
+    users = [uuid4() for _ in range(3)]
+    for number, one in enumerate(users):
+        cache.trust(START + TTL + number)
+        fill(cache, one)
+        cache.distrust()
+    cache.trust(STALE)
+    for at in range(4):
+        assert [cache.get(one, START + TTL - 1 + at) is not None for one in users] == [at <= n for n in range(3)]
+    last = cache.entries[users[2]]
+    cache.clear()
+    assert not any(cache.get(one, START) for one in users)
+    assert last.trust.until == -math.inf, "who has taken an entry sees that it does not count"
+    fill(cache, users[0])
+    assert cache.get(users[0], STALE - 1)
+    assert not cache.sweep()
+    assert set(cache.entries) == {users[0]}
+
+
+def test_what_is_cleared_is_dropped_in_steps(user: UUID) -> None:
+    """Of a million entries in one step, a process would stand still. What is cached in between stays."""
+    cache = ConnectionCache(ttl=TTL, size=10 * SWEPT)
+    others = [UUID(int=number) for number in range(3 * SWEPT)]
+    for number, one in enumerate(others):
+        fill(cache, one)
+        if number % SWEPT == 0:  # a loss, whose trust is over at the next one
+            cache.trust(START + 2 * number)
+            cache.distrust()
+    cache.clear()
+    assert len(cache) == 2 * SWEPT
+    assert not cache.get(others[-1], START)
+    fill(cache, others[-1])
+    fill(cache, user)
+    steps = 1
+    while cache.sweep():
+        steps += 1
+    assert steps == 2
+    assert set(cache.entries) == {others[-1], user}
+
+
+def test_a_loss_takes_no_longer_the_more_entries_there_are() -> None:
+    """It ends what they share, not each of them."""
+    seconds = [_seconds_of_a_loss(entries) for entries in (500, 20_000)]
+    assert seconds[1] < 10 * seconds[0]
+
+
+def _seconds_of_a_loss(entries: int) -> float:
+    """The shortest of some rounds, in processor time."""
+    cache = ConnectionCache(ttl=TTL, size=entries)
+    for number in range(entries):
+        fill(cache, UUID(int=number))
+    rounds = list[float]()
+    for _ in range(20):
+        begun = time.process_time()
+        for _ in range(5):
+            cache.trust(STALE)
+            cache.distrust()
+        rounds.append(time.process_time() - begun)
+    return min(rounds)
+
+
+def test_a_large_cache_makes_room_for_several_at_once(user: UUID) -> None:
+    """The oldest hundredth goes: to find the oldest takes a dict as long as there were others before it."""
+    cache = ConnectionCache(ttl=TTL, size=1000)
+    for number in range(1000):
+        fill(cache, UUID(int=number))
+    fill(cache, user)
+    assert [*cache.entries] == [*(UUID(int=number) for number in range(10, 1000)), user]
+    for number in range(9):
+        fill(cache, UUID(int=number))
+    assert len(cache) == 1000
 
 
 def test_a_read_that_began_without_cover_lives_for_the_ttl(cache: ConnectionCache, user: UUID) -> None:

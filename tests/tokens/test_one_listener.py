@@ -173,7 +173,7 @@ async def test_what_was_trusted_at_a_loss_is_served_until_the_last_heartbeat_and
     proxy.refuses = True
     proxy.cut()
     await until(lambda: not tokens._cache.trusted)
-    assert tokens._cache.entries[user].fresh_until == end
+    assert tokens._cache.entries[user].trust.until == end
     await store.delete(user)
     before = time.time()
     await tokens.get_valid_token(other)
@@ -243,7 +243,7 @@ async def test_the_end_of_the_store_ends_it(
         await trusted(tokens, user)
     assert not listeners()
     assert not tokens._cache.trusted
-    assert tokens._cache.entries[user].until <= time.time() + 30
+    assert tokens._cache.entries[user].trust.until <= time.time() + 30
     with pytest.raises(RuntimeError, match="is closed"):
         feed_of(tokens).add(tokens._source.subscriber)
     await tokens.aclose()

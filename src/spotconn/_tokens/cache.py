@@ -7,11 +7,31 @@ in between were missed.
 """
 
 import math
+from itertools import islice
 from typing import Self
 from uuid import UUID
 
 from spotconn._tokens.stored_token import StoredToken
 from spotconn.errors import AskUser
+
+MOST_EVICTED = 1_000
+"""Entries that go at once to make room, and a hundredth of all at most. The first key of a dict takes as long to find
+as there were entries before it, up to twice as many as there are: for each entry that goes by itself, that is long."""
+SWEPT = 10_000
+"""Entries that are dropped in one step: it takes some milliseconds."""
+
+
+class Trust:
+    """For how long the entries that share it may be used.
+
+    Attributes:
+        until: seconds since the epoch; infinite while notifications do not arrive and each has an end of its own.
+    """
+
+    __slots__ = ("until",)
+
+    def __init__(self, until: float = math.inf) -> None:
+        self.until = until
 
 
 class CacheEntry(StoredToken):
@@ -19,15 +39,17 @@ class CacheEntry(StoredToken):
 
     Args:
         token: as it was read.
+        trust: shared with the other entries of the time between two losses of notifications.
         since: when it was cached. It does not count before that, by a clock that was set back.
         fresh_until: the end of the time in which the hot path serves it.
         until: the end of the time in which it counts at all.
     """
 
-    __slots__ = ("fresh_until", "since", "until")
+    __slots__ = ("fresh_until", "since", "trust", "until")
 
-    def __init__(self, token: StoredToken, *, since: float, fresh_until: float, until: float) -> None:
+    def __init__(self, token: StoredToken, trust: Trust, *, since: float, fresh_until: float, until: float) -> None:
         super().__init__(token.access_token, token.digest, token.ends, token.scope)
+        self.trust = trust
         self.since = since
         self.fresh_until = fresh_until
         self.until = until
@@ -66,7 +88,9 @@ class PendingRead:
 
 
 class ConnectionCache:
-    """Caches tokens by user. Beyond `size`, the oldest entry goes.
+    """Caches tokens by user. Beyond `size`, the oldest entries go.
+
+    No step takes longer the more entries there are: a process with a million must not stand still.
 
     Args:
         ttl: seconds that an entry is good for while the cache is not trusted; 0 turns the cache off.
@@ -75,8 +99,7 @@ class ConnectionCache:
     Attributes:
         ttl: as given.
         size: as given; 0 while it is off.
-        entries: by user id, a UUID; for the look-up of the hot path. They count only before `trusted_until`.
-        trusted_until: seconds since the epoch; infinite while the cache is not trusted.
+        entries: by user id, a UUID; for the look-up of the hot path. Each counts only as long as its `trust`.
         pending: reads under way, by user id.
     """
 
@@ -85,11 +108,17 @@ class ConnectionCache:
         self.size = size if ttl else 0
         self.pending: dict[UUID, list[PendingRead]] = {}
         self.entries: dict[object, CacheEntry] = {}
-        self.trusted_until = math.inf
+        self._trust = Trust()
+        self._ended: list[Trust] = []
 
     def __len__(self) -> int:
         """Return the number of entries, also of those that are out of date."""
         return len(self.entries)
+
+    @property
+    def trusted_until(self) -> float:
+        """The end of the time in which the cache is trusted, in seconds since the epoch; infinite while it is not."""
+        return self._trust.until
 
     @property
     def trusted(self) -> bool:
@@ -99,14 +128,14 @@ class ConnectionCache:
     def get(self, user_id: UUID, now: float) -> CacheEntry | None:
         """Return the entry of a user, if it may still be used."""
         entry = self.entries.get(user_id)
-        if entry is None or now >= self.trusted_until or not entry.since <= now < entry.until:
+        if entry is None or now >= entry.trust.until or not entry.since <= now < entry.until:
             return None
         return entry
 
     def fresh(self, user_id: UUID, now: float) -> CacheEntry | None:
         """Return the entry that the hot path serves. May be called in any thread."""
         entry = self.entries.get(user_id)
-        if entry is None or now >= self.trusted_until or not entry.since <= now < entry.fresh_until:
+        if entry is None or now >= entry.trust.until or not entry.since <= now < entry.fresh_until:
             return None
         return entry
 
@@ -130,8 +159,10 @@ class ConnectionCache:
             until = max(until, stale_at)
         self.entries.pop(pending.user_id, None)
         if len(self.entries) >= self.size:
-            del self.entries[next(iter(self.entries))]
-        self.entries[pending.user_id] = CacheEntry(token, since=now, fresh_until=min(stale_at, until), until=until)
+            self._make_room()
+        self.entries[pending.user_id] = CacheEntry(
+            token, self._trust, since=now, fresh_until=min(stale_at, until), until=until
+        )
 
     def supersede(self, pending: PendingRead) -> None:
         """Invalidate a user, except for the read whose row was just written by this process."""
@@ -146,15 +177,28 @@ class ConnectionCache:
         self.entries.pop(user_id, None)
 
     def clear(self) -> None:
-        """Drop all entries and void all reads under way."""
+        """Let no entry count any more, and void all reads under way. What `sweep` has not dropped yet is not used."""
         for pending_reads in self.pending.values():
             for pending in pending_reads:
                 pending.void = True
-        self.entries.clear()
+        until = self._trust.until
+        for trust in (*self._ended, self._trust):
+            trust.until = -math.inf
+        self._ended, self._trust = [], Trust(until)
+        self.sweep()
+
+    def sweep(self) -> bool:
+        """Drop some of the entries that do not count since `clear`, and return whether there may be more."""
+        first = list(islice(self.entries.items(), SWEPT))
+        for user_id, entry in first:
+            if entry.trust is self._trust or entry.trust in self._ended:
+                return False  # cached since then, as are all after it
+            del self.entries[user_id]
+        return len(first) == SWEPT
 
     def trust(self, until: float) -> None:
         """Trust cached entries until `until` (seconds since the epoch)."""
-        self.trusted_until = until
+        self._trust.until = until
 
     def distrust(self) -> None:
         """Stop trusting the cache: notifications may have been missed since the last heartbeat.
@@ -162,20 +206,23 @@ class ConnectionCache:
         What was trusted counts until the trust would have ended: a loss costs no burst of reads, and a change that was
         missed shows by then. Reads under way are not trusted.
         """
-        end, self.trusted_until = self.trusted_until, math.inf
-        if end == math.inf:
+        if not self.trusted:
             return
         for pending_reads in self.pending.values():
             for pending in pending_reads:
                 pending.trusted = False
-        # Once for each loss, so that the hot path has nothing to look up: 5 ms for 100,000 entries.
-        for entry in self.entries.values():
-            if entry.fresh_until > end:
-                entry.fresh_until = entry.until = end
-            elif entry.until > end:
-                entry.until = end
+        over = self._trust.until - self.ttl  # what has ended by then does not count any more
+        self._ended = [trust for trust in self._ended if trust.until > over] + [self._trust]
+        self._trust = Trust()
 
     def close(self) -> None:
         """Drop all entries and cache nothing any more."""
         self.size = 0
         self.clear()
+        self.entries.clear()
+
+    def _make_room(self) -> None:
+        """Drop the oldest entries."""
+        number = min(max(self.size // 100, 1), MOST_EVICTED)
+        for user_id in list(islice(self.entries, number)):
+            del self.entries[user_id]

@@ -1,6 +1,8 @@
 """What one manager does with the notifications of changes that its store receives."""
 
+import asyncio
 from collections.abc import Callable, Iterable
+from contextvars import Context
 from uuid import UUID
 
 from spotconn._database.change_feed import ChangeFeed
@@ -77,7 +79,7 @@ class Subscriber:
 
     def clear(self) -> None:
         """Handle that any connection may have changed."""
-        self._cache.clear()
+        self._clear()
         self._saved.compare()
 
     def trust(self, sent: float, life: str) -> None:
@@ -96,5 +98,14 @@ class Subscriber:
     def _check_clock(self) -> None:
         """Drop what is cached if the clock that the ends of tokens are counted by was set."""
         if abs(self._stopwatch.drift) > LARGEST_DRIFT:
-            self._cache.clear()
+            self._clear()
             self._stopwatch = Stopwatch(self.now)
+
+    def _clear(self) -> None:
+        """Drop what is cached, in steps between which others have their turn."""
+        self._cache.clear()
+        self._sweep()
+
+    def _sweep(self) -> None:
+        if self._cache.sweep():
+            asyncio.get_running_loop().call_soon(self._sweep, context=Context())
