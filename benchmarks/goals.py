@@ -42,6 +42,10 @@ GOALS = (
     Goal("crowd_cpu_vs_fetchrow", "processor time of a token, 100 callers at once / pool.fetchrow's", "at most", 0.3),
     Goal("round_trips_read", "round trips of a read, on the wire", "exactly", 1),
     Goal("round_trips_refresh", "round trips of a refresh of a row not read before, on the wire", "exactly", 3),
+    Goal("round_trips_read_pooled", "round trips of a read behind PgBouncer, on the wire", "exactly", 1),
+    Goal(
+        "first_token_round_trips", "round trips to a first token, less those of a connection and a query", "at most", 2
+    ),
     Goal("storm_calls_per_user", "calls of Spotify for each user whom 4 processes ask for at once", "exactly", 1),
     Goal("storm_vs_httpx", "refreshes per second of one process / bare httpx POSTs per second", "at least", 0.85),
     Goal("storm_vs_httpx2", "the same with httpx2 / bare httpx2 POSTs per second", "at least", 0.85),
@@ -70,6 +74,9 @@ REPORTED = {
     "cold_vs_transaction": "the transaction / the token on the same host; judged with the database 1 ms away",
     "blocking_vs_awaited": "cached token of BlockingTokens / awaited cached token",
     "threadsafe_vs_awaited": "asyncio.run_coroutine_threadsafe of a bare coroutine / awaited cached token",
+    "round_trips_refresh_pooled": "round trips of a refresh of a row not read before, behind PgBouncer, on the wire",
+    "first_token_round_trips_tls": "round trips to a first token, less those of a connection and a query, over TLS",
+    "first_token_round_trips_pooled": "the same behind PgBouncer, without TLS",
     "decrypt_share_crowd": "share of a token that is decrypting, 100 callers at once",
     "decrypt_crowd_vs_alone": "decrypting a token among 100 callers / in a loop that does nothing else",
     "warm_1m_vs_1k": "cached token of one of 1,000,000 cached users / of 1,000",

@@ -20,10 +20,11 @@ from spotconn._database.change_feed import ChangeFeed
 from spotconn._database.errors import APPLY_SCHEMA, map_errors
 from spotconn._database.halves import read_in_halves
 from spotconn._database.pending_connects import PendingConnects
-from spotconn._database.pool import detect_pooler, may_convert, open_pool
+from spotconn._database.pool import connect_pool, may_convert
 from spotconn._database.refreshes import Refreshes
 from spotconn._database.rows import RowConverter
 from spotconn._database.session import borrow
+from spotconn._database.statement_cache import StatementCache
 from spotconn._database.verification import verify
 from spotconn._tracebacks import scrubbed, scrubbed_context
 from spotconn._user_ids import UserId, parse_user_id
@@ -93,22 +94,21 @@ class ConnectionStore:
             cipher: encrypts the tokens at rest.
             timeout: seconds to wait for a connection, and again for the answer to a statement.
             listen_dsn: as in the constructor; by default `dsn` itself, unless a transaction pooler is in between.
-            pool_options: of `asyncpg.create_pool`. By default 1 to 10 connections, and no prepared statements behind
-                a transaction pooler. With `statement_cache_size` no connection is opened to look for one: pass 0 for
-                a pooler, 100 for the server itself.
+            pool_options: of `asyncpg.create_pool`. By default 1 to 10 connections, and no named statements behind a
+                pooler. Pass `statement_cache_size` to say so yourself: 0 for a pooler, 100 for the server itself.
 
         Raises:
             ConfigurationError: the DSN is malformed, or the login is refused; and as `verify`.
             DatabaseUnavailable, SchemaMismatch, RowSecurityError: as `verify`.
         """
-        options = await detect_pooler(dsn, pool_options, seconds=timeout)
-        pool = await open_pool(dsn, options, seconds=timeout)
+        statement_cache = StatementCache(pool_options)
+        pool = await connect_pool(dsn, pool_options, statement_cache, seconds=timeout)
         store = cls(pool, cipher=cipher, timeout=timeout, listen_dsn=listen_dsn)
-        store.pool.checked = not may_convert(options)
-        if listen_dsn is None and options["statement_cache_size"]:
-            store.changes = ChangeFeed(store.pool, dsn, options)
+        store.pool.checked = not may_convert(pool_options)
         try:
-            await store.verify()
+            statement_cache.decide(pool, pooled=await verify(store.pool))
+            if listen_dsn is None and statement_cache.size:
+                store.changes = ChangeFeed(store.pool, dsn, pool_options)
             yield store
         finally:
             try:

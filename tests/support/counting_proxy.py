@@ -6,13 +6,18 @@ from contextlib import asynccontextmanager, suppress
 
 
 class CountingProxy:
-    """Forwards bytes both ways; a round trip is a burst from the client that follows an answer."""
+    """Forwards bytes both ways; a round trip is a burst from the client that follows an answer.
+
+    Attributes:
+        connections: that were opened.
+    """
 
     def __init__(self, port: int) -> None:
         self._target = port
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
         self.round_trips = 0
+        self.connections = 0
 
     @asynccontextmanager
     async def serve(self) -> AsyncGenerator["CountingProxy"]:
@@ -30,6 +35,7 @@ class CountingProxy:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self.connections += 1
         task.add_done_callback(self._tasks.discard)
         upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self._target)
         response_seen = True

@@ -10,8 +10,8 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from typing import Self
 
-_PARSE = re.compile(rb"P.{4}(__asyncpg_stmt_\w+__)\0([^\0]+)\0", re.DOTALL)
-_BIND = re.compile(rb"B.{4}[^\0]*\0(__asyncpg_stmt_\w+__)\0", re.DOTALL)
+_PARSE = re.compile(rb"P\0...(__asyncpg_stmt_\w+__|)\0([^\0]+)\0", re.DOTALL)
+_BIND = re.compile(rb"B\0...[^\0]*\0(__asyncpg_stmt_\w+__|)\0", re.DOTALL)
 
 
 REACHED_TIMEOUT = 10.0

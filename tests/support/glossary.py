@@ -27,7 +27,7 @@ PARTS = {
     "remembered": "cache entry",
     "kept": "unsaved grant",
     "lent": "borrow",
-    "fitted": "detect_pooler",
+    "fitted": "is_pooled",
     "guarded": "scrub",
     "patient": "probe",
     "tally": "progress",

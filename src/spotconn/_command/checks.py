@@ -88,8 +88,8 @@ def pooler_finding(*, pooled: bool) -> Finding:
     return Finding(
         state="warn",
         subject="pooler",
-        text="one is in between: all works, with two round trips where the server itself takes one, and LISTEN hears "
-        "nothing in transaction mode",
+        text="one is in between: all works, though the server parses each statement anew, and LISTEN hears nothing "
+        "in transaction mode",
         remedy="connect to the server itself where you can (on Supabase, port 5432); "
         "a pool of your own needs statement_cache_size=0",
     )

@@ -125,20 +125,20 @@ class BoundPool:
     def _notify_return(self) -> None:
         self.on_return()
 
-    async def value(self, query: str, *, check: Callable[[Any], None] | None = None) -> Any:
+    async def value(self, query: str, *, check: Callable[[Session, Any], None] | None = None) -> Any:
         """Return the first value of the first row of a read.
 
         Args:
             query: of it.
-            check: raises an error of the library for what the server must not answer.
+            check: gets the connection, too; raises an error of the library for what the server must not answer.
         """
 
         async def read(session: Session) -> Any:
             found = await answer(
-                session, lambda seconds: session.fetchval(query, timeout=seconds), seconds=self.timeout
+                session, query, lambda seconds: session.fetchval(query, timeout=seconds), seconds=self.timeout
             )
             if check is not None:
-                check(found)
+                check(session, found)
             return found
 
         return await self.leaving.repeated(lambda: self.read(read))
@@ -176,7 +176,7 @@ class BoundPool:
                 values = [arg.elapsed if isinstance(arg, Stopwatch) else arg for arg in args]
                 return session.fetchrow(query, user_id, *values, timeout=seconds)
 
-            row = await answer(session, begin, seconds=seconds)
+            row = await answer(session, query, begin, seconds=seconds)
             if row is not None:
                 check_users(session, {row["user_id"]} <= {user_id, None})
             return row
@@ -223,7 +223,9 @@ class BoundPool:
     async def fetch(self, session: Session, query: str, user_ids: list[UUID]) -> list[asyncpg.Record]:
         """Return the same as `rows_of`, through a session of this pool."""
         texts = [str(user_id) for user_id in user_ids]
-        rows = await answer(session, lambda seconds: session.fetch(query, texts, timeout=seconds), seconds=self.timeout)
+        rows = await answer(
+            session, query, lambda seconds: session.fetch(query, texts, timeout=seconds), seconds=self.timeout
+        )
         check_users(session, {row["user_id"] for row in rows} <= set(user_ids))
         return rows
 

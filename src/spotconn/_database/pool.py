@@ -1,4 +1,4 @@
-"""Open pools, detect a pooler in between, and close pools."""
+"""Open pools, find a pooler in between, and close pools."""
 
 import asyncio
 import inspect
@@ -18,6 +18,7 @@ from spotconn._database.given_up import end_all
 from spotconn._database.host_search import search_hosts
 from spotconn._database.named_hosts import named_hosts, named_target
 from spotconn._database.protected_loop import protected
+from spotconn._database.statement_cache import StatementCache
 from spotconn._database.unreachable import MALFORMED, UNKNOWN_HOST, is_unknown_host
 from spotconn.errors import ConfigurationError, DatabaseUnavailable
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
 _NO_STATEMENTS = {"statement_cache_size": 0}
-_STATEMENTS = {"statement_cache_size": 100}
-"""The default of asyncpg."""
 _CONVERTING = {"connect", "connection_class", "init", "record_class", "reset", "setup"}
 _OF_THE_POOL = {"init", "init_size", "max_size", "min_size", "reset", "setup"}
 
@@ -43,43 +42,31 @@ def pool_keywords() -> set[str]:
 
 
 async def open_pool(dsn: str, options: dict[str, Any], *, seconds: float | None = None) -> asyncpg.Pool:
-    """Open a pool and connect; behind a transaction pooler, without prepared statements.
+    """Open a pool and connect; behind a pooler, without named statements.
 
     Args:
         dsn: a postgresql:// URL.
         options: of `asyncpg.create_pool`; they override the defaults here. With `statement_cache_size` among them,
             a pooler is not looked for.
-        seconds: to wait for a connection, and before that for the one that looks for a pooler; None for the option
+        seconds: to wait for a connection, and for the answer to whether a pooler is in between; None for the option
             `timeout`, or else 5.
 
     Raises:
         ConfigurationError: the DSN or an option is malformed, or the login is refused.
-        DatabaseUnavailable: no connection in time.
+        DatabaseUnavailable: no connection in time, or no answer.
     """
     wait: float = options.get("timeout") or TIMEOUT if seconds is None else seconds
-    return await _open(dsn, await detect_pooler(dsn, options, seconds=wait), wait)
-
-
-async def detect_pooler(dsn: str, options: dict[str, Any], *, seconds: float = TIMEOUT) -> dict[str, Any]:
-    """Return the options with a `statement_cache_size` among them: 0 behind a transaction pooler.
-
-    Args:
-        dsn: a postgresql:// URL.
-        options: of `asyncpg.create_pool`. With `statement_cache_size` among them, a pooler is not looked for.
-        seconds: to wait for a connection.
-
-    Raises:
-        ConfigurationError, DatabaseUnavailable: as `open_pool`.
-    """
-    if "statement_cache_size" in options:
-        return options
-    pool = await open_single(dsn, options, seconds=seconds)
-    try:
-        async with acquire(pool, seconds=seconds) as connection:
-            pooled = await is_pooled(connection, seconds=seconds)
-    finally:
-        await close_pool(pool, seconds=seconds)
-    return options | (_NO_STATEMENTS if pooled else _STATEMENTS)
+    statements = StatementCache(options)
+    pool = await connect_pool(dsn, options, statements, seconds=wait)
+    if statements.size is None:
+        try:
+            async with acquire(pool, seconds=wait) as connection:
+                pooled = await is_pooled(connection, seconds=wait)
+        except BaseException:
+            pool.terminate()
+            raise
+        statements.decide(pool, pooled=pooled)
+    return pool
 
 
 async def open_single(dsn: str, options: dict[str, Any], *, seconds: float = TIMEOUT) -> asyncpg.Pool:
@@ -95,7 +82,8 @@ async def open_single(dsn: str, options: dict[str, Any], *, seconds: float = TIM
         ConfigurationError, DatabaseUnavailable: as `open_pool`.
     """
     plain = {name: value for name, value in options.items() if name not in _OF_THE_POOL}
-    return await _open(dsn, plain | {"min_size": 1, "max_size": 1} | _NO_STATEMENTS, seconds)
+    plain |= {"min_size": 1, "max_size": 1} | _NO_STATEMENTS
+    return await connect_pool(dsn, plain, StatementCache(plain), seconds=seconds)
 
 
 def may_convert(options: dict[str, Any]) -> bool:
@@ -104,17 +92,42 @@ def may_convert(options: dict[str, Any]) -> bool:
 
 
 async def is_pooled(connection: "asyncpg.Connection | PoolConnectionProxy[asyncpg.Record]", *, seconds: float) -> bool:
-    """Return whether a pooler is in between: it answers a login with a process id that it made up.
+    """Return whether a pooler is in between.
 
     Args:
         connection: one without a statement cache.
         seconds: for the answer.
     """
     backend = await map_errors(connection.fetchval("select pg_catalog.pg_backend_pid()", timeout=seconds))
+    return is_behind_pooler(connection, backend)
+
+
+def is_behind_pooler(
+    connection: "asyncpg.Connection | PoolConnectionProxy[asyncpg.Record]", backend: int | None
+) -> bool:
+    """Return whether a pooler is in between: it answers a login with a process id that it made up.
+
+    Args:
+        connection: to the pooler, or to the server itself.
+        backend: the process id that the server has answered with.
+    """
     return bool(backend != connection.get_server_pid())
 
 
-async def _open(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.Pool:
+async def connect_pool(
+    dsn: str, options: dict[str, Any], statements: StatementCache, *, seconds: float
+) -> asyncpg.Pool:
+    """Open a pool and connect. A pooler is not looked for.
+
+    Args:
+        dsn: a postgresql:// URL.
+        options: of `asyncpg.create_pool`; they override the defaults here.
+        statements: whether connections name statements.
+        seconds: to wait for a connection.
+
+    Raises:
+        ConfigurationError, DatabaseUnavailable: as `open_pool`.
+    """
     # No state outlives the store's transactions, so a released connection needs no reset, which would cost every
     # call a second round trip.
     defaults: dict[str, Any] = {"min_size": 1, "max_size": 10, "timeout": seconds, "reset": _no_reset}
@@ -124,7 +137,7 @@ async def _open(dsn: str, options: dict[str, Any], seconds: float) -> asyncpg.Po
     hosts = await named_hosts(dsn, options, keywords(asyncpg.connect))
     if hosts:
         connect = search_hosts(connect, hosts, named_target(dsn, options), seconds=seconds)
-    options["connect"] = connect
+    options["connect"] = statements.sized(connect)
     pool: asyncpg.Pool | None = None
     with suppress(ValueError, TypeError, asyncpg.InterfaceError):
         pool = asyncpg.create_pool(dsn, **options)

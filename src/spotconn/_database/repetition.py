@@ -10,6 +10,7 @@ import asyncpg
 from spotconn._backoff import Backoff
 from spotconn._database.errors import map_errors
 from spotconn._database.idle_sessions import Session
+from spotconn._database.statement_cache import execute
 
 _T = TypeVar("_T")
 
@@ -21,7 +22,7 @@ _CONFLICTS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 _LOST = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError, ConnectionError)
 
 
-async def answer(session: Session, call: Callable[[float], Awaitable[_T]], *, seconds: float) -> _T:
+async def answer(session: Session, query: str, call: Callable[[float], Awaitable[_T]], *, seconds: float) -> _T:
     """Return the answer to one statement outside of any transaction, which Postgres may have rolled back before.
 
     A conflict with another transaction rolls the statement back whole, so it is safe to repeat, also a write. A
@@ -29,21 +30,25 @@ async def answer(session: Session, call: Callable[[float], Awaitable[_T]], *, se
 
     Args:
         session: on which it runs.
+        query: the statement.
         call: begins it, with the seconds that it has.
         seconds: for all attempts together.
 
     Raises:
         SpotconnError, ValueError: as `map_errors`.
     """
-    return await map_errors(_repeated(session, call, seconds))
+    return await map_errors(_repeated(session, query, call, seconds))
 
 
-async def _repeated(session: Session, call: Callable[[float], Awaitable[_T]], seconds: float) -> _T:
+async def _repeated(session: Session, query: str, call: Callable[[float], Awaitable[_T]], seconds: float) -> _T:
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
 
+    def remaining() -> float:
+        return max(end - loop.time(), LEAST)
+
     def attempt() -> Awaitable[_T]:
-        return _closed_if_lost(session, call(max(end - loop.time(), LEAST)))
+        return _closed_if_lost(session, execute(session, query, call, remaining))
 
     return await retried(attempt, lambda error: isinstance(error, _CONFLICTS), seconds=seconds)
 

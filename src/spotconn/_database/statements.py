@@ -38,7 +38,7 @@ SERVER_LIFE = "select spotconn.server_life()"
 SCHEMA_VERSION = "select spotconn.schema_version()"
 VERIFY = (
     "select pg_catalog.jsonb_build_array(spotconn.verify(), "
-    f"(select pg_catalog.to_jsonb(server) from ({STATE}) as server))::text"
+    f"(select pg_catalog.to_jsonb(server) from ({STATE}) as server), pg_catalog.pg_backend_pid())::text"
 )
 
 # Of the admin. Lists are read in batches by user id, so no rows and no transaction are held between two batches.

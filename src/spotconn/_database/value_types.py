@@ -61,7 +61,7 @@ async def _arrive(session: Session, names: list[str], seconds: float) -> bool:
     values = [sample.value for sample in samples]
     try:
         query = f"select {columns}, ({sent})::int as sent"
-        row = await answer(session, lambda rest: session.fetchrow(query, *values, timeout=rest), seconds=seconds)
+        row = await answer(session, query, lambda rest: session.fetchrow(query, *values, timeout=rest), seconds=seconds)
         return row is not None and _are_equal(row, [*values, 1])
     except StatementRefused:  # as asyncpg names a value that an encoder does not take
         return False

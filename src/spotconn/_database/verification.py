@@ -7,6 +7,8 @@ from typing import Any
 from spotconn._database import statements
 from spotconn._database.bound_pool import BoundPool
 from spotconn._database.errors import APPLY_SCHEMA
+from spotconn._database.idle_sessions import Session
+from spotconn._database.pool import is_behind_pooler
 from spotconn._database.read_only import check_writable
 from spotconn._database.schema_version import check_version
 from spotconn._printable import shown
@@ -37,8 +39,11 @@ _PROJECTS_TABLE = "public.spotify_connections"
 """Whose policies may be the project's, for its browsers."""
 
 
-async def verify(pool: BoundPool) -> None:
+async def verify(pool: BoundPool) -> bool:
     """Raise an error unless the database has this library's schema and row level security binds.
+
+    Returns:
+        whether a pooler is in between.
 
     Raises:
         SchemaMismatch: the schema is missing or of another version, or `auth.uid()` does not return the user.
@@ -46,7 +51,7 @@ async def verify(pool: BoundPool) -> None:
         RowSecurityError: the policies would not bind, or hide rows from the library, or the login lacks a grant.
         DatabaseUnavailable: no answer in time, or the server or the database is read-only.
     """
-    found = await _read(pool)
+    found, pooled = await _read(pool)
     check_version(found["version"])
     if "policies" not in found:
         raise SchemaMismatch(f"the database has an earlier form of this version of the schema: {APPLY_SCHEMA}")
@@ -60,6 +65,7 @@ async def verify(pool: BoundPool) -> None:
         raise RowSecurityError(f"row level security would not bind: {UNBOUND[found['unbound']]}")
     if found["policies"]:
         raise RowSecurityError(f"row level security would keep rows from the library: {_causes(found['policies'])}")
+    return pooled
 
 
 def _causes(faults: list[dict[str, str | None]]) -> str:
@@ -82,21 +88,26 @@ def _cause(relation: str, policy: str | None, commands: str) -> str:
     return f"the restrictive policy {shown(policy)} on {relation} binds the role spotconn for {commands}: {remedy}"
 
 
-async def _read(pool: BoundPool) -> dict[str, Any]:
+async def _read(pool: BoundPool) -> tuple[dict[str, Any], bool]:
+    """Return what `spotconn.verify()` has found, and whether a pooler is in between."""
     missing: SchemaMismatch
+    pooled = False
+
+    def check(session: Session, answer: str) -> None:
+        nonlocal pooled
+        _, server, backend = json.loads(answer)
+        check_writable(server)
+        pooled = is_behind_pooler(session, backend)
+
     try:
-        answer: dict[str, Any] = json.loads(await pool.value(statements.VERIFY, check=_check_server))[0]
+        found: dict[str, Any] = json.loads(await pool.value(statements.VERIFY, check=check))[0]
     except SchemaMismatch as error:
         missing = error.with_traceback(None)
     else:
-        return answer
+        return found, pooled
     # An older version lacks the function; where the schema is missing, so is this one.
     check_version(await pool.value(statements.SCHEMA_VERSION))
     raise missing
-
-
-def _check_server(answer: str) -> None:
-    check_writable(json.loads(answer)[1])
 
 
 def check_encoding(encoding: str) -> None:
