@@ -124,7 +124,9 @@ if not typing.TYPE_CHECKING:  # a checker would take any name for one of the pac
     }
 
     def __getattr__(name: str) -> object:
-        """Import a name of `_OF_OPERATORS`."""
+        """Import a name of `_OF_OPERATORS`, or a module that it is of."""
+        if name in _OF_OPERATORS.values():
+            return importlib.import_module(f"{__name__}.{name}")
         if name not in _OF_OPERATORS:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_OF_OPERATORS[name]}"), name)

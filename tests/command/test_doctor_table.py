@@ -57,10 +57,11 @@ SOUND = {
 
 @pytest.fixture
 async def session(prepared: Database) -> AsyncIterator[asyncpg.Connection]:
-    """A superuser's session, all of whose changes are rolled back."""
+    """A superuser's session, all of whose changes are rolled back; the table is empty."""
     connection = await asyncpg.connect(prepared.admin_dsn)
     transaction = connection.transaction()
     await transaction.start()
+    await connection.execute("delete from auth.users")
     yield connection
     await transaction.rollback()
     await connection.close()

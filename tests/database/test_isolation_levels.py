@@ -204,13 +204,13 @@ async def test_conflicts_without_end_end_with_the_deadline(
 ) -> None:
     """The caller is told to come again; the connection is not closed for it."""
     await conflicts(state, 1_000_000)
-    async with ConnectionStore.open(database.dsn, timeout=0.5, max_size=1) as store:
+    async with ConnectionStore.open(database.dsn, timeout=2, max_size=1) as store:
         async with store.pool.acquire() as session:
             before = session.get_server_pid()
         begun = asyncio.get_running_loop().time()
         with pytest.raises(DatabaseUnavailable, match=state) as raised:
             await store.save(user, grant("x"), ALICE)
-        assert asyncio.get_running_loop().time() - begun < 1
+        assert asyncio.get_running_loop().time() - begun < 10, "a million conflicts were awaited"
         assert raised.value.locked
         async with store.pool.acquire() as session:
             assert session.get_server_pid() == before

@@ -57,6 +57,7 @@ KEYS = {
 def test_the_quick_form_gives_every_figure(tmp_path: Path) -> None:
     """It ends with 0, prints each figure, and writes them with the versions of the peers, and the picture."""
     program()  # without PgBouncer nothing behind it can be measured
+    pytest.importorskip("httpx2")
     command = [sys.executable, "-m", "benchmarks", "--quick", "--folder", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=290)
     assert done.returncode == 0, done.stderr

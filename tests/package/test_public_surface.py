@@ -43,6 +43,13 @@ def test_import_is_silent_and_brings_no_extra() -> None:
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
+def test_modules_of_operators_are_attributes() -> None:
+    """As they were when the package imported them at once."""
+    code = "import spotconn; print(*[getattr(spotconn, name).__name__ for name in ('overview', 'importing', 'admin')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("spotconn.overview spotconn.importing spotconn.admin\n", "")
+
+
 _IN_THREADS = """
 import threading, spotconn
 names = ["ConnectionAdmin", "MigratedRow", "import_grant", "ConnectionStats"] * 4

@@ -2,7 +2,9 @@
 
 import asyncio
 import ssl
+import sys
 from collections.abc import AsyncIterator, Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -186,6 +188,23 @@ async def test_a_grant_survives_a_hook(http_library: Any, spotify: FakeSpotify, 
         assert http.event_hooks == {"request": [], "response": [hook]}
     assert grant.refresh_token is not None
     assert spotify.accepts_refresh(grant.refresh_token)
+
+
+@pytest.mark.parametrize("name", ["httpx", "httpx2"])
+async def test_a_grant_survives_the_import_of_the_other_library(
+    spotify: FakeSpotify, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What another thread is importing just now has no classes yet: an answer is read all the same."""
+    spotify.add_account("ann")
+    refresh_token = spotify.authorize("ann").refresh_token
+    assert refresh_token is not None
+    async with (
+        spotify.serve() as url,
+        SpotifyAccounts("demo-client", "demo-secret", accounts_url=url) as accounts,
+    ):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        grant = await accounts.refresh(refresh_token, timeout=60)
+    assert grant.refresh_token is not None
 
 
 async def test_a_hook_can_read_the_answer(http_library: Any) -> None:

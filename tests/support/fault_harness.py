@@ -21,7 +21,7 @@ STORE_TIMEOUT = 5.0
 REFRESH_TIMEOUT = 2.5
 """Seconds that nothing needs but what a fault stops. The lease leaves a second and a half to the database's answer."""
 SHORT_STORE_TIMEOUT = 0.4
-SHORT_REFRESH_TIMEOUT = 0.8
+SHORT_REFRESH_TIMEOUT = 2.0
 """Seconds for what a test waits out."""
 SETTLES = 10.0
 """Seconds after which what waits for the end of a fault has failed: far more than is needed."""

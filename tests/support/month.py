@@ -29,18 +29,16 @@ from support.database_clock import DatabaseClock, database_clock
 from support.exported import Exported
 from support.fault_proxy import FaultProxy
 from support.listening import until
-from support.loops import SteppedLoop
 from support.tables import Sizes, sizes_of
 
-HOUR = 3600.0
+DAY = 86_400.0
 USERS = 12_000
 """Connected at each time; as many come as leave."""
 CALLED, NEW, REJECTED, REVOKED, CANCELLED, BATCH = 16, 3, 2, 2, 4, 60
-"""Users in an hour: who are called for, sign up and leave, have a refused access token or a revoked consent, whose
+"""Users in a step: who are called for, sign up and leave, have a refused access token or a revoked consent, whose
 callers are cancelled, and of one job."""
 CACHED = {"listening": 10, "pooled": 100}
 """Connections cached by each manager. A step of its clock empties the cache of one that listens, but not of another."""
-NOT_REGISTERED = "User not registered in the Developer Dashboard"
 
 
 _Call: TypeAlias = Coroutine[Any, Any, object]
@@ -52,14 +50,14 @@ class Month:
     Args:
         database: of the service.
         admin: a superuser's connection to it.
-        hours: of a day; fewer for a short form.
+        steps: of a day, each longer than a token lasts.
 
     Attributes:
         outcomes: of all calls, by what they were.
     """
 
-    def __init__(self, database: Database, admin: asyncpg.Connection, *, hours: int = 24) -> None:
-        self._database, self._admin, self._hours = database, admin, hours
+    def __init__(self, database: Database, admin: asyncpg.Connection, *, steps: int) -> None:
+        self._database, self._admin, self._steps = database, admin, steps
         self._clock = FakeClock(time.time())
         self._spotify = FakeSpotify(rotation=True, clock=self._clock)
         self._lots = random.Random("a month")
@@ -108,18 +106,18 @@ class Month:
 
     async def day(self, number: int) -> Sizes:
         """Live one day, and return what the process holds at its end."""
-        for hour in range(self._hours):
-            if hour % (self._hours // 2) == 1:
+        for step in range(self._steps):
+            if step % (self._steps // 2) == 1:
                 self._spotify.script(*self._lots.sample(_FAILURES, 4))
-            await self._hour()
-            if hour == self._hours // 2:
-                await self._odd_hour(number)
+            await self._usual()
+            if step == self._steps // 2:
+                await self._odd(number)
             await self._step()
         self._spotify_forgets()
         return sizes_of(self._managers, self._exported, flow=self._flow)
 
-    async def _hour(self) -> None:
-        """An hour of the service."""
+    async def _usual(self) -> None:
+        """What happens in each step."""
         called = self._lots.sample(self._users, CALLED)
         await self._call(called)
         await self._call(called)  # cached, as far as there is room
@@ -133,7 +131,7 @@ class Month:
         await self._leave(self._lots.sample(self._users, NEW))
         await self._sign_up(NEW)
 
-    async def _odd_hour(self, number: int) -> None:
+    async def _odd(self, number: int) -> None:
         """What happens once a day, or on some days."""
         await self._work_through(self._lots.sample(self._users, BATCH), most=BATCH if number % 2 else BATCH // 2)
         await self._report_refusals(self._lots.sample(self._users, 20))
@@ -189,8 +187,8 @@ class Month:
             await self._call([user])
             with suppress(ConfigurationError):  # while Spotify refuses the app
                 begun = await self._flow.begin(user)
-                callback = self._spotify.agree(begun.url, self._accounts[user])
-                finishing = asyncio.create_task(self._note(self._flow.complete(callback, begun.cookie)))
+                finish = self._flow.complete(self._spotify.agree(begun.url, self._accounts[user]), begun.cookie)
+                finishing = asyncio.create_task(self._note(finish))
                 if not number:
                     await asyncio.sleep(self._lots.uniform(0, 0.01))
                     finishing.cancel()
@@ -203,6 +201,7 @@ class Month:
                 await self._managers["listening"].disconnect(user)
             await self._admin.execute("delete from auth.users where id = $1", user)
             self._users.remove(user)
+            self._spotify.revoke(self._accounts[user])
             del self._spotify.accounts[self._accounts.pop(user)]
             await self._call([user])
 
@@ -226,7 +225,7 @@ class Month:
     async def _report_refusals(self, users: Sequence[UUID]) -> None:
         tokens = self._managers["listening"]
         for user in users:
-            tokens.report_answer(user, 403, NOT_REGISTERED)
+            tokens.report_answer(user, 403, "User not registered in the Developer Dashboard")
         await until(lambda: not tokens._source.answers.tasks)
         for user in users[:5]:
             tokens.report_answer(user, 200)
@@ -255,14 +254,14 @@ class Month:
         self._proxy.heal()
 
     async def _step(self) -> None:
-        """Let an hour pass, once nothing is under way."""
+        """Let time pass, once nothing is under way."""
         sources = [tokens._source for tokens in self._managers.values()]
         await until(lambda: not any(source.refreshes.tasks or source.answers.tasks for source in sources))
-        self._clock.step(HOUR)
-        await self._database_clock.step(HOUR)
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, SteppedLoop)
-        loop.ahead += HOUR
+        seconds = DAY / self._steps
+        self._clock.step(seconds)
+        await self._database_clock.step(seconds)
+        loop: Any = asyncio.get_running_loop()  # a SteppedLoop
+        loop.ahead += seconds
         await until(lambda: not any(source.refresher.unsaved._unsaved for source in sources))
 
     def _spotify_forgets(self) -> None:

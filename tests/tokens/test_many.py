@@ -268,13 +268,14 @@ async def test_memory_does_not_grow_with_the_users(tokens: TokenManager, admin: 
 async def test_refreshed_users_need_no_more_memory(
     store: ConnectionStore, accounts: SpotifyAccounts, spotify: Watched, admin: asyncpg.Connection
 ) -> None:
-    """No task and no flight is kept of a user who has been answered; one listens, and one compares what was saved."""
+    """No task and no flight is kept of a user who has been answered."""
     users = await connect_many(admin, spotify, [-1] * 250)
     async with TokenManager(store, accounts, cache_size=10) as tokens:
         most = 0
         async for _ in tokens.get_valid_tokens(users, concurrency=5):
             most = max(most, sum(task.get_name().startswith("spotconn") for task in asyncio.all_tasks()))
-        assert most <= 1 + 2 * 5 + 2
+        # One reads, five ask and five refresh; each connection may be on its way back to the pool.
+        assert most <= 1 + 2 * 5 + len(GO_ON) + store.pool._pool.get_max_size()
         assert not tokens._source.refreshes.tasks
         await until(lambda: not left_over())
 

@@ -50,8 +50,10 @@ IDLE_PER_CLIENT: int | None = 20 if _ON_HTTPX2 else None
 
 def classes(*names: str) -> tuple[type[Any], ...]:
     """Return the classes of these names, of each library that the program has imported."""
-    modules = [sys.modules.get("httpx"), sys.modules.get("httpx2")]
-    return tuple(dict.fromkeys(getattr(module, name) for module in modules if module is not None for name in names))
+    modules = [library, sys.modules.get("httpx"), sys.modules.get("httpx2")]
+    # Another thread may be importing one just now: of what is not there yet nobody has an object.
+    found = (getattr(module, name, None) for module in modules for name in names)
+    return tuple(dict.fromkeys(kind for kind in found if kind is not None))
 
 
 class OfEither:

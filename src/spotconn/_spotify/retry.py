@@ -113,8 +113,9 @@ async def _outcome_within(seconds: float, work: Coroutine[Any, Any, T]) -> T | F
     """
     task = asyncio.create_task(_as_value(work))
     try:
-        await asyncio.wait([task], timeout=seconds)
-        await asyncio.wait([task], timeout=READING_TIME)
+        _, late = await asyncio.wait([task], timeout=seconds)
+        if late:
+            await asyncio.wait(late, timeout=READING_TIME)
     finally:
         if not task.done():
             task.cancel()
